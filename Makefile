@@ -1,0 +1,73 @@
+# `make help` lists the targets. Everything that a target needs, it installs by itself.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint fmt conformance soak test-stock-kvm bench-guest bench-images test-examples rootfs lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## Python environment and system packages that a build needs
+
+$(VENV)/.packages: requirements.lock scripts/system-packages
+	scripts/system-packages build
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	touch $@
+
+# The editable installation makes the `torpor` command; the binaries are put beside it by `build`.
+$(VENV)/.installed: $(VENV)/.packages pyproject.toml
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+build: $(VENV)/.installed ## .venv/bin/torpor and its binaries, release profile
+	cargo build --release --locked --quiet -p torpor-vmm
+	@$(BIN)/python -m compileall -q src # so that the command need not, whatever the environment says
+	@cmp --silent $(CARGO_TARGET)/release/torpor-vmm $(BIN)/torpor-vmm \
+	  || install $(CARGO_TARGET)/release/torpor-vmm $(BIN)/torpor-vmm
+
+demo: build ## a Python and a Bun program in microVMs
+	$(BIN)/python -m tests.rootfs python bun
+	@$(BIN)/python -m tests.demo
+
+test: build ## everything that guards the project
+	$(BIN)/python scripts/run_tests.py
+
+lint: setup ## ruff, mypy, cargo fmt --check, cargo clippy
+	$(BIN)/python scripts/run_tests.py --only lint
+
+fmt: setup ## format Python and Rust
+	$(BIN)/ruff check --fix --quiet
+	$(BIN)/ruff format --quiet
+	cargo fmt --all
+
+test-stock-kvm: build ## VM process and guest kernel on a stock kernel's kvm-amd, in emulation
+	$(BIN)/python -m pytest tests/stock_kvm
+
+conformance: build ## all tests, pending ones too; writes docs/conformance.md
+	$(BIN)/python -m tests.conformance
+
+soak: build rootfs ## minutes of load and faults (SOAK_MINUTES, default 10)
+	$(BIN)/python -m tests.soak
+
+bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
+	@$(BIN)/python -m tests.bench.guest
+
+bench-images: build ## speed, memory and size of making images
+	@scripts/system-packages test
+	@$(BIN)/python -m tests.bench.images
+
+test-examples: build ## build all sample applications and try each natively; makes base images
+	@$(BIN)/python -m tests.images.examples
+
+rootfs: setup ## root file systems for tests and demo, below build/rootfs
+	$(BIN)/python -m tests.rootfs
+
+lock: ## renew requirements.lock from pyproject.toml
+	scripts/lock
+
+clean: ## remove what was built, downloads included
+	rm -rf build dist $(VENV) target crates/kernel-image/target

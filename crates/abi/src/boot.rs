@@ -1,0 +1,85 @@
+//! Boot information: what the VM process tells the kernel before the first instruction.
+
+/// First word of [`BootInfo`]: "TORPORBI".
+pub const MAGIC: u64 = u64::from_le_bytes(*b"TORPORBI");
+/// Changes whenever anything in this crate changes its layout or meaning.
+pub const VERSION: u32 = 1;
+
+/// A byte string inside the boot information area.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Span {
+    /// From the start of [`BootInfo`].
+    pub offset: u32,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+/// The fixed part; strings follow it in the same area ([`crate::layout::BOOT_INFO_MAX_BYTES`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct BootInfo {
+    /// [`MAGIC`].
+    pub magic: u64,
+    /// [`VERSION`].
+    pub version: u32,
+    /// [`flags`].
+    pub flags: u32,
+    /// Guest-physical RAM, from 0.
+    pub ram_bytes: u64,
+    /// What the guest's programs may use.
+    pub memory_limit_bytes: u64,
+    /// Length of the EROFS image at [`crate::layout::IMAGE_GPA`].
+    pub image_bytes: u64,
+    /// First guest-physical byte behind the loaded kernel image, its bss and those boot page tables of a large VM that
+    /// found no room in [`crate::layout::BOOT_TABLES_GPA`]. A whole page.
+    pub kernel_end_gpa: u64,
+    /// Root of the boot page tables.
+    pub pml4_gpa: u64,
+    /// XCR0 as set for the vCPU.
+    pub xcr0: u64,
+    /// Frequency of the guest's TSC.
+    pub tsc_hz: u64,
+    /// Fresh random bytes.
+    pub seed: [u8; 64],
+    /// The instance's uuid, as bytes.
+    pub uuid: [u8; 16],
+    /// Generation of the instance's state; 0 where it was never snapshotted.
+    pub generation: u64,
+    /// Terminal size, where [`flags::TTY`] is set.
+    pub rows: u16,
+    /// See `rows`.
+    pub cols: u16,
+    /// Number of arguments in `argv`.
+    pub argc: u32,
+    /// Number of variables in `envp`.
+    pub envc: u32,
+    /// Numeric user and group to run the program as, unless `user` is not empty.
+    pub uid: u32,
+    /// See `uid`.
+    pub gid: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+    /// NUL-terminated arguments, one after the other.
+    pub argv: Span,
+    /// NUL-terminated `K=V` strings, one after the other.
+    pub envp: Span,
+    /// Working directory; empty for `/`.
+    pub workdir: Span,
+    /// `NAME`, `NAME:GROUP`, `UID` or `UID:GID` to be looked up in the guest's /etc/passwd and /etc/group; empty for root.
+    pub user: Span,
+    /// Host name and instance name.
+    pub hostname: Span,
+}
+
+/// Bits of [`BootInfo::flags`].
+pub mod flags {
+    /// Standard input, output and error are a terminal of the given size.
+    pub const TTY: u32 = 1 << 0;
+    /// Standard input is connected (otherwise it reads as end of file).
+    pub const STDIN: u32 = 1 << 1;
+    /// Trace system calls: lines go to stream [`crate::frame::stream::TRACE`].
+    pub const TRACE: u32 = 1 << 2;
+    /// Do not rewrite system call sites.
+    pub const NO_REWRITE: u32 = 1 << 3;
+}

@@ -1,0 +1,237 @@
+//! What entries call: system calls, exceptions, host events, and the last checks before a program goes on.
+
+use super::regs::UserRegs;
+use super::{entry, fpu, tsc};
+use crate::host;
+use crate::mm::addr::UserAddr;
+use crate::mm::space::{FaultAccess, FaultOutcome};
+use crate::task::sched;
+use crate::task::signal::{self, Fault};
+use crate::time::{self, Instant};
+use core::cell::Cell;
+use core::sync::atomic::Ordering;
+use torpor_abi::layout::USER_END;
+
+struct Announced {
+    /// Host CLOCK_MONOTONIC of the event asked for last.
+    deadline_ns: Cell<u64>,
+    tick_at: Cell<Instant>,
+}
+
+crate::global! {
+    static ANNOUNCED: Announced = Announced { deadline_ns: Cell::new(u64::MAX), tick_at: Cell::new(Instant::FAR) };
+}
+
+/// A system call. The result is in `rax` when this returns.
+#[unsafe(no_mangle)]
+extern "C" fn handle_syscall() {
+    sched::enter_kernel();
+    crate::syscall::entry::system_call();
+    before_return();
+}
+
+/// An interrupt came while the kernel was on its way out.
+#[unsafe(no_mangle)]
+extern "C" fn handle_return() {
+    before_return();
+}
+
+/// A host event interrupted the program.
+#[unsafe(no_mangle)]
+extern "C" fn handle_event() {
+    // The frame is copied and the handler's stack is free: the next may come.
+    host::control().interrupt_busy.store(0, Ordering::SeqCst);
+    sched::enter_kernel();
+    before_return();
+}
+
+/// First thing that a new thread does on its kernel stack.
+#[unsafe(no_mangle)]
+extern "C" fn handle_thread_start() {
+    sched::finish_switch();
+    before_return();
+}
+
+/// Looks at what the host has sent and at timers that are due. Called with every entry that an event may have caused,
+/// and by the scheduler around idling.
+pub fn handle_host_events() {
+    // SAFETY: an atomic that the interrupt entry sets.
+    let deferred = unsafe { &entry::deferred };
+    if deferred.load(Ordering::Relaxed) != 0 {
+        deferred.store(0, Ordering::Relaxed);
+        host::control().interrupt_busy.store(0, Ordering::SeqCst);
+    }
+    if host::control().pending.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    host::poll();
+    let stamp = tsc::read();
+    if time::CLOCK.with(|c| c.renewal_due(stamp)) {
+        time::renew();
+    }
+    let now = time::now();
+    let tick_is_due = ANNOUNCED.with(|a| now >= a.tick_at.get() && a.tick_at.replace(Instant::FAR) != Instant::FAR);
+    if tick_is_due {
+        sched::tick();
+    }
+    sched::run_expired(now);
+    // The host's timer may have been the reason; it has to be set anew.
+    ANNOUNCED.with(|a| a.deadline_ns.set(u64::MAX));
+}
+
+/// Tells the host when the kernel wants to run again. `idle` leaves the tick out.
+pub fn announce_deadline(idle: bool) {
+    ANNOUNCED.with(|a| {
+        let mut wanted = sched::next_deadline();
+        if !idle && sched::wants_tick() {
+            if a.tick_at.get() == Instant::FAR {
+                a.tick_at.set(time::now().after_ns(sched::TICK_NS));
+            }
+            wanted = wanted.min(a.tick_at.get());
+        }
+        let wanted_ns = time::CLOCK.with(|c| c.host_deadline_ns(wanted));
+        if wanted_ns != a.deadline_ns.get() {
+            let earlier = wanted_ns < a.deadline_ns.get();
+            a.deadline_ns.set(wanted_ns);
+            // A later one needs no doorbell: the host's timer fires once in vain at the most.
+            if earlier || idle {
+                host::want_event_at(wanted_ns);
+            }
+        }
+    });
+}
+
+/// Sleeps until the host has something or a deadline has come, unless a thread is runnable by then.
+pub fn idle() {
+    handle_host_events();
+    if sched::wants_tick() {
+        return;
+    }
+    announce_deadline(true);
+    host::idle();
+    handle_host_events();
+}
+
+/// Everything that has to happen before the program goes on: host events, other threads, signals.
+fn before_return() {
+    loop {
+        handle_host_events();
+        if sched::need_resched() {
+            sched::schedule();
+            continue;
+        }
+        if signal::work_pending() {
+            signal::deliver();
+            continue;
+        }
+        break;
+    }
+    announce_deadline(false);
+    sched::leave_kernel();
+}
+
+/// An exception that the program caused.
+#[unsafe(no_mangle)]
+extern "C" fn handle_exception(regs: *const UserRegs, vector: u64, error: u64) {
+    sched::enter_kernel();
+    // SAFETY: the entry built the frame at the top of this thread's kernel stack; it is read before anything changes it.
+    let regs = &unsafe { regs.read() };
+    match vector {
+        14 => page_fault(regs, error),
+        _ => {
+            let fault = classify(regs, vector, error);
+            force(&fault);
+        }
+    }
+    before_return();
+}
+
+fn page_fault(regs: &UserRegs, error: u64) {
+    // SAFETY: a static that only the page fault stub writes; no other page fault can come before this one is handled.
+    let address = unsafe { core::ptr::read_volatile(&raw const entry::page_fault_address) };
+    let access = if error & 16 != 0 {
+        FaultAccess::Execute
+    } else if error & 2 != 0 {
+        FaultAccess::Write
+    } else {
+        FaultAccess::Read
+    };
+    let outcome = if address < USER_END {
+        crate::task::current().process.space().fault(UserAddr(address), access)
+    } else {
+        FaultOutcome::Unmapped
+    };
+    let (signal, code) = match outcome {
+        FaultOutcome::Resolved => return,
+        FaultOutcome::Unmapped => (signal::SIGSEGV, signal::SEGV_MAPERR),
+        FaultOutcome::Denied => (signal::SIGSEGV, signal::SEGV_ACCERR),
+        FaultOutcome::BeyondEnd => (signal::SIGBUS, signal::BUS_ADRERR),
+        FaultOutcome::OutOfMemory => return crate::task::oom_kill(),
+    };
+    force(&Fault { signal, code, address, vector: 14, error: error & 0x17 | 4, cr2: address, rip: regs.rip });
+}
+
+fn force(fault: &Fault) {
+    if crate::syscall::dispatch::tracing() {
+        let name = fault.signal.name().unwrap_or("signal");
+        let text = alloc::format!(
+            "--- {name} {{si_code={}, si_addr={:#x}}} at {:#x} (vector {}, error {:#x}) ---",
+            fault.code,
+            fault.address,
+            fault.rip,
+            fault.vector,
+            fault.error
+        );
+        crate::syscall::trace::note(crate::task::current().tid(), &text);
+    }
+    signal::force(fault);
+}
+
+/// Signal, code and address of an exception, as Linux's arch/x86/kernel/traps.c documents them in sigaction(2).
+fn classify(regs: &UserRegs, vector: u64, error: u64) -> Fault {
+    let (signal, code, address) = match vector {
+        0 => (signal::SIGFPE, signal::FPE_INTDIV, regs.rip),
+        1 => (signal::SIGTRAP, signal::TRAP_TRACE, regs.rip),
+        3 => (signal::SIGTRAP, signal::SI_KERNEL, 0),
+        6 => (signal::SIGILL, signal::ILL_ILLOPN, regs.rip),
+        16 => (signal::SIGFPE, x87_code(), regs.rip),
+        17 => (signal::SIGBUS, signal::BUS_ADRALN, 0),
+        19 => (signal::SIGFPE, sse_code(regs.mxcsr as u32), regs.rip),
+        12 => (signal::SIGBUS, signal::SI_KERNEL, 0),
+        4 | 5 | 13 => (signal::SIGSEGV, signal::SI_KERNEL, 0),
+        _ => (signal::SIGSEGV, signal::SI_KERNEL, 0),
+    };
+    Fault { signal, code, address, vector, error, cr2: 0, rip: regs.rip }
+}
+
+/// The first unmasked exception among status bits (invalid, denormal, zero divide, overflow, underflow, precision).
+fn fpe_code(unmasked: u32) -> i32 {
+    if unmasked & 1 != 0 {
+        signal::FPE_FLTINV
+    } else if unmasked & 4 != 0 {
+        signal::FPE_FLTDIV
+    } else if unmasked & 8 != 0 {
+        signal::FPE_FLTOVF
+    } else if unmasked & 0x12 != 0 {
+        signal::FPE_FLTUND
+    } else if unmasked & 0x20 != 0 {
+        signal::FPE_FLTRES
+    } else {
+        0
+    }
+}
+
+fn sse_code(mxcsr: u32) -> i32 {
+    fpe_code(mxcsr & 0x3f & !(mxcsr >> 7 & 0x3f))
+}
+
+fn x87_code() -> i32 {
+    let state = {
+        let mut state = fpu::ExtendedState::initial();
+        state.save_processor();
+        state
+    };
+    let word = |at: usize| u32::from(u16::from_le_bytes([state.bytes()[at], state.bytes()[at + 1]]));
+    let (control, status) = (word(0), word(2));
+    fpe_code(status & 0x3f & !(control & 0x3f))
+}

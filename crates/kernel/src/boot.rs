@@ -1,0 +1,287 @@
+//! From the first instruction to the first program.
+
+use crate::accounts::{self, Account};
+use crate::dev::tty;
+use crate::errno::Errno;
+use crate::fs::caller::Caller;
+use crate::fs::context::{FsContext, Location};
+use crate::fs::fdtable::FdTable;
+use crate::fs::file::{OpenFile, OpenFlags};
+use crate::fs::inode::{FileType, may_access};
+use crate::fs::overlay::Lower;
+use crate::fs::{init, names, special};
+use crate::host::stream::Receiver;
+use crate::mm::addr::Gpa;
+use crate::task::creds::Credentials;
+use crate::task::exec::{Program, execute};
+use crate::task::load::Strings;
+use crate::task::signal::{self, Origin, Signal, SignalInfo};
+use crate::task::status::WaitStatus;
+use crate::task::thread::Thread;
+use crate::{dev, event, host, mm, random, syscall, task, time};
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use linux_raw_sys::general::AT_FDCWD;
+use torpor_abi::boot::{BootInfo, MAGIC, Span, VERSION, flags};
+use torpor_abi::frame::{Header, kind, stream};
+use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_INFO_MAX_BYTES, DIRECT_MAP_BASE, IMAGE_GPA};
+
+/// The boot information, copied out and checked.
+pub struct Boot {
+    info: BootInfo,
+    /// Program and arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// Environment, `K=V`.
+    pub envp: Vec<Vec<u8>>,
+    /// Empty for `/`.
+    pub workdir: Vec<u8>,
+    /// As for docker's `--user`; empty for root.
+    pub user: Vec<u8>,
+    /// Host and instance name.
+    pub hostname: Vec<u8>,
+}
+
+impl Boot {
+    fn read() -> Self {
+        let area = (DIRECT_MAP_BASE + BOOT_INFO_GPA) as *const u8;
+        // SAFETY: the area is mapped, aligned, and written by the VM process before the first instruction.
+        let (info, bytes) = unsafe {
+            (area.cast::<BootInfo>().read(), core::slice::from_raw_parts(area, BOOT_INFO_MAX_BYTES as usize))
+        };
+        assert!(
+            info.magic == MAGIC && info.version == VERSION,
+            "boot information of another version: {}",
+            info.version
+        );
+        let span = |span: Span| {
+            let end = span.offset.saturating_add(span.len) as usize;
+            bytes.get(span.offset as usize..end).unwrap_or_else(|| panic!("boot information: {span:?} is outside"))
+        };
+        let strings = |area: &[u8], count: u32| -> Vec<Vec<u8>> {
+            area.split(|b| *b == 0).take(count as usize).map(<[u8]>::to_vec).collect()
+        };
+        Self {
+            argv: strings(span(info.argv), info.argc),
+            envp: strings(span(info.envp), info.envc),
+            workdir: span(info.workdir).to_vec(),
+            user: span(info.user).to_vec(),
+            hostname: span(info.hostname).to_vec(),
+            info,
+        }
+    }
+
+    /// The instance's identity as it stands in /run/torpor/instance.
+    #[must_use]
+    pub fn instance_json(&self) -> String {
+        let u = &self.info.uuid;
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| alloc::format!("{b:02x}")).collect::<String>();
+        let uuid = [&u[0..4], &u[4..6], &u[6..8], &u[8..10], &u[10..16]].map(hex).join("-");
+        let mut name = String::new();
+        for c in String::from_utf8_lossy(&self.hostname).chars() {
+            match c {
+                '"' | '\\' => name.extend(['\\', c]),
+                c if c < ' ' => name.push_str(&alloc::format!("\\u{:04x}", c as u32)),
+                c => name.push(c),
+            }
+        }
+        alloc::format!("{{\"uuid\":\"{uuid}\",\"name\":\"{name}\",\"generation\":{}}}\n", self.info.generation)
+    }
+}
+
+/// Called by the entry on the boot stack.
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main() -> ! {
+    let boot = Boot::read();
+    let info = &boot.info;
+    crate::arch::tlb::set_boot_root(mm::addr::Gpa(info.pml4_gpa));
+    mm::init(info.ram_bytes, info.memory_limit_bytes, mm::addr::Gpa(info.kernel_end_gpa), mm::addr::Gpa(info.pml4_gpa));
+    random::reseed(&info.seed);
+    time::start(info.tsc_hz);
+    syscall::dispatch::set_tracing(info.flags & flags::TRACE != 0);
+    match first_thread(&boot) {
+        Ok(thread) => {
+            drop(boot);
+            crate::arch::thread::start(&thread.state)
+        }
+        Err((errno, text)) => host::exit(torpor_abi::shared::exit::START_FAILED, errno.0 as u32, &text),
+    }
+}
+
+/// What went wrong before the first program ran: an errno for the exit status, and a sentence.
+type StartError = (Errno, String);
+
+fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
+    let fail = |what: &'static str| move |errno: Errno| (errno, format!("{what}: {errno}"));
+    let image = (DIRECT_MAP_BASE + IMAGE_GPA) as *const u8;
+    // SAFETY: the direct map of the image is there for ever, and so is its memory slot.
+    let lower = unsafe { Lower::open(image, boot.info.image_bytes as usize, Gpa(IMAGE_GPA)) };
+    let lower = lower.map_err(|error| (Errno::EUCLEAN, format!("image: {error}")))?;
+    special::set_device_opener(dev::open);
+    special::set_fifo_opener(event::pipe::open_inode);
+    let fs = init::init(lower).map_err(fail("cannot set up the file system"))?;
+    let instance = boot.instance_json();
+    init::write_file(&fs, "/run/torpor/instance", instance.as_bytes()).map_err(fail("/run/torpor/instance"))?;
+    let account = account(boot, &fs)?;
+    let creds = credentials(&account);
+    // The host's name is checked by the VM process; one that is too long is cut.
+    let _ = task::uts::set_host_name(&boot.hostname[..boot.hostname.len().min(64)]);
+
+    let first = task::First { creds, files: Rc::new(FdTable::default()), fs: Some(Rc::clone(&fs)), space: None };
+    let thread = task::make_first(first).map_err(fail("cannot make the first process"))?;
+    thread.process.signals.protect();
+    task::exit::on_init_exit(over);
+    host::stream::register(stream::CONTROL, Rc::new(Control));
+    open_stdio(boot, &thread)?;
+    enter_workdir(boot, &fs)?;
+    run(boot, &account)?;
+    // The first program does not return from a system call.
+    thread.state.take_replaced();
+    Ok(thread)
+}
+
+fn account(boot: &Boot, fs: &Rc<FsContext>) -> Result<Account, StartError> {
+    let text = |path: &str| init::read_file(fs, path).unwrap_or_default();
+    accounts::resolve(&boot.user, &text("/etc/passwd"), &text("/etc/group")).map_err(|text| (Errno::EINVAL, text))
+}
+
+fn credentials(account: &Account) -> Credentials {
+    let root = Credentials::root();
+    let (uid, gid) = (account.uid, account.gid);
+    let mut creds =
+        Credentials { uid, euid: uid, suid: uid, fsuid: uid, gid, egid: gid, sgid: gid, fsgid: gid, ..root };
+    creds.groups.clone_from(&account.groups);
+    if uid != 0 {
+        creds.effective = 0;
+        creds.permitted = 0;
+    }
+    creds
+}
+
+fn open_stdio(boot: &Boot, thread: &Thread) -> Result<(), StartError> {
+    let files = thread.files();
+    let opened = if boot.info.flags & flags::TTY != 0 {
+        let console = tty::console::open(boot.info.rows, boot.info.cols);
+        dev::set_console(Rc::clone(&console));
+        CONSOLE.with(|c| *c.borrow_mut() = Some(Rc::clone(&console)));
+        let ops = dev::open(tty::console::DEVICE, OpenFlags::RDWR)
+            .map_err(|e| (e, String::from("cannot open the terminal")))?;
+        let file = OpenFile::anonymous(ops, OpenFlags::RDWR);
+        [Rc::clone(&file), Rc::clone(&file), file]
+    } else {
+        host::console::open_stdio(boot.info.flags & flags::STDIN != 0)
+    };
+    for file in opened {
+        files.insert(file, false, 0, 3).map_err(|e| (e, String::from("cannot open standard input and output")))?;
+    }
+    Ok(())
+}
+
+/// As docker does, makes the working directory if it is not there.
+fn enter_workdir(boot: &Boot, fs: &Rc<FsContext>) -> Result<(), StartError> {
+    if boot.workdir.is_empty() {
+        return Ok(());
+    }
+    let shown = String::from_utf8_lossy(&boot.workdir).into_owned();
+    let fail = |errno: Errno| (errno, format!("working directory {shown}: {errno}"));
+    if boot.workdir[0] != b'/' {
+        return Err((Errno::EINVAL, format!("working directory {shown}: not an absolute path")));
+    }
+    let caller = Caller { creds: Rc::new(Credentials::root()), fs: Rc::clone(fs) };
+    let ends = (1..boot.workdir.len()).filter(|n| boot.workdir[*n] == b'/').chain([boot.workdir.len()]);
+    for end in ends {
+        let walk = caller.walk_at(AT_FDCWD, &boot.workdir[..end]).map_err(fail)?;
+        match names::make(&caller, walk, caller.new_inode(FileType::Directory, 0o755, 0)) {
+            Ok(_) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(fail(errno)),
+        }
+    }
+    let place = caller.find(AT_FDCWD, &boot.workdir, true).map_err(fail)?;
+    if place.inode.metadata().file_type != FileType::Directory {
+        return Err(fail(Errno::ENOTDIR));
+    }
+    *fs.cwd.borrow_mut() = place;
+    Ok(())
+}
+
+/// Finds the program as execvp(3) does, with the guest's PATH.
+fn find_program(name: &[u8], path: &[u8]) -> Result<(Location, Vec<u8>), Errno> {
+    let caller = Caller::current();
+    if name.contains(&b'/') {
+        return Ok((caller.find(AT_FDCWD, name, true)?, name.to_vec()));
+    }
+    let mut refused = Errno::ENOENT;
+    for directory in path.split(|b| *b == b':') {
+        let directory = if directory.is_empty() { &b"."[..] } else { directory };
+        let candidate = [directory, b"/", name].concat();
+        let Ok(place) = caller.find(AT_FDCWD, &candidate, true) else { continue };
+        let meta = place.inode.metadata();
+        if meta.file_type == FileType::Regular && may_access(&meta, &caller.creds, 1) {
+            return Ok((place, candidate));
+        }
+        refused = Errno::EACCES;
+    }
+    Err(refused)
+}
+
+fn run(boot: &Boot, account: &Account) -> Result<(), StartError> {
+    let mut argv = Strings::default();
+    boot.argv.iter().for_each(|a| argv.push(a));
+    let mut envp = Strings::default();
+    boot.envp.iter().for_each(|e| envp.push(e));
+    if !boot.envp.iter().any(|e| e.starts_with(b"HOME=")) {
+        envp.push(&[b"HOME=", &account.home[..]].concat());
+    }
+    let name = boot.argv.first().cloned().unwrap_or_default();
+    let shown = String::from_utf8_lossy(&name).into_owned();
+    let path = boot.envp.iter().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(b"/usr/bin:/bin");
+    let fail = |errno: Errno| {
+        let text = if errno == Errno::ENOENT { "no such file or directory" } else { errno.text() };
+        (errno, format!("exec: \"{shown}\": {text}"))
+    };
+    let (location, found) = find_program(&name, path).map_err(fail)?;
+    let find = |path: &[u8]| Caller::current().find(AT_FDCWD, path, true);
+    execute(Program { location, name: found, name_vanishes: false, argv, envp, find: &find }).map_err(fail)
+}
+
+/// The first process has ended, and with it the VM.
+fn over(status: WaitStatus) -> ! {
+    if syscall::dispatch::tracing() {
+        syscall::trace::flush_others(u32::MAX);
+        if let Some(text) = syscall::trace::missing_summary() {
+            host::stream::send_text(stream::TRACE, format!("{text}\n").as_bytes());
+        }
+    }
+    host::exit(torpor_abi::shared::exit::PROGRAM, status.0, "")
+}
+
+crate::global! {
+    static CONSOLE: RefCell<Option<Rc<tty::Tty>>> = RefCell::new(None);
+}
+
+/// Messages of the host about the VM as a whole.
+struct Control;
+
+impl Receiver for Control {
+    fn receive(&self, header: Header, _first: &[u8], _second: &[u8]) {
+        match header.kind {
+            kind::WINSIZE => {
+                let size = [(header.argument >> 16) as u16, header.argument as u16, 0, 0];
+                if let Some(console) = CONSOLE.with(|c| c.borrow().clone()) {
+                    console.set_size(size);
+                }
+            }
+            kind::SIGNAL => {
+                let process = task::pid::process(1);
+                if let (Some(process), Some(number)) = (process, Signal::new(header.argument)) {
+                    let info = SignalInfo::process(number, signal::SI_USER, 0, 0);
+                    // What finds no room in the queue is lost, as for kill(2).
+                    let _ = signal::send_to_process(&process, info, Origin::Outside);
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Files: what can be opened, the name space, and the file systems behind it.
+
+pub mod access;
+pub mod anonymous;
+pub mod caller;
+pub mod clock;
+pub mod context;
+pub mod device;
+pub mod devpts;
+pub mod entry;
+pub mod erofs;
+pub mod fdtable;
+pub mod file;
+pub mod generated;
+pub mod init;
+pub mod inode;
+pub mod mount;
+pub mod names;
+pub mod notify;
+pub mod open;
+pub mod overlay;
+pub mod path;
+pub mod proc;
+pub mod special;
+pub mod sys;

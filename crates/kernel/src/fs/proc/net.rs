@@ -1,0 +1,35 @@
+//! /proc/net: what network tools read. Lists of sockets come with the network.
+
+use crate::fs::generated::{Attributes, Listing, TextFile, ino_of};
+use crate::fs::inode::{FileType, Inode};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+/// The directory's content.
+pub(super) struct Net {
+    pub(super) attributes: Attributes,
+}
+
+const FILES: &[(&str, &str)] = &[
+    (
+        "dev",
+        "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed \
+         multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:       0       0    0    0    0     0          0         \
+         0        0       0    0    0    0     0       0          0\n",
+    ),
+    ("if_inet6", "00000000000000000000000000000001 01 80 10 80       lo\n"),
+    ("route", "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"),
+];
+
+impl Listing for Net {
+    fn names(&self) -> Vec<(Vec<u8>, FileType)> {
+        FILES.iter().map(|(name, _)| (name.as_bytes().to_vec(), FileType::Regular)).collect()
+    }
+
+    fn find(&self, name: &[u8]) -> Option<Rc<dyn Inode>> {
+        let (name, text) = FILES.iter().find(|(n, _)| n.as_bytes() == name)?;
+        let attributes =
+            Attributes { ino: ino_of(self.attributes.ino, name.as_bytes()), mode: 0o444, ..self.attributes };
+        Some(Rc::new(TextFile { attributes, read: Rc::new(|| Ok(text.as_bytes().to_vec())), write: None }))
+    }
+}

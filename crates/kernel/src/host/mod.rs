@@ -1,0 +1,94 @@
+//! The VM process as the kernel sees it: doorbells, the control page and the rings (`torpor_abi::shared`).
+
+pub mod console;
+pub mod ring;
+pub mod stream;
+
+use core::ptr::write_volatile;
+use core::sync::atomic::Ordering;
+use torpor_abi::layout::{CONTROL_GPA, DIRECT_MAP_BASE, DOORBELL_GPA};
+use torpor_abi::shared::{Control, doorbell};
+
+/// The control page.
+#[must_use]
+pub fn control() -> &'static Control {
+    // SAFETY: the direct map is there from the first instruction on, the page is the control page's for ever, and all
+    // its fields but the panic text (written through `panic_text`) are atomics.
+    unsafe { &*((DIRECT_MAP_BASE + CONTROL_GPA) as *const Control) }
+}
+
+fn ring_doorbell(offset: u64, value: u32) {
+    // SAFETY: the doorbell page is mapped for ever, and a write there is an exit or an ioeventfd, not memory.
+    unsafe { write_volatile((DIRECT_MAP_BASE + DOORBELL_GPA + offset) as *mut u32, value) };
+}
+
+/// Tells the VM process that the transmit ring or the wanted deadline has changed, unless it is looking anyway.
+pub fn notify() {
+    if control().tx_polling.load(Ordering::SeqCst) == 0 {
+        ring_doorbell(doorbell::NOTIFY, 1);
+    }
+}
+
+/// Sleeps until the host has something; `pending` is then set (or was set before).
+pub fn idle() {
+    ring_doorbell(doorbell::IDLE, 0);
+}
+
+/// Host CLOCK_MONOTONIC and CLOCK_REALTIME in ns, at a moment during the call.
+#[must_use]
+pub fn clock() -> (u64, u64) {
+    ring_doorbell(doorbell::CLOCK, 0);
+    let control = control();
+    (control.handshake_monotonic_ns.load(Ordering::Acquire), control.handshake_realtime_ns.load(Ordering::Acquire))
+}
+
+/// Asks for memory behind `[gpa, gpa + bytes)` now, in large pages where the host can. Costs an exit (25 us).
+pub fn populate(gpa: crate::mm::addr::Gpa, bytes: u64) {
+    range_call(doorbell::POPULATE, gpa.0, bytes);
+}
+
+/// Gives the memory of `[gpa, gpa + bytes)` back to the host; it reads as zero afterwards.
+pub fn discard(gpa: crate::mm::addr::Gpa, bytes: u64) {
+    range_call(doorbell::DISCARD, gpa.0, bytes);
+}
+
+fn range_call(offset: u64, gpa: u64, bytes: u64) {
+    let control = control();
+    control.populate_gpa.store(gpa, Ordering::Release);
+    control.populate_bytes.store(bytes, Ordering::Release);
+    ring_doorbell(offset, 0);
+}
+
+/// Asks for an event at `deadline_ns` (host CLOCK_MONOTONIC; `u64::MAX` for none). The host's timer may still be set to an
+/// earlier deadline that is no longer wanted: it fires once for nothing, which is cheaper than a doorbell per change.
+pub fn want_event_at(deadline_ns: u64) {
+    let control = control();
+    control.wanted_deadline_ns.store(deadline_ns, Ordering::SeqCst);
+    if deadline_ns < control.armed_deadline_ns.load(Ordering::SeqCst) {
+        ring_doorbell(doorbell::NOTIFY, 1);
+    }
+}
+
+/// Ends the VM. `reason` is one of `torpor_abi::shared::exit`, `status` a wait status or an errno.
+pub fn exit(reason: u32, status: u32, text: &str) -> ! {
+    let control = (DIRECT_MAP_BASE + CONTROL_GPA) as *mut Control;
+    let len = text.len().min(torpor_abi::shared::PANIC_TEXT_BYTES);
+    // SAFETY: the text area is plain bytes that nothing else refers to; the VM process reads it after the doorbell.
+    unsafe {
+        let area = (&raw mut (*control).panic_text).cast::<u8>();
+        core::ptr::copy_nonoverlapping(text.as_ptr(), area, len);
+    }
+    self::control().panic_len.store(len as u32, Ordering::Release);
+    self::control().exit_status.store(status, Ordering::Release);
+    loop {
+        ring_doorbell(doorbell::EXIT, reason);
+    }
+}
+
+/// Handles what the host sent. Called where the kernel was entered and before it idles.
+pub fn poll() {
+    if control().pending.load(Ordering::Relaxed) != 0 {
+        control().pending.store(0, Ordering::SeqCst);
+        ring::receive_all();
+    }
+}

@@ -1,0 +1,172 @@
+//! TCP and UDP over the loopback interface (tcp(7), udp(7), ip(7), ipv6(7)).
+
+use super::address::{Address, InetAddress};
+use super::bound;
+use super::socket::{Family, Kind, Socket};
+use crate::errno::{Errno, Result};
+use crate::task::current;
+use crate::wait::Events;
+use alloc::rc::Rc;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use linux_raw_sys::general::CAP_NET_BIND_SERVICE;
+
+/// net.ipv4.ip_unprivileged_port_start.
+const PRIVILEGED_PORTS: u16 = 1024;
+
+/// Whether the address is this machine's: 127.0.0.0/8, ::1, or either as IPv4-mapped.
+fn is_local(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+/// An address of the socket's own family.
+///
+/// # Errors
+/// EAFNOSUPPORT for IPv6 on an IPv4 socket, and for IPv4 on an IPv6 socket that excludes it.
+fn of_family(socket: &Socket, address: InetAddress) -> Result<InetAddress> {
+    let v6 = address.ip.is_ipv6();
+    if v6 != socket.is_v6() {
+        return Err(if socket.family == Family::Inet { Errno::EAFNOSUPPORT } else { Errno::EINVAL });
+    }
+    if socket.v6_only() && address.ip.to_canonical().is_ipv4() {
+        return Err(Errno::ENETUNREACH);
+    }
+    Ok(address)
+}
+
+pub(super) fn bind(socket: &Rc<Socket>, address: InetAddress) -> Result<()> {
+    let address = of_family(socket, address)?;
+    if socket.local_inet().port != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if !address.ip.is_unspecified() && !is_local(address.ip) {
+        return Err(Errno::EADDRNOTAVAIL);
+    }
+    if address.port != 0 && address.port < PRIVILEGED_PORTS && !current().creds().has(CAP_NET_BIND_SERVICE) {
+        return Err(Errno::EACCES);
+    }
+    bind_port(socket, address)
+}
+
+fn bind_port(socket: &Rc<Socket>, address: InetAddress) -> Result<()> {
+    let port = bound::bind_port(socket, address)?;
+    *socket.local.borrow_mut() = Address::Inet(InetAddress { ip: address.ip, port });
+    Ok(())
+}
+
+/// A port for a socket that has none.
+pub(super) fn ensure_bound(socket: &Rc<Socket>) -> Result<()> {
+    if socket.local_inet().port == 0 { bind_port(socket, socket.local_inet()) } else { Ok(()) }
+}
+
+pub(super) fn before_listen(socket: &Rc<Socket>) -> Result<()> {
+    ensure_bound(socket)?;
+    // Two listeners share a port only by SO_REUSEPORT: bind again in the role of a listener.
+    let address = socket.local_inet();
+    bound::release_port(socket, address.port);
+    bound::bind_port(socket, address).map(|_| ())
+}
+
+/// Where packets to `to` go on this machine.
+///
+/// # Errors
+/// ENETUNREACH for everything that is not here.
+pub(super) fn route(to: InetAddress) -> Result<InetAddress> {
+    if to.ip.is_unspecified() {
+        // Linux takes the wildcard for this machine.
+        let ip = if to.ip.is_ipv6() { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+        return Ok(InetAddress { ip, port: to.port });
+    }
+    if is_local(to.ip) { Ok(to) } else { Err(Errno::ENETUNREACH) }
+}
+
+/// The source address for packets to `to`.
+pub(super) fn source_for(socket: &Socket, to: InetAddress) -> InetAddress {
+    let local = socket.local_inet();
+    if !local.ip.is_unspecified() {
+        return local;
+    }
+    let ip =
+        if to.ip.to_canonical().is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) };
+    InetAddress { ip, port: local.port }.in_family(socket.is_v6())
+}
+
+pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bool) -> Result<()> {
+    let to = route(of_family(socket, address)?)?;
+    if socket.kind == Kind::Datagram {
+        ensure_bound(socket)?;
+        let source = source_for(socket, to);
+        *socket.local.borrow_mut() = Address::Inet(source);
+        *socket.remote.borrow_mut() = Some(Address::Inet(to));
+        return Ok(());
+    }
+    if let Some(error) = socket.take_error() {
+        return Err(error);
+    }
+    if socket.is_connected() {
+        return if socket.connecting.replace(false) { Ok(()) } else { Err(Errno::EISCONN) };
+    }
+    ensure_bound(socket)?;
+    let source = source_for(socket, to);
+    let target = bound::find_port(true, to, source);
+    let refused = |socket: &Socket| {
+        if !nonblocking {
+            return Err(Errno::ECONNREFUSED);
+        }
+        // A connection that can't wait learns of it through SO_ERROR, as over a real network.
+        socket.error.set(Some(Errno::ECONNREFUSED));
+        socket.queue.wake_all(Events::ERR | Events::HUP | Events::WRITABLE);
+        Err(Errno::EINPROGRESS)
+    };
+    let Some(target) = target else { return refused(socket) };
+    let child = Socket::new(target.family, Kind::Stream, target.protocol)?;
+    let v6 = target.is_v6();
+    *child.local.borrow_mut() = Address::Inet(to.in_family(v6));
+    *child.remote.borrow_mut() = Some(Address::Inet(source.in_family(v6)));
+    child.options.inherit(&target.options);
+    let mut offered = Some(child);
+    let attempt = |offered: &mut Option<Rc<Socket>>| {
+        let child = offered.take()?;
+        match target.offer(Rc::clone(&child)) {
+            Ok(Some(())) => {
+                Socket::join(socket, &child);
+                Some(Ok(()))
+            }
+            Ok(None) => {
+                *offered = Some(child);
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    };
+    // A full backlog drops the SYN; the connecting side repeats it until there is room.
+    match socket.wait(nonblocking, socket.send_deadline(), &target.queue, || attempt(&mut offered)) {
+        Ok(()) => {}
+        Err(Errno::ECONNREFUSED) => return refused(socket),
+        Err(Errno::EAGAIN) if nonblocking => return Err(Errno::EAGAIN),
+        Err(Errno::EAGAIN) => return Err(Errno::EINPROGRESS),
+        Err(error) => return Err(error),
+    }
+    *socket.local.borrow_mut() = Address::Inet(source);
+    *socket.remote.borrow_mut() = Some(Address::Inet(to));
+    socket.queue.wake(Events::WRITABLE);
+    if nonblocking {
+        socket.connecting.set(true);
+        return Err(Errno::EINPROGRESS);
+    }
+    Ok(())
+}
+
+/// The datagram socket that receives what `socket` sends to `to`.
+pub(super) fn datagram_target(socket: &Rc<Socket>, to: InetAddress) -> Result<Option<(Rc<Socket>, InetAddress)>> {
+    let to = route(of_family(socket, to)?)?;
+    if to.port == 0 {
+        return Err(Errno::EINVAL);
+    }
+    ensure_bound(socket)?;
+    let source = source_for(socket, to);
+    let target = bound::find_port(false, to, source);
+    Ok(target.map(|target| {
+        let source = source.in_family(target.is_v6());
+        (target, source)
+    }))
+}

@@ -1,0 +1,664 @@
+//! The socket itself: what it is, whom it is connected to, and its life.
+
+use super::address::{Address, InetAddress, UnixName};
+use super::options::{Options, level, name};
+use super::queue::{Message, Queue, Sender};
+use super::{bound, inet, unix};
+use crate::errno::{Errno, Result};
+use crate::event::anon;
+use crate::fs::file::{FileOps, OpenFile};
+use crate::fs::inode::{FileType, Metadata};
+use crate::mm::addr::UserAddr;
+use crate::mm::user::{self, Dest, Source};
+use crate::task::current;
+use crate::task::sched::{Sleep, WaitError, wait_until};
+use crate::time::{self, Instant};
+use crate::wait::{Events, WaitQueue};
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::rc::{Rc, Weak};
+use alloc::string::String;
+use core::any::Any;
+use core::cell::{Cell, RefCell};
+
+/// net.core.rmem_default.
+const DEFAULT_BUFFER_BYTES: usize = 212_992;
+/// net.core.rmem_max and wmem_max, doubled as setsockopt(2) does.
+const MAX_BUFFER_BYTES: usize = 2 * 212_992;
+/// SOCK_MIN_RCVBUF, about.
+const MIN_BUFFER_BYTES: usize = 4608;
+/// net.core.somaxconn.
+const MAX_BACKLOG: usize = 4096;
+/// How many sockets there may be.
+const MAX_SOCKETS: usize = 1 << 20;
+
+/// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names of socket(2)")]
+pub enum Kind {
+    Stream = 1,
+    Datagram = 2,
+    SeqPacket = 5,
+}
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names of socket(2)")]
+pub enum Family {
+    Unix = 1,
+    Inet = 2,
+    Inet6 = 10,
+}
+
+/// Connections that nobody has accepted yet.
+pub(super) struct Listener {
+    pub(super) pending: VecDeque<Rc<Socket>>,
+    pub(super) backlog: usize,
+}
+
+pub(super) enum State {
+    Idle,
+    Listening(Listener),
+    /// The other end; it may be gone.
+    Connected(Weak<Socket>),
+}
+
+/// A socket.
+pub struct Socket {
+    /// Address family.
+    pub family: Family,
+    /// Type.
+    pub kind: Kind,
+    /// Protocol number as SO_PROTOCOL tells.
+    pub protocol: u32,
+    /// Options that are numbers.
+    pub options: Options,
+    pub(super) incoming: Queue,
+    pub(super) queue: Rc<WaitQueue>,
+    pub(super) state: RefCell<State>,
+    pub(super) local: RefCell<Address>,
+    pub(super) remote: RefCell<Option<Address>>,
+    /// SHUT_RD, or the peer has shut down its writing half (or is gone).
+    pub(super) read_ended: Cell<bool>,
+    pub(super) write_ended: Cell<bool>,
+    /// SO_ERROR.
+    pub(super) error: Cell<Option<Errno>>,
+    /// Credentials of the peer at connect(2) or listen(2) (SO_PEERCRED).
+    pub(super) peer_sender: Cell<Sender>,
+    /// A connect(2) that was answered with EINPROGRESS and not asked about since.
+    pub(super) connecting: Cell<bool>,
+    send_buffer_bytes: Cell<usize>,
+    receive_timeout_ns: Cell<u64>,
+    send_timeout_ns: Cell<u64>,
+    linger: Cell<[i32; 2]>,
+    ino: u64,
+}
+
+crate::global! {
+    static COUNT: Cell<usize> = Cell::new(0);
+}
+
+/// Pid, effective uid and gid of the caller.
+pub(super) fn sender() -> Sender {
+    let thread = current();
+    let creds = thread.creds();
+    [thread.process.pid(), creds.euid, creds.egid]
+}
+
+impl Socket {
+    /// A new socket.
+    ///
+    /// # Errors
+    /// ENFILE when there are too many.
+    pub fn new(family: Family, kind: Kind, protocol: u32) -> Result<Rc<Self>> {
+        COUNT.with(|count| {
+            if count.get() >= MAX_SOCKETS {
+                return Err(Errno::ENFILE);
+            }
+            count.set(count.get() + 1);
+            Ok(())
+        })?;
+        let local = match family {
+            Family::Unix => Address::Unix(UnixName::Unnamed),
+            _ => Address::Inet(InetAddress::any(family == Family::Inet6)),
+        };
+        Ok(Rc::new(Self {
+            family,
+            kind,
+            protocol,
+            options: Options::default(),
+            incoming: Queue::new(DEFAULT_BUFFER_BYTES),
+            queue: WaitQueue::new(),
+            state: RefCell::new(State::Idle),
+            local: RefCell::new(local),
+            remote: RefCell::new(None),
+            read_ended: Cell::new(false),
+            write_ended: Cell::new(false),
+            error: Cell::new(None),
+            peer_sender: Cell::new([0, u32::MAX, u32::MAX]),
+            connecting: Cell::new(false),
+            send_buffer_bytes: Cell::new(DEFAULT_BUFFER_BYTES),
+            receive_timeout_ns: Cell::new(0),
+            send_timeout_ns: Cell::new(0),
+            linger: Cell::new([0; 2]),
+            ino: anon::unique_ino(),
+        }))
+    }
+
+    /// Makes two sockets each other's peer.
+    pub(super) fn join(a: &Rc<Self>, b: &Rc<Self>) {
+        *a.state.borrow_mut() = State::Connected(Rc::downgrade(b));
+        *b.state.borrow_mut() = State::Connected(Rc::downgrade(a));
+    }
+
+    /// socketpair(2).
+    ///
+    /// # Errors
+    /// ENFILE.
+    pub fn pair(kind: Kind) -> Result<[Rc<Self>; 2]> {
+        let (a, b) = (Self::new(Family::Unix, kind, 0)?, Self::new(Family::Unix, kind, 0)?);
+        Self::join(&a, &b);
+        for socket in [&a, &b] {
+            *socket.remote.borrow_mut() = Some(Address::Unix(UnixName::Unnamed));
+            socket.peer_sender.set(sender());
+        }
+        Ok([a, b])
+    }
+
+    pub(super) fn is_inet(&self) -> bool {
+        self.family != Family::Unix
+    }
+
+    pub(super) fn is_v6(&self) -> bool {
+        self.family == Family::Inet6
+    }
+
+    pub(super) fn v6_only(&self) -> bool {
+        self.options.on(level::IPV6, name::V6ONLY)
+    }
+
+    pub(super) fn what(&self) -> (bool, bool, bool) {
+        (self.is_inet(), self.is_v6(), self.kind == Kind::Stream)
+    }
+
+    pub(super) fn is_listening(&self) -> bool {
+        matches!(*self.state.borrow(), State::Listening(_))
+    }
+
+    /// The other end; `None` if not connected or gone.
+    pub(super) fn peer(&self) -> Option<Rc<Socket>> {
+        match &*self.state.borrow() {
+            State::Connected(peer) => peer.upgrade(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        matches!(*self.state.borrow(), State::Connected(_))
+    }
+
+    /// Local address of an inet socket.
+    pub(super) fn local_inet(&self) -> InetAddress {
+        match &*self.local.borrow() {
+            Address::Inet(address) => *address,
+            _ => InetAddress::any(self.is_v6()),
+        }
+    }
+
+    pub(super) fn remote_inet(&self) -> Option<InetAddress> {
+        match &*self.remote.borrow() {
+            Some(Address::Inet(address)) => Some(*address),
+            _ => None,
+        }
+    }
+
+    /// getsockname(2).
+    #[must_use]
+    pub fn local_address(&self) -> Address {
+        self.local.borrow().clone()
+    }
+
+    /// getpeername(2).
+    ///
+    /// # Errors
+    /// ENOTCONN.
+    pub fn remote_address(&self) -> Result<Address> {
+        if self.kind != Kind::Datagram && !self.is_connected() {
+            return Err(Errno::ENOTCONN);
+        }
+        self.remote.borrow().clone().ok_or(Errno::ENOTCONN)
+    }
+
+    /// bind(2).
+    ///
+    /// # Errors
+    /// As bind(2).
+    pub fn bind(self: &Rc<Self>, address: &Address) -> Result<()> {
+        match (self.family, address) {
+            (Family::Unix, Address::Unix(name)) => unix::bind(self, name),
+            (Family::Unix, _) => Err(Errno::EINVAL),
+            (_, Address::Inet(address)) => inet::bind(self, *address),
+            (Family::Inet, Address::Unspecified) => inet::bind(self, InetAddress::any(false)),
+            _ => Err(Errno::EAFNOSUPPORT),
+        }
+    }
+
+    /// listen(2).
+    ///
+    /// # Errors
+    /// EOPNOTSUPP for datagrams, EINVAL if connected or a Unix socket without name, EADDRINUSE.
+    pub fn listen(self: &Rc<Self>, backlog: i32) -> Result<()> {
+        if self.kind == Kind::Datagram {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if self.is_connected() {
+            return Err(Errno::EINVAL);
+        }
+        let backlog = usize::try_from(backlog).unwrap_or(usize::MAX).min(MAX_BACKLOG);
+        if let State::Listening(listener) = &mut *self.state.borrow_mut() {
+            listener.backlog = backlog;
+            return Ok(());
+        }
+        match self.family {
+            Family::Unix if self.local_address() == Address::Unix(UnixName::Unnamed) => return Err(Errno::EINVAL),
+            Family::Unix => {}
+            _ => inet::before_listen(self)?,
+        }
+        self.peer_sender.set(sender());
+        *self.state.borrow_mut() = State::Listening(Listener { pending: VecDeque::new(), backlog });
+        Ok(())
+    }
+
+    /// The next connection of a listener.
+    fn try_accept(&self) -> Result<Option<Rc<Socket>>> {
+        match &mut *self.state.borrow_mut() {
+            State::Listening(listener) => Ok(listener.pending.pop_front()),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// accept(2).
+    ///
+    /// # Errors
+    /// EINVAL if not listening, EAGAIN, ERESTARTSYS.
+    pub fn accept(&self, nonblocking: bool) -> Result<Rc<Socket>> {
+        if self.kind == Kind::Datagram {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let accepted =
+            self.wait(nonblocking, self.receive_deadline(), &self.queue, || self.try_accept().transpose())?;
+        // Somebody may wait for room in the backlog.
+        self.queue.wake(Events::WRITABLE);
+        Ok(accepted)
+    }
+
+    /// Puts a new connection into a listener's backlog: `None` if that is full.
+    pub(super) fn offer(&self, child: Rc<Socket>) -> Result<Option<()>> {
+        {
+            let mut state = self.state.borrow_mut();
+            let State::Listening(listener) = &mut *state else { return Err(Errno::ECONNREFUSED) };
+            if self.read_ended.get() {
+                return Err(Errno::ECONNREFUSED);
+            }
+            if listener.pending.len() > listener.backlog {
+                return Ok(None);
+            }
+            listener.pending.push_back(child);
+        }
+        self.queue.wake(Events::READABLE);
+        Ok(Some(()))
+    }
+
+    /// connect(2).
+    ///
+    /// # Errors
+    /// As connect(2).
+    pub fn connect(self: &Rc<Self>, address: &Address, nonblocking: bool) -> Result<()> {
+        if self.is_listening() {
+            return Err(if self.is_inet() { Errno::EISCONN } else { Errno::EINVAL });
+        }
+        match (self.family, address) {
+            (Family::Unix, Address::Unix(name)) => unix::connect(self, name, nonblocking),
+            (_, Address::Unspecified) if self.kind == Kind::Datagram => {
+                *self.state.borrow_mut() = State::Idle;
+                *self.remote.borrow_mut() = None;
+                Ok(())
+            }
+            (Family::Unix, _) => Err(Errno::EINVAL),
+            (_, Address::Inet(address)) => inet::connect(self, *address, nonblocking),
+            _ => Err(Errno::EAFNOSUPPORT),
+        }
+    }
+
+    /// Waits on `queue` as a blocking socket operation does: EAGAIN when it must not, or when its timeout is over.
+    pub(super) fn wait<T>(
+        &self,
+        nonblocking: bool,
+        deadline: Option<Instant>,
+        queue: &Rc<WaitQueue>,
+        mut attempt: impl FnMut() -> Option<Result<T>>,
+    ) -> Result<T> {
+        if let Some(done) = attempt() {
+            return done;
+        }
+        if nonblocking {
+            return Err(Errno::EAGAIN);
+        }
+        match wait_until(&[&self.queue, queue], deadline, Sleep::Interruptible, attempt) {
+            Ok(done) => done,
+            Err(WaitError::TimedOut) => Err(Errno::EAGAIN),
+            // With a timeout set, a call is not restarted (signal(7)).
+            Err(WaitError::Interrupted) if deadline.is_some() => Err(Errno::EINTR),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn receive_deadline(&self) -> Option<Instant> {
+        Some(self.receive_timeout_ns.get()).filter(|ns| *ns > 0).map(|ns| time::now().after_ns(ns))
+    }
+
+    pub(super) fn send_deadline(&self) -> Option<Instant> {
+        Some(self.send_timeout_ns.get()).filter(|ns| *ns > 0).map(|ns| time::now().after_ns(ns))
+    }
+
+    /// shutdown(2): 0 reading, 1 writing, 2 both.
+    ///
+    /// # Errors
+    /// EINVAL, ENOTCONN.
+    pub fn shutdown(&self, how: u32) -> Result<()> {
+        if how > 2 {
+            return Err(Errno::EINVAL);
+        }
+        let listening = self.is_listening();
+        let associated = self.kind == Kind::Datagram && self.remote.borrow().is_some();
+        if !self.is_connected() && !listening && !associated {
+            return Err(Errno::ENOTCONN);
+        }
+        let peer = self.peer();
+        if how != 1 {
+            self.read_ended.set(true);
+            if let Some(peer) = peer.as_ref().filter(|_| !self.is_inet() && self.kind != Kind::Datagram) {
+                peer.write_ended.set(true);
+                peer.queue.wake_all(Events::WRITABLE | Events::HUP);
+            }
+        }
+        if how != 0 {
+            self.write_ended.set(true);
+            if let Some(peer) = peer.as_ref().filter(|_| self.kind != Kind::Datagram) {
+                peer.read_ended.set(true);
+                peer.queue.wake_all(Events::READABLE | Events::RDHUP | Events::HUP);
+            }
+        }
+        if listening && self.is_inet() && how != 1 {
+            let gone = self.state.replace(State::Idle);
+            reset_pending(gone);
+        }
+        self.queue.wake_all(Events::all());
+        Ok(())
+    }
+
+    /// The last descriptor is closed.
+    fn close(&self) {
+        let state = self.state.replace(State::Idle);
+        if let State::Connected(peer) = &state
+            && let Some(peer) = peer.upgrade()
+        {
+            let points_back = matches!(&*peer.state.borrow(), State::Connected(p) if core::ptr::eq(p.as_ptr(), self));
+            if points_back && self.kind != Kind::Datagram {
+                // Data that nobody read, or SO_LINGER with 0, resets the connection.
+                if !self.incoming.is_empty() || self.linger.get() == [1, 0] {
+                    peer.error.set(Some(Errno::ECONNRESET));
+                }
+                peer.read_ended.set(true);
+                if !self.is_inet() {
+                    peer.write_ended.set(true);
+                }
+            } else if points_back && self.kind == Kind::Datagram {
+                peer.error.set(Some(Errno::ECONNREFUSED));
+            }
+            peer.queue.wake_all(Events::all());
+        }
+        reset_pending(state);
+        if self.is_inet() && self.local_inet().port != 0 {
+            bound::release_port(self, self.local_inet().port);
+        }
+        let unread = self.incoming.take_all();
+        drop(unread);
+        self.queue.wake_all(Events::all());
+    }
+
+    /// Takes the pending error (SO_ERROR).
+    pub(super) fn take_error(&self) -> Option<Errno> {
+        self.error.take()
+    }
+
+    /// Whether `len` more bytes may be sent to `peer` now: any room will do for streams, a message must fit whole.
+    pub(super) fn send_room(&self, peer: &Socket) -> usize {
+        peer.incoming.limit_bytes.get().min(self.send_buffer_bytes.get()).saturating_sub(peer.incoming.used_bytes())
+    }
+
+    fn poll(&self) -> Events {
+        if let State::Listening(listener) = &*self.state.borrow() {
+            let ready = if listener.pending.is_empty() { Events::empty() } else { Events::READABLE };
+            return ready | if self.read_ended.get() { Events::HUP } else { Events::empty() };
+        }
+        let mut ready = Events::empty();
+        let connection = self.kind != Kind::Datagram;
+        if !self.incoming.is_empty() || self.read_ended.get() {
+            ready |= Events::READABLE;
+        }
+        if self.error.get().is_some() {
+            ready |= Events::ERR | Events::READABLE | Events::WRITABLE;
+        }
+        if connection {
+            if self.read_ended.get() {
+                ready |= Events::RDHUP;
+            }
+            if (self.read_ended.get() && self.write_ended.get()) || !self.is_connected() {
+                ready |= Events::HUP;
+            }
+            match self.peer() {
+                Some(peer) if self.send_room(&peer) > self.send_buffer_bytes.get() / 4 => ready |= Events::WRITABLE,
+                Some(_) => {}
+                None => ready |= Events::WRITABLE,
+            }
+            if self.write_ended.get() {
+                ready |= Events::WRITABLE;
+            }
+        } else if self.peer().is_none_or(|peer| self.send_room(&peer) > 0) {
+            ready |= Events::WRITABLE;
+        }
+        ready
+    }
+
+    /// setsockopt(2) with `bytes` as the value.
+    ///
+    /// # Errors
+    /// ENOPROTOOPT, EINVAL.
+    pub fn set_option(&self, level: u32, name: u32, bytes: &[u8]) -> Result<()> {
+        let int = |at: usize| -> Result<i32> {
+            let word = bytes.get(at..at + 4).ok_or(Errno::EINVAL)?;
+            Ok(i32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
+        };
+        if level == level::SOCKET {
+            match name {
+                name::SNDBUF | name::SNDBUFFORCE | name::RCVBUF | name::RCVBUFFORCE => {
+                    // The kernel doubles the value to leave room for its own bookkeeping (socket(7)).
+                    let size = (int(0)?.max(0) as usize).saturating_mul(2).clamp(MIN_BUFFER_BYTES, MAX_BUFFER_BYTES);
+                    if matches!(name, name::SNDBUF | name::SNDBUFFORCE) {
+                        self.send_buffer_bytes.set(size);
+                    } else {
+                        self.incoming.limit_bytes.set(size);
+                    }
+                    return Ok(());
+                }
+                name::LINGER => {
+                    self.linger.set([i32::from(int(0)? != 0), int(4)?]);
+                    return Ok(());
+                }
+                name::RCVTIMEO | name::SNDTIMEO | name::RCVTIMEO_NEW | name::SNDTIMEO_NEW => {
+                    let value = bytes.get(..16).ok_or(Errno::EINVAL)?;
+                    let quad = |at: usize| i64::from_ne_bytes(value[at..at + 8].try_into().unwrap_or([0; 8]));
+                    let (seconds, micros) = (quad(0), quad(8));
+                    if !(0..1_000_000).contains(&micros) {
+                        return Err(Errno::EDOM);
+                    }
+                    // A negative time means none, as 0 does.
+                    let ns =
+                        u64::try_from(seconds).map_or(0, |s| s.saturating_mul(1_000_000_000) + micros as u64 * 1000);
+                    let timeout = if matches!(name, name::RCVTIMEO | name::RCVTIMEO_NEW) {
+                        &self.receive_timeout_ns
+                    } else {
+                        &self.send_timeout_ns
+                    };
+                    timeout.set(ns);
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+        if level == level::TCP && name == 13 && self.what() == (true, self.is_v6(), true) {
+            // TCP_CONGESTION: there is nothing to control, and these two are there.
+            let algorithm = bytes.split(|b| *b == 0).next().unwrap_or(&[]);
+            return if matches!(algorithm, b"cubic" | b"reno") { Ok(()) } else { Err(Errno::ENOENT) };
+        }
+        self.options.set(level, name, self.what(), int(0)?)
+    }
+
+    /// getsockopt(2): the value's bytes.
+    ///
+    /// # Errors
+    /// ENOPROTOOPT.
+    pub fn option(&self, level: u32, name: u32) -> Result<alloc::vec::Vec<u8>> {
+        let int = |value: i32| Ok(value.to_ne_bytes().to_vec());
+        let time = |ns: u64| {
+            let mut out = ((ns / 1_000_000_000) as i64).to_ne_bytes().to_vec();
+            out.extend(((ns % 1_000_000_000 / 1000) as i64).to_ne_bytes());
+            Ok(out)
+        };
+        if level == level::SOCKET {
+            return match name {
+                name::TYPE => int(self.kind as i32),
+                name::DOMAIN => int(self.family as i32),
+                name::PROTOCOL => int(self.protocol as i32),
+                name::ERROR => int(self.take_error().map_or(0, |e| e.0)),
+                name::ACCEPTCONN => int(i32::from(self.is_listening())),
+                name::SNDBUF => int(self.send_buffer_bytes.get() as i32),
+                name::RCVBUF => int(self.incoming.limit_bytes.get() as i32),
+                name::LINGER => Ok(self.linger.get().iter().flat_map(|v| v.to_ne_bytes()).collect()),
+                name::RCVTIMEO | name::RCVTIMEO_NEW => time(self.receive_timeout_ns.get()),
+                name::SNDTIMEO | name::SNDTIMEO_NEW => time(self.send_timeout_ns.get()),
+                name::PEERCRED if !self.is_inet() => {
+                    Ok(self.peer_sender.get().iter().flat_map(|v| v.to_ne_bytes()).collect())
+                }
+                _ => int(self.options.get(level, name, self.what())?),
+            };
+        }
+        if level == level::TCP && name == 13 && self.what() == (true, self.is_v6(), true) {
+            return Ok(b"cubic\0\0\0\0\0\0\0\0\0\0\0".to_vec());
+        }
+        if level == level::TCP && name == name::TCP_INFO && self.is_inet() && self.kind == Kind::Stream {
+            // struct tcp_info: the state (TCP_ESTABLISHED 1, CLOSE 7, CLOSE_WAIT 8, LISTEN 10), all else zero.
+            let mut info = alloc::vec![0; 104];
+            info[0] = match () {
+                () if self.is_listening() => 10,
+                () if !self.is_connected() => 7,
+                () if self.read_ended.get() => 8,
+                () => 1,
+            };
+            return Ok(info);
+        }
+        int(self.options.get(level, name, self.what())?)
+    }
+}
+
+/// Connections that nobody will accept: their other ends are reset.
+fn reset_pending(state: State) {
+    if let State::Listening(listener) = state {
+        for child in listener.pending {
+            if let Some(peer) = child.peer() {
+                peer.error.set(Some(Errno::ECONNRESET));
+                peer.read_ended.set(true);
+                peer.write_ended.set(true);
+                peer.queue.wake_all(Events::all());
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        COUNT.with(|count| count.set(count.get() - 1));
+        if self.is_inet() && self.local_inet().port != 0 {
+            bound::release_port(self, self.local_inet().port);
+        }
+    }
+}
+
+/// A socket as an open file.
+pub struct SocketFile(pub Rc<Socket>);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl FileOps for SocketFile {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn read(&self, file: &OpenFile, dst: &mut Dest<'_>, _offset: u64) -> Result<usize> {
+        if dst.remaining() == 0 && self.0.kind == Kind::Stream {
+            return Ok(0);
+        }
+        Ok(self.0.receive(dst, 0, file.nonblocking())?.bytes)
+    }
+
+    fn write(&self, file: &OpenFile, src: &mut Source<'_>, _offset: u64) -> Result<(usize, u64)> {
+        let nothing = super::control::Passed::default();
+        Ok((self.0.send(src, None, &nothing, 0, file.nonblocking())?, 0))
+    }
+
+    fn poll(&self, _file: &OpenFile) -> Events {
+        self.0.poll()
+    }
+
+    fn wait_queue(&self) -> Option<Rc<WaitQueue>> {
+        Some(Rc::clone(&self.0.queue))
+    }
+
+    fn ioctl(&self, _file: &OpenFile, request: u32, argument: u64) -> Result<u64> {
+        use linux_raw_sys::ioctl as io;
+        let socket = &self.0;
+        let value = match request {
+            io::FIONREAD if socket.is_listening() => return Err(Errno::EINVAL),
+            io::FIONREAD if socket.kind == Kind::Stream => socket.incoming.readable_bytes(),
+            io::FIONREAD => socket.incoming.first_bytes(),
+            io::TIOCOUTQ => socket.peer().map_or(0, |peer| peer.incoming.readable_bytes()),
+            _ => return Err(Errno::ENOTTY),
+        };
+        user::write(UserAddr(argument), &(value.min(i32::MAX as usize) as i32))?;
+        Ok(0)
+    }
+
+    fn metadata(&self) -> Metadata {
+        Metadata { dev: 8, ino: self.0.ino, file_type: FileType::Socket, mode: 0o777, ..anon::metadata() }
+    }
+
+    fn describe(&self) -> String {
+        format!("socket:[{}]", self.0.ino)
+    }
+}
+
+/// Bytes of a message together with who sent it.
+pub(super) fn message(
+    bytes: alloc::vec::Vec<u8>,
+    from: Option<Address>,
+    passed: &super::control::Passed,
+    unix: bool,
+) -> Message {
+    let sender = unix.then(|| passed.sender.unwrap_or_else(sender));
+    Message::new(bytes, from, passed.rights.clone(), sender)
+}

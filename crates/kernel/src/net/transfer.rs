@@ -1,0 +1,336 @@
+//! Sending and receiving (send(2), recv(2)).
+
+use super::address::Address;
+use super::control::Passed;
+use super::queue::{Message, Sender};
+use super::socket::{Kind, Socket, message};
+use super::{inet, unix};
+use crate::errno::{Errno, Result};
+use crate::fs::file::OpenFile;
+use crate::mm::user::{Dest, Source};
+use crate::task::signal;
+use crate::wait::Events;
+use alloc::rc::Rc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// Flags of send(2) and recv(2).
+#[allow(missing_docs, reason = "the names of recv(2)")]
+pub mod msg {
+    pub const OOB: u32 = 1;
+    pub const PEEK: u32 = 2;
+    pub const CTRUNC: u32 = 8;
+    pub const TRUNC: u32 = 0x20;
+    pub const DONTWAIT: u32 = 0x40;
+    pub const WAITALL: u32 = 0x100;
+    pub const NOSIGNAL: u32 = 0x4000;
+    pub const CMSG_CLOEXEC: u32 = 0x4000_0000;
+}
+
+/// The largest datagram over IP; over Unix sockets the buffer is the bound.
+const MAX_UDP_BYTES: usize = 65_507;
+/// How much of a stream is copied at a time.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// What a receive gave.
+pub struct Received {
+    /// Bytes put into the destination; with MSG_TRUNC those that there were.
+    pub bytes: usize,
+    /// Source of a datagram.
+    pub from: Option<Address>,
+    /// Descriptors that came along.
+    pub rights: Vec<Rc<OpenFile>>,
+    /// Who sent, on Unix sockets.
+    pub sender: Option<Sender>,
+    /// MSG_TRUNC for `msg_flags`.
+    pub truncated: bool,
+}
+
+impl Received {
+    fn end() -> Self {
+        Self { bytes: 0, from: None, rights: Vec::new(), sender: None, truncated: false }
+    }
+}
+
+impl Socket {
+    /// Receives. `flags` are those of recv(2).
+    ///
+    /// # Errors
+    /// As recv(2).
+    pub fn receive(&self, dst: &mut Dest<'_>, flags: u32, nonblocking: bool) -> Result<Received> {
+        if flags & msg::OOB != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if self.kind != Kind::Datagram && !self.is_connected() {
+            return Err(if self.is_listening() && !self.is_inet() { Errno::EINVAL } else { Errno::ENOTCONN });
+        }
+        let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
+        let deadline = self.receive_deadline();
+        if self.kind != Kind::Stream {
+            return self.wait(nonblocking, deadline, &self.queue, || self.try_receive_message(dst, flags).transpose());
+        }
+        let wanted = if flags & msg::WAITALL != 0 && flags & msg::PEEK == 0 { dst.remaining() } else { 1 };
+        let mut all = Received::end();
+        loop {
+            let step =
+                self.wait(nonblocking, deadline, &self.queue, || self.try_receive_stream(dst, flags).transpose());
+            match step {
+                Ok(part) => {
+                    let ended = part.bytes == 0 || !part.rights.is_empty();
+                    all.bytes += part.bytes;
+                    all.sender = all.sender.or(part.sender);
+                    all.rights.extend(part.rights);
+                    if ended || all.bytes >= wanted || dst.remaining() == 0 {
+                        return Ok(all);
+                    }
+                }
+                Err(_) if all.bytes > 0 => return Ok(all),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The peer may go on: there is room in our queue.
+    fn room_made(&self) {
+        self.queue.wake(Events::WRITABLE);
+        if let Some(peer) = self.peer() {
+            peer.queue.wake(Events::WRITABLE);
+        }
+    }
+
+    fn try_receive_stream(&self, dst: &mut Dest<'_>, flags: u32) -> Result<Option<Received>> {
+        if self.incoming.is_empty() {
+            if let Some(error) = self.take_error() {
+                return Err(error);
+            }
+            return Ok((self.read_ended.get() || self.peer().is_none()).then(Received::end));
+        }
+        if dst.remaining() == 0 {
+            return Ok(Some(Received::end()));
+        }
+        let sender = self.incoming.peek().and_then(|m| m.sender);
+        let boundary = self.options.on(1, super::options::name::PASSCRED);
+        let bytes = self.incoming.read_pieces(boundary, |piece| dst.put(piece))?;
+        let rights = if flags & msg::PEEK != 0 {
+            self.incoming.peek().map(|m| m.rights).unwrap_or_default()
+        } else {
+            let rights = self.incoming.consume(bytes);
+            self.room_made();
+            rights
+        };
+        Ok(Some(Received { bytes, from: None, rights, sender, truncated: false }))
+    }
+
+    fn try_receive_message(&self, dst: &mut Dest<'_>, flags: u32) -> Result<Option<Received>> {
+        if let Some(error) = self.take_error() {
+            return Err(error);
+        }
+        let Some(message) = self.incoming.peek() else {
+            let over = self.read_ended.get() || (self.kind == Kind::SeqPacket && self.peer().is_none());
+            return Ok(over.then(Received::end));
+        };
+        let put = dst.put(message.bytes())?;
+        let len = message.bytes().len();
+        if flags & msg::PEEK == 0 {
+            self.incoming.pop();
+            self.room_made();
+        }
+        let truncated = put < len;
+        let bytes = if flags & msg::TRUNC != 0 { len } else { put };
+        Ok(Some(Received { bytes, from: message.from, rights: message.rights, sender: message.sender, truncated }))
+    }
+
+    /// Sends; `to` is the address of sendto(2).
+    ///
+    /// # Errors
+    /// As send(2); EPIPE comes with SIGPIPE unless MSG_NOSIGNAL.
+    pub fn send(
+        self: &Rc<Self>,
+        src: &mut Source<'_>,
+        to: Option<&Address>,
+        passed: &Passed,
+        flags: u32,
+        nonblocking: bool,
+    ) -> Result<usize> {
+        if flags & msg::OOB != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
+        let sent = match self.kind {
+            Kind::Datagram => self.send_datagram(src, to, passed, nonblocking),
+            _ if to.is_some() && !self.is_inet() => {
+                Err(if self.is_connected() { Errno::EISCONN } else { Errno::EOPNOTSUPP })
+            }
+            Kind::SeqPacket => self.send_packet(src, passed, nonblocking),
+            Kind::Stream => self.send_stream(src, passed, nonblocking),
+        };
+        if sent == Err(Errno::EPIPE) && self.kind != Kind::Datagram && flags & msg::NOSIGNAL == 0 {
+            signal::send_self(signal::SIGPIPE);
+        }
+        sent
+    }
+
+    fn send_stream(&self, src: &mut Source<'_>, passed: &Passed, nonblocking: bool) -> Result<usize> {
+        if !self.is_connected() {
+            return Err(if self.is_inet() { Errno::EPIPE } else { Errno::ENOTCONN });
+        }
+        let deadline = self.send_deadline();
+        let mut sent = 0;
+        loop {
+            let rights = if sent == 0 { passed.clone() } else { Passed { rights: Vec::new(), sender: passed.sender } };
+            let step = self.wait(nonblocking, deadline, &self.queue, || self.try_send_stream(src, &rights).transpose());
+            match step {
+                Ok(n) => sent += n,
+                Err(_) if sent > 0 => return Ok(sent),
+                Err(error) => return Err(error),
+            }
+            if src.remaining() == 0 {
+                return Ok(sent);
+            }
+        }
+    }
+
+    fn try_send_stream(&self, src: &mut Source<'_>, passed: &Passed) -> Result<Option<usize>> {
+        if let Some(error) = self.take_error() {
+            return Err(error);
+        }
+        if self.write_ended.get() {
+            return Err(Errno::EPIPE);
+        }
+        let Some(peer) = self.peer() else {
+            // The peer is gone. TCP finds out by the reset that answers its first bytes.
+            if self.is_inet() && src.remaining() > 0 {
+                self.write_ended.set(true);
+                self.error.set(Some(Errno::ECONNRESET));
+                self.read_ended.set(true);
+                let mut lost = vec![0; src.remaining().min(PIECE_BYTES)];
+                return src.take(&mut lost).map(Some);
+            }
+            return Err(Errno::EPIPE);
+        };
+        let n = self.send_room(&peer).min(src.remaining()).min(PIECE_BYTES);
+        if n == 0 && src.remaining() > 0 {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; n];
+        let taken = src.take(&mut bytes)?;
+        bytes.truncate(taken);
+        // What the peer will not read (SHUT_RD) is thrown away, as on Linux for TCP.
+        if taken > 0 && !(peer.read_ended.get() && self.is_inet()) {
+            peer.incoming.push_stream(message(bytes, None, passed, !self.is_inet()));
+            peer.queue.wake(Events::READABLE);
+        }
+        Ok(Some(taken))
+    }
+
+    fn send_packet(&self, src: &mut Source<'_>, passed: &Passed, nonblocking: bool) -> Result<usize> {
+        if !self.is_connected() {
+            return Err(Errno::ENOTCONN);
+        }
+        let packet = self.whole_message(src)?;
+        self.wait(nonblocking, self.send_deadline(), &self.queue, || {
+            self.try_deliver(&packet, passed, self.peer(), None).transpose()
+        })
+    }
+
+    fn whole_message(&self, src: &mut Source<'_>) -> Result<Vec<u8>> {
+        let limit = if self.is_inet() { MAX_UDP_BYTES } else { self.incoming.limit_bytes.get() };
+        if src.remaining() > limit {
+            return Err(Errno::EMSGSIZE);
+        }
+        let mut bytes = vec![0; src.remaining()];
+        let mut filled = 0;
+        while src.remaining() > 0 {
+            filled += src.take(&mut bytes[filled..])?;
+        }
+        Ok(bytes)
+    }
+
+    /// Puts one message into the target's queue: `None` while it does not fit.
+    fn try_deliver(
+        &self,
+        bytes: &[u8],
+        passed: &Passed,
+        target: Option<Rc<Socket>>,
+        from: Option<Address>,
+    ) -> Result<Option<usize>> {
+        if let Some(error) = self.take_error() {
+            return Err(error);
+        }
+        let gone = if self.kind == Kind::Datagram { Errno::ECONNREFUSED } else { Errno::EPIPE };
+        if self.write_ended.get() {
+            return Err(Errno::EPIPE);
+        }
+        let target = target.ok_or(gone)?;
+        if target.read_ended.get() {
+            return Err(Errno::EPIPE);
+        }
+        let fits = self.send_room(&target) >= bytes.len().max(1) || target.incoming.is_empty();
+        if !fits {
+            return Ok(None);
+        }
+        target.incoming.push(message(bytes.to_vec(), from, passed, !self.is_inet()));
+        target.queue.wake(Events::READABLE);
+        Ok(Some(bytes.len()))
+    }
+
+    fn send_datagram(
+        self: &Rc<Self>,
+        src: &mut Source<'_>,
+        to: Option<&Address>,
+        passed: &Passed,
+        nonblocking: bool,
+    ) -> Result<usize> {
+        let bytes = self.whole_message(src)?;
+        if self.is_inet() {
+            return self.send_udp(&bytes, to);
+        }
+        let target = match to {
+            Some(Address::Unix(name)) => Some(unix::find(name)?),
+            Some(_) => return Err(Errno::EINVAL),
+            None if self.is_connected() => self.peer(),
+            None => return Err(Errno::ENOTCONN),
+        };
+        if target.as_ref().is_some_and(|t| t.kind != Kind::Datagram) {
+            return Err(Errno::EPROTOTYPE);
+        }
+        // A socket that is connected elsewhere takes datagrams from its peer only.
+        if let Some(other) = target.as_ref().and_then(|t| t.peer())
+            && !Rc::ptr_eq(&other, self)
+        {
+            return Err(Errno::EPERM);
+        }
+        let queue = target.as_ref().map_or_else(|| Rc::clone(&self.queue), |t| Rc::clone(&t.queue));
+        let from = Some(self.local_address());
+        self.wait(nonblocking, self.send_deadline(), &queue, || {
+            self.try_deliver(&bytes, passed, target.clone(), from.clone()).transpose()
+        })
+    }
+
+    /// UDP never waits: what does not fit is lost.
+    fn send_udp(self: &Rc<Self>, bytes: &[u8], to: Option<&Address>) -> Result<usize> {
+        if let Some(error) = self.take_error() {
+            return Err(error);
+        }
+        let to = match to {
+            Some(Address::Inet(address)) => *address,
+            Some(_) => return Err(Errno::EAFNOSUPPORT),
+            None => self.remote_inet().ok_or(Errno::EDESTADDRREQ)?,
+        };
+        match inet::datagram_target(self, to)? {
+            Some((target, source)) if self.send_room(&target) >= bytes.len().max(1) && !target.read_ended.get() => {
+                target.incoming.push(Message::new(bytes.to_vec(), Some(Address::Inet(source)), Vec::new(), None));
+                target.queue.wake(Events::READABLE);
+            }
+            // What does not fit is lost.
+            Some(_) => {}
+            // ICMP port unreachable reaches a connected socket.
+            None if self.remote_inet().is_some() => {
+                self.error.set(Some(Errno::ECONNREFUSED));
+                self.queue.wake_all(Events::ERR | Events::READABLE);
+            }
+            None => {}
+        }
+        Ok(bytes.len())
+    }
+}

@@ -1,0 +1,80 @@
+//! Unix sockets (unix(7)): names, and who connects to whom.
+
+use super::address::{Address, UnixName};
+use super::bound;
+use super::socket::{Kind, Socket, State, sender};
+use crate::errno::{Errno, Result};
+use crate::wait::Events;
+use alloc::rc::Rc;
+
+pub(super) fn bind(socket: &Rc<Socket>, name: &UnixName) -> Result<()> {
+    if socket.local_address() != Address::Unix(UnixName::Unnamed) {
+        return Err(Errno::EINVAL);
+    }
+    let name = match name {
+        UnixName::Unnamed => bound::autobind(socket)?,
+        UnixName::Abstract(text) => {
+            bound::bind_abstract(socket, text)?;
+            name.clone()
+        }
+        UnixName::Path(path) => {
+            super::path::bind(socket, path)?;
+            name.clone()
+        }
+    };
+    *socket.local.borrow_mut() = Address::Unix(name);
+    Ok(())
+}
+
+/// The socket that has a name.
+///
+/// # Errors
+/// ECONNREFUSED if nobody has it; the path's errors.
+pub(super) fn find(name: &UnixName) -> Result<Rc<Socket>> {
+    match name {
+        UnixName::Unnamed => Err(Errno::EINVAL),
+        UnixName::Abstract(text) => bound::find_abstract(text).ok_or(Errno::ECONNREFUSED),
+        UnixName::Path(path) => super::path::find(path),
+    }
+}
+
+pub(super) fn connect(socket: &Rc<Socket>, name: &UnixName, nonblocking: bool) -> Result<()> {
+    let target = find(name)?;
+    if target.kind != socket.kind {
+        return Err(Errno::EPROTOTYPE);
+    }
+    if socket.kind == Kind::Datagram {
+        *socket.state.borrow_mut() = State::Connected(Rc::downgrade(&target));
+        *socket.remote.borrow_mut() = Some(target.local_address());
+        return Ok(());
+    }
+    if socket.is_connected() {
+        return Err(Errno::EISCONN);
+    }
+    let child = Socket::new(socket.family, socket.kind, 0)?;
+    *child.local.borrow_mut() = target.local_address();
+    *child.remote.borrow_mut() = Some(socket.local_address());
+    child.options.inherit(&target.options);
+    child.peer_sender.set(sender());
+    let deadline = socket.send_deadline();
+    let mut offered = Some(child);
+    socket.wait(nonblocking, deadline, &target.queue, || {
+        let child = offered.take()?;
+        // Joined before it is offered: who accepts it finds a whole connection.
+        match target.offer(Rc::clone(&child)) {
+            Ok(Some(())) => {
+                Socket::join(socket, &child);
+                Some(Ok(()))
+            }
+            Ok(None) => {
+                offered = Some(child);
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    })?;
+    *socket.remote.borrow_mut() = Some(target.local_address());
+    socket.peer_sender.set(target.peer_sender.get());
+    socket.queue.wake(Events::WRITABLE);
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! A system call of the running thread: number and arguments from its registers, the result into them.
+
+use super::{dispatch, trace};
+use crate::task::{current, signal};
+
+/// Performs the call.
+pub(crate) fn system_call() {
+    let thread = current();
+    let regs = thread.state.regs();
+    let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+    let number = regs.orig_rax;
+    let traced = dispatch::tracing();
+    if traced {
+        trace::enter(thread.tid(), number, args);
+    }
+    let result = dispatch::call(number, args);
+    if traced {
+        trace::leave(thread.tid(), &result);
+    }
+    if thread.state.take_replaced() {
+        return;
+    }
+    thread.state.set_result(match result {
+        Ok(value) => value,
+        Err(error) => {
+            if error.0 >= 512 {
+                // ERESTART...: what becomes of it depends on the signals.
+                signal::note_interrupted_call(&thread);
+            }
+            u64::from_ne_bytes(i64::from(-error.0).to_ne_bytes())
+        }
+    });
+}

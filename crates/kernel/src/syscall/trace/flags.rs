@@ -1,0 +1,125 @@
+//! Names of flags and constants.
+
+use alloc::string::String;
+use core::fmt::Write;
+use linux_raw_sys::{general as g, net, prctl};
+
+/// A table of names.
+pub(super) type Names = &'static [(&'static str, u64)];
+
+macro_rules! names {
+    ($module:ident: $($name:ident)*) => { &[$((stringify!($name), $module::$name as u64)),*] };
+}
+
+/// Flags joined by `|`; bits without a name in hexadecimal; `zero` where none is set.
+pub(super) fn bits(out: &mut String, value: u64, names: Names, zero: &str) {
+    let mut left = value;
+    let mut first = true;
+    for (name, bit) in names {
+        if *bit != 0 && left & bit == *bit {
+            left &= !bit;
+            let _ = write!(out, "{}{name}", if first { "" } else { "|" });
+            first = false;
+        }
+    }
+    if left != 0 {
+        let _ = write!(out, "{}{left:#x}", if first { "" } else { "|" });
+    } else if first {
+        out.push_str(zero);
+    }
+}
+
+/// One of several values.
+pub(super) fn one(out: &mut String, value: u64, names: Names) {
+    match names.iter().find(|(_, v)| *v == value) {
+        Some((name, _)) => out.push_str(name),
+        None => {
+            let _ = write!(out, "{value:#x}");
+        }
+    }
+}
+
+/// open(2), without the access mode.
+pub(super) const OPEN: Names = names!(g: O_CREAT O_EXCL O_NOCTTY O_TRUNC O_APPEND O_NONBLOCK O_SYNC O_DSYNC O_DIRECT O_LARGEFILE O_TMPFILE O_DIRECTORY O_NOFOLLOW O_NOATIME O_CLOEXEC O_PATH);
+pub(super) const AT: Names =
+    names!(g: AT_SYMLINK_NOFOLLOW AT_REMOVEDIR AT_SYMLINK_FOLLOW AT_NO_AUTOMOUNT AT_EMPTY_PATH);
+pub(super) const PROT: Names = names!(g: PROT_READ PROT_WRITE PROT_EXEC PROT_GROWSDOWN);
+pub(super) const MAP: Names = names!(g: MAP_SHARED MAP_PRIVATE MAP_FIXED MAP_ANONYMOUS MAP_32BIT MAP_GROWSDOWN MAP_DENYWRITE MAP_EXECUTABLE MAP_LOCKED MAP_NORESERVE MAP_POPULATE MAP_NONBLOCK MAP_STACK MAP_HUGETLB MAP_SYNC MAP_FIXED_NOREPLACE);
+pub(super) const MADV: Names = names!(g: MADV_NORMAL MADV_RANDOM MADV_SEQUENTIAL MADV_WILLNEED MADV_DONTNEED MADV_FREE MADV_REMOVE MADV_DONTFORK MADV_DOFORK MADV_MERGEABLE MADV_UNMERGEABLE MADV_HUGEPAGE MADV_NOHUGEPAGE MADV_DONTDUMP MADV_DODUMP MADV_WIPEONFORK MADV_KEEPONFORK MADV_COLD MADV_PAGEOUT MADV_POPULATE_READ MADV_POPULATE_WRITE MADV_COLLAPSE);
+pub(super) const CLONE: Names = names!(g: CLONE_VM CLONE_FS CLONE_FILES CLONE_SIGHAND CLONE_PIDFD CLONE_PTRACE CLONE_VFORK CLONE_PARENT CLONE_THREAD CLONE_NEWNS CLONE_SYSVSEM CLONE_SETTLS CLONE_PARENT_SETTID CLONE_CHILD_CLEARTID CLONE_UNTRACED CLONE_CHILD_SETTID CLONE_NEWCGROUP CLONE_NEWUTS CLONE_NEWIPC CLONE_NEWUSER CLONE_NEWPID CLONE_NEWNET CLONE_IO);
+pub(super) const FUTEX: Names = names!(g: FUTEX_WAIT FUTEX_WAKE FUTEX_FD FUTEX_REQUEUE FUTEX_CMP_REQUEUE FUTEX_WAKE_OP FUTEX_LOCK_PI FUTEX_UNLOCK_PI FUTEX_TRYLOCK_PI FUTEX_WAIT_BITSET FUTEX_WAKE_BITSET FUTEX_WAIT_REQUEUE_PI FUTEX_CMP_REQUEUE_PI FUTEX_LOCK_PI2);
+pub(super) const FUTEX_FLAGS: Names = names!(g: FUTEX_PRIVATE_FLAG FUTEX_CLOCK_REALTIME);
+pub(super) const CLOCK: Names = names!(g: CLOCK_REALTIME CLOCK_MONOTONIC CLOCK_PROCESS_CPUTIME_ID CLOCK_THREAD_CPUTIME_ID CLOCK_MONOTONIC_RAW CLOCK_REALTIME_COARSE CLOCK_MONOTONIC_COARSE CLOCK_BOOTTIME CLOCK_REALTIME_ALARM CLOCK_BOOTTIME_ALARM CLOCK_TAI);
+pub(super) const EPOLL_OP: Names = names!(g: EPOLL_CTL_ADD EPOLL_CTL_DEL EPOLL_CTL_MOD);
+pub(super) const EPOLL: Names = names!(g: EPOLLIN EPOLLPRI EPOLLOUT EPOLLERR EPOLLHUP EPOLLRDNORM EPOLLRDBAND EPOLLWRNORM EPOLLWRBAND EPOLLRDHUP EPOLLEXCLUSIVE EPOLLWAKEUP EPOLLONESHOT EPOLLET);
+pub(super) const POLL: Names =
+    names!(g: POLLIN POLLPRI POLLOUT POLLERR POLLHUP POLLNVAL POLLRDNORM POLLRDBAND POLLWRNORM POLLWRBAND POLLRDHUP);
+pub(super) const FCNTL: Names = names!(g: F_DUPFD F_GETFD F_SETFD F_GETFL F_SETFL F_GETLK F_SETLK F_SETLKW F_SETOWN F_GETOWN F_SETSIG F_GETSIG F_SETOWN_EX F_GETOWN_EX F_OFD_GETLK F_OFD_SETLK F_OFD_SETLKW F_DUPFD_CLOEXEC F_SETPIPE_SZ F_GETPIPE_SZ F_ADD_SEALS F_GET_SEALS);
+pub(super) const WHENCE: Names = names!(g: SEEK_SET SEEK_CUR SEEK_END SEEK_DATA SEEK_HOLE);
+pub(super) const WAIT: Names = names!(g: WNOHANG WUNTRACED WEXITED WCONTINUED WNOWAIT __WNOTHREAD __WALL __WCLONE);
+pub(super) const RESOURCE: Names = names!(g: RLIMIT_CPU RLIMIT_FSIZE RLIMIT_DATA RLIMIT_STACK RLIMIT_CORE RLIMIT_RSS RLIMIT_NPROC RLIMIT_NOFILE RLIMIT_MEMLOCK RLIMIT_AS RLIMIT_LOCKS RLIMIT_SIGPENDING RLIMIT_MSGQUEUE RLIMIT_NICE RLIMIT_RTPRIO RLIMIT_RTTIME);
+pub(super) const DOMAIN: Names = names!(net: AF_UNSPEC AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET AF_VSOCK);
+pub(super) const SOCKET_TYPE: &[(&str, u64)] =
+    &[("SOCK_STREAM", 1), ("SOCK_DGRAM", 2), ("SOCK_RAW", 3), ("SOCK_SEQPACKET", 5)];
+pub(super) const SOCKET_FLAGS: &[(&str, u64)] = &[("SOCK_NONBLOCK", 0o4000), ("SOCK_CLOEXEC", 0o2_000_000)];
+pub(super) const LEVEL: &[(&str, u64)] =
+    &[("SOL_IP", 0), ("SOL_SOCKET", 1), ("SOL_TCP", 6), ("SOL_UDP", 17), ("SOL_IPV6", 41)];
+pub(super) const MSG: &[(&str, u64)] = &[
+    ("MSG_OOB", 1),
+    ("MSG_PEEK", 2),
+    ("MSG_DONTROUTE", 4),
+    ("MSG_CTRUNC", 8),
+    ("MSG_TRUNC", 0x20),
+    ("MSG_DONTWAIT", 0x40),
+    ("MSG_EOR", 0x80),
+    ("MSG_WAITALL", 0x100),
+    ("MSG_NOSIGNAL", 0x4000),
+    ("MSG_MORE", 0x8000),
+    ("MSG_WAITFORONE", 0x10000),
+    ("MSG_CMSG_CLOEXEC", 0x4000_0000),
+];
+pub(super) const PRCTL: Names = names!(prctl: PR_SET_PDEATHSIG PR_GET_PDEATHSIG PR_GET_DUMPABLE PR_SET_DUMPABLE PR_GET_KEEPCAPS PR_SET_KEEPCAPS PR_SET_NAME PR_GET_NAME PR_GET_SECCOMP PR_SET_SECCOMP PR_CAPBSET_READ PR_CAPBSET_DROP PR_GET_SECUREBITS PR_SET_SECUREBITS PR_SET_TIMERSLACK PR_GET_TIMERSLACK PR_SET_MM PR_SET_CHILD_SUBREAPER PR_GET_CHILD_SUBREAPER PR_SET_NO_NEW_PRIVS PR_GET_NO_NEW_PRIVS PR_SET_THP_DISABLE PR_GET_THP_DISABLE PR_CAP_AMBIENT PR_SET_VMA);
+pub(super) const ARCH_PRCTL: &[(&str, u64)] = &[
+    ("ARCH_SET_GS", 0x1001),
+    ("ARCH_SET_FS", 0x1002),
+    ("ARCH_GET_FS", 0x1003),
+    ("ARCH_GET_GS", 0x1004),
+    ("ARCH_CET_STATUS", 0x3001),
+];
+pub(super) const IOCTL: Names = names!(ioctl: TCGETS TCSETS TCSETSW TCSETSF TIOCGWINSZ TIOCSWINSZ TIOCGPGRP TIOCSPGRP TIOCGSID TIOCSCTTY TIOCNOTTY TIOCGPTN TIOCSPTLCK TIOCGPTPEER FIONREAD FIONBIO FIOCLEX FIONCLEX FIOASYNC TCFLSH TCSBRK TCXONC TIOCPKT FICLONE);
+use linux_raw_sys::ioctl;
+
+/// SIGHUP is 1.
+pub(super) const SIGNALS: [&str; 31] = [
+    "SIGHUP",
+    "SIGINT",
+    "SIGQUIT",
+    "SIGILL",
+    "SIGTRAP",
+    "SIGABRT",
+    "SIGBUS",
+    "SIGFPE",
+    "SIGKILL",
+    "SIGUSR1",
+    "SIGSEGV",
+    "SIGUSR2",
+    "SIGPIPE",
+    "SIGALRM",
+    "SIGTERM",
+    "SIGSTKFLT",
+    "SIGCHLD",
+    "SIGCONT",
+    "SIGSTOP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGXCPU",
+    "SIGXFSZ",
+    "SIGVTALRM",
+    "SIGPROF",
+    "SIGWINCH",
+    "SIGIO",
+    "SIGPWR",
+    "SIGSYS",
+];

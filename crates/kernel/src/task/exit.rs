@@ -1,0 +1,252 @@
+//! How threads and processes end (exit(2), exit_group(2)), and what becomes of those they leave behind.
+//!
+//! A thread that shall end is marked ([`Thread::doom`]) and ends itself before it would next return to its program, from a
+//! frame that holds nothing: its kernel stack is never unwound.
+//!
+//! The first program is process 1, as in a container. The kernel stands in for what an init would do: orphans get process
+//! 1 as their parent (unless an ancestor is a PR_SET_CHILD_SUBREAPER), and the kernel reaps them when they end, unless
+//! process 1 is waiting for children at that moment or has declared itself a subreaper. Signals
+//! for which process 1 has no handler do not reach it, but for SIGKILL and SIGSTOP from outside. When it ends, the system
+//! is over.
+
+use super::process::Process;
+use super::sched;
+use super::session;
+use super::signal::{self, Origin, SIGCHLD, Signal, SignalInfo};
+use super::status::WaitStatus;
+use super::thread::Thread;
+use super::usage::Usage;
+use super::{current, futex, log, pid};
+use crate::mm::addr::UserAddr;
+use crate::mm::user;
+use crate::wait::Events;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::Cell;
+
+/// Nanoseconds of a clock tick (CLK_TCK is 100).
+pub const CLOCK_TICK_NS: u64 = 10_000_000;
+
+crate::global! {
+    static AFTER_INIT: Cell<Option<fn(WaitStatus) -> !>> = Cell::new(None);
+}
+
+/// Sets what is called when process 1 has ended.
+pub fn on_init_exit(over: fn(WaitStatus) -> !) {
+    AFTER_INIT.with(|hook| hook.set(Some(over)));
+}
+
+/// exit(2): the current thread ends before it returns to its program.
+pub fn exit_thread(code: u32) {
+    let me = current();
+    if me.is_leader() {
+        me.process.leader_exit.set(WaitStatus::exited(code));
+    }
+    me.doom();
+}
+
+/// Ends a process: all its threads before they return to their program. Only the first call's status counts.
+pub fn exit_group(process: &Rc<Process>, status: WaitStatus) {
+    if process.is_exiting() {
+        return;
+    }
+    process.group_exit.set(Some(status));
+    for thread in process.threads() {
+        thread.doom();
+    }
+}
+
+/// Last thing before a return to the program: ends the current thread if it shall. Callers up the stack hold nothing that
+/// needs a drop.
+pub fn leave_if_dying() {
+    if current().dying() {
+        end_current();
+        sched::retire();
+    }
+}
+
+fn end_current() {
+    let me = current();
+    sched::account();
+    release_memory(&me);
+    end_thread(&me);
+}
+
+/// Clears the thread's id in its memory (CLONE_CHILD_CLEARTID), where somebody shares the memory: else nobody could see it.
+pub(super) fn release_memory(me: &Rc<Thread>) {
+    futex::thread_exits();
+    let tid_at = me.clear_child_tid.replace(UserAddr::NULL);
+    let shared = me.process.thread_count() > 1 || me.process.space_is_shared();
+    if !tid_at.is_null() && shared {
+        // As on Linux, a bad address is the program's affair.
+        let _ = user::write(tid_at, &0u32);
+        let _ = futex::wake(tid_at, futex::Scope::Shared, 1, futex::MATCH_ANY);
+    }
+}
+
+/// Takes a thread out of its process; the last one ends the process.
+pub(super) fn end_thread(thread: &Rc<Thread>) {
+    let process = Rc::clone(&thread.process);
+    let last = process.thread_count() == 1;
+    close_files(thread);
+    drop(thread.set_fs(None));
+    process.ended_usage.set(process.ended_usage.get().plus(&Usage::of_thread(thread)));
+    if last {
+        process.uid.set(thread.creds().uid);
+        process.name.set(thread.name_bytes());
+    }
+    for child in process.children() {
+        if child.creator_tid.get() == thread.tid() {
+            parent_thread_ended(&child, &process, thread);
+        }
+    }
+    process.remove_thread(thread);
+    pid::remove_thread(thread.tid());
+    signal::thread_gone(thread);
+    if last {
+        end_process(&process);
+    } else {
+        // execve(2) waits for the others to be gone.
+        process.own_events.wake_all(Events::empty());
+    }
+}
+
+/// PR_SET_PDEATHSIG is about the thread that created the child.
+fn parent_thread_ended(child: &Rc<Process>, process: &Process, thread: &Rc<Thread>) {
+    if let Some(heir) = process.threads().iter().find(|t| !Rc::ptr_eq(t, thread)) {
+        child.creator_tid.set(heir.tid());
+    }
+    let signals: Vec<Signal> = child.threads().iter().filter_map(|t| t.parent_death_signal.get()).collect();
+    for signal in signals {
+        // A standard signal from the kernel always finds room; of a real-time one a lost one is Linux's behaviour, too.
+        let _ = signal::send_to_process(child, SignalInfo::kernel(signal), Origin::Outside);
+    }
+}
+
+/// Gives up the thread's descriptors; the last of those who share them closes them.
+pub(super) fn close_files(thread: &Thread) {
+    let Some(files) = thread.set_files(None) else { return };
+    if Rc::strong_count(&files) == 1 {
+        for file in files.drain(0, usize::MAX, |_| true) {
+            file.ops.closed(&file);
+        }
+    }
+}
+
+fn end_process(process: &Rc<Process>) {
+    process.release_vfork();
+    process.timers.clear();
+    release_space(process);
+    process.set_executable(None);
+    let group = process.group();
+    if group.session().is_leader(process) {
+        group.session().release_terminal();
+    }
+    let status = process.group_exit.get().unwrap_or(process.leader_exit.get());
+    process.ended.set(Some(status));
+    if process.pid() == 1
+        && let Some(over) = AFTER_INIT.with(Cell::get)
+    {
+        over(status);
+    }
+    leave_children(process);
+    session::signal_if_orphaned(process, process.parent().as_deref());
+    process.own_events.wake_all(Events::IN);
+    announce(process);
+}
+
+fn leave_children(process: &Rc<Process>) {
+    let children = process.take_children();
+    if children.is_empty() {
+        return;
+    }
+    let Some(reaper) = find_reaper(process) else { return };
+    for child in &children {
+        child.set_parent(&reaper);
+        child.exit_signal.set(Some(SIGCHLD));
+        child.adopted.set(reaper.pid() == 1 && !reaper.child_subreaper.get());
+        reaper.add_child(child);
+    }
+    for child in &children {
+        session::signal_if_orphaned(child, Some(process));
+        if !child.is_alive() {
+            announce(child);
+        }
+    }
+}
+
+/// The nearest ancestor that is a subreaper, else process 1.
+fn find_reaper(process: &Process) -> Option<Rc<Process>> {
+    let mut ancestor = process.parent();
+    while let Some(candidate) = ancestor {
+        if candidate.is_alive() && (candidate.child_subreaper.get() || candidate.pid() == 1) {
+            return Some(candidate);
+        }
+        ancestor = candidate.parent();
+    }
+    None
+}
+
+/// Tells the parent that the process has ended; where nobody wants to know, it vanishes at once.
+fn announce(process: &Rc<Process>) {
+    let (Some(parent), Some(status)) = (process.parent(), process.ended()) else { return };
+    if process.adopted.get() && parent.child_events.is_empty() {
+        reap(&parent, process);
+        return;
+    }
+    let (code, value) = status.code_and_status();
+    let usage = Usage::of_process(process);
+    let ticks = |ns| ns / CLOCK_TICK_NS;
+    let info =
+        SignalInfo::child(code, process.pid(), process.uid(), value, ticks(usage.user_ns), ticks(usage.system_ns));
+    if signal::child_exited(&parent, process.exit_signal(), info) {
+        reap(&parent, process);
+    }
+    parent.child_events.wake_all(Events::IN);
+}
+
+/// Gives up the address space; the last process in it empties it, although the processor may use it until the next switch.
+pub(super) fn release_space(process: &Process) {
+    let shared = process.space_is_shared();
+    if let Some(space) = process.set_space(None)
+        && !shared
+    {
+        process.note_memory(&space);
+        space.clear();
+    }
+}
+
+/// Takes a zombie out of all tables.
+pub(super) fn reap(parent: &Process, process: &Rc<Process>) {
+    session::leave(process);
+    pid::remove_process(process.pid());
+    parent.remove_child(process);
+}
+
+/// Ends the process that uses most memory, which has none left: called where a page can't be had. The process that asked is
+/// as good as any other for the score. Returns once a victim has been marked; the caller's thread may be of it.
+pub fn oom_kill() {
+    let victim = pid::processes()
+        .into_iter()
+        .filter(|process| process.is_alive() && process.oom_score_adj.get() > -1000)
+        .filter_map(|process| Some((oom_score(&process)?, process)))
+        .max_by_key(|(score, process)| (*score, process.pid()));
+    let victim = victim.map_or_else(|| Rc::clone(&current().process), |(_, process)| process);
+    let resident_kib = victim.try_space().map_or(0, |space| space.resident_bytes() / 1024);
+    log::message(format_args!(
+        "Out of memory: Killed process {} ({}) total-rss:{resident_kib}kB",
+        victim.pid(),
+        victim.name().escape_ascii(),
+    ));
+    exit_group(&victim, WaitStatus::signaled(signal::SIGKILL.number(), false));
+}
+
+/// Resident bytes, shifted by thousandths of the memory limit; `None` for what can't give any memory back.
+fn oom_score(process: &Process) -> Option<i64> {
+    let space = process.try_space()?;
+    if process.is_exiting() {
+        return None;
+    }
+    let total = crate::mm::frame::usage().limit_bytes as i64;
+    Some(space.resident_bytes() as i64 + total / 1000 * i64::from(process.oom_score_adj.get()))
+}

@@ -1,0 +1,502 @@
+//! One run, from the VM process's start to its end: a loop over descriptors that never blocks anywhere else.
+//!
+//! Memory is bounded: the VM process may have a window of bytes outstanding on each output stream, and gets more only
+//! for what was written; while trace text waits, nothing is received; what is to be sent is state, not a queue.
+
+use super::signals::Signals;
+use super::sink::Sink;
+use super::terminal::{self, Terminal};
+use crate::cli::RunOptions;
+use crate::error::{Failure, printable};
+use crate::flow::{Ledger, Violation};
+use crate::link::{MESSAGE_MAX_BYTES, Message, receive, report, split_frame};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use std::io::{ErrorKind, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+use torpor_abi::frame::{Header, INITIAL_WINDOW_BYTES, MAX_PAYLOAD_BYTES, kind, stream};
+
+/// Bytes written are handed back in portions, since each wakes the guest.
+const CREDIT_PORTION_BYTES: u32 = INITIAL_WINDOW_BYTES / 2;
+/// No more is received while so much trace text waits for its reader.
+const TRACE_QUEUE_MAX_BYTES: usize = 256 << 10;
+/// So many requests to end within [`FORCE_WITHIN`] end the VM, whatever the guest does.
+const FORCE_COUNT: usize = 3;
+const FORCE_WITHIN: Duration = Duration::from_secs(1);
+/// Ctrl-], as systemd-nspawn(1) has it.
+const FORCE_KEY: u8 = 0x1d;
+
+/// An output stream of the guest and where it goes.
+struct Output {
+    number: u32,
+    /// None once there is no one to write to, or nothing more to write.
+    sink: Option<Sink>,
+    /// Written, and not handed back yet.
+    credit_bytes: u32,
+    /// The guest has said that nothing more comes.
+    finished: bool,
+    /// The guest is to be told that the reader is gone.
+    report_gone: bool,
+}
+
+/// How the VM process said that it ended.
+type Outcome = Result<u8, Failure>;
+
+/// See the module's text.
+pub(super) struct Session {
+    link: OwnedFd,
+    /// None once it has been waited for.
+    child: Option<Pid>,
+    signals: Signals,
+    tty: bool,
+    /// Standard input in raw mode, with `-it`.
+    terminal: Option<Terminal>,
+    ledger: Ledger,
+    outgoing: Message,
+    outputs: Vec<Output>,
+    trace: Option<Sink>,
+    /// The trace goes to a terminal in raw mode, where a line needs a carriage return.
+    raw_trace: bool,
+    /// Standard input is connected and has not ended.
+    stdin_open: bool,
+    stdin_ended: bool,
+    pending_signals: Vec<Signal>,
+    window_changed: bool,
+    force_requests: Vec<Instant>,
+    outcome: Option<Outcome>,
+}
+
+impl Session {
+    /// For a VM process `child` at the other end of `link`.
+    pub(super) fn new(
+        link: OwnedFd,
+        child: Pid,
+        signals: Signals,
+        options: &RunOptions,
+        terminal: Option<Terminal>,
+        trace: Option<std::fs::File>,
+    ) -> Self {
+        let tty = options.tty;
+        let output = |number, sink: Option<Sink>| Output {
+            number,
+            report_gone: sink.is_none(),
+            sink,
+            credit_bytes: 0,
+            finished: false,
+        };
+        let stdout = Sink::of(rustix::stdio::stdout());
+        let outputs = if tty {
+            vec![output(stream::STDIN, stdout)]
+        } else {
+            vec![output(stream::STDOUT, stdout), output(stream::STDERR, Sink::of(rustix::stdio::stderr()))]
+        };
+        Self {
+            link,
+            child: Some(child),
+            signals,
+            tty,
+            terminal,
+            ledger: Ledger::new(tty),
+            outgoing: Message::default(),
+            outputs,
+            raw_trace: terminal_output(trace.is_none(), options),
+            trace: trace.map_or_else(|| Sink::of(rustix::stdio::stderr()), |file| Some(Sink::new(file.into()))),
+            stdin_open: options.interactive,
+            stdin_ended: false,
+            pending_signals: Vec::new(),
+            window_changed: false,
+            force_requests: Vec::new(),
+            outcome: None,
+        }
+    }
+
+    /// Runs to the end: all output is written, the VM process is gone.
+    pub(super) fn run(mut self) -> Outcome {
+        let mut buffer = vec![0; MESSAGE_MAX_BYTES];
+        let outcome = loop {
+            self.send();
+            if self.is_drained()
+                && let Some(outcome) = self.outcome.take()
+            {
+                break outcome;
+            }
+            self.wait(&mut buffer);
+        };
+        if let Some(child) = self.child {
+            // It has ended, or is no longer wanted.
+            let _ = kill_process(child, Signal::KILL);
+            self.reap();
+        }
+        drop(self.terminal.take());
+        outcome
+    }
+
+    fn is_drained(&self) -> bool {
+        self.outputs.iter().filter_map(|output| output.sink.as_ref()).chain(&self.trace).all(|sink| sink.len() == 0)
+    }
+
+    /// Waits for anything to happen and deals with it.
+    fn wait(&mut self, buffer: &mut [u8]) {
+        let trace_waits = self.trace.as_ref().is_some_and(|sink| sink.len() > TRACE_QUEUE_MAX_BYTES);
+        let reads_stdin = self.stdin_open && self.outgoing.is_empty() && self.ledger.stdin_free_bytes() > 0;
+        let mut link_events = PollFlags::empty();
+        link_events.set(PollFlags::IN, !trace_waits);
+        link_events.set(PollFlags::OUT, !self.outgoing.is_empty());
+        let mut descriptors = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        let running = self.outcome.is_none();
+        if running {
+            descriptors.push(PollFd::from_borrowed_fd(self.link.as_fd(), link_events));
+        }
+        let sinks_from = descriptors.len();
+        for sink in self.outputs.iter().filter_map(|output| output.sink.as_ref()).chain(&self.trace) {
+            let events = if sink.len() > 0 { PollFlags::OUT } else { PollFlags::empty() };
+            descriptors.push(PollFd::from_borrowed_fd(sink.as_fd(), events));
+        }
+        if reads_stdin {
+            descriptors.push(PollFd::from_borrowed_fd(rustix::stdio::stdin(), PollFlags::IN));
+        }
+        match poll(&mut descriptors, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                self.end(Err(Failure::new(format!("poll: {}", std::io::Error::from(error)))));
+                return;
+            }
+        }
+        let ready: Vec<PollFlags> = descriptors.iter().map(PollFd::revents).collect();
+        drop(descriptors);
+        if ready[0].contains(PollFlags::IN) {
+            self.take_signals();
+        }
+        let mut sink_events = ready[sinks_from..].iter().copied();
+        for at in 0..self.outputs.len() {
+            if self.outputs[at].sink.is_some() {
+                let events = sink_events.next().unwrap_or(PollFlags::empty());
+                self.outputs[at].serve(events);
+            }
+        }
+        if self.trace.is_some() {
+            let events = sink_events.next().unwrap_or(PollFlags::empty());
+            if events.intersects(PollFlags::ERR | PollFlags::HUP) {
+                self.trace = None;
+            } else if !events.is_empty() {
+                flush_trace(&mut self.trace);
+            }
+        }
+        if reads_stdin && sink_events.next().is_some_and(|events| !events.is_empty()) {
+            self.read_stdin(buffer);
+        }
+        if running && ready[1].intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && !trace_waits {
+            self.receive(buffer);
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        if self.outcome.is_none() {
+            self.outcome = Some(outcome);
+        }
+    }
+
+    /// Ends the run now: what was not written yet is dropped.
+    fn abort(&mut self, outcome: Outcome) {
+        for output in &mut self.outputs {
+            output.sink = None;
+        }
+        self.trace = None;
+        self.outcome = Some(outcome);
+    }
+
+    fn take_signals(&mut self) {
+        while let Some(signal) = self.signals.next() {
+            if signal == Signal::WINCH {
+                self.window_changed = self.tty;
+                continue;
+            }
+            if signal == Signal::TSTP {
+                // SAFETY: stops this process until it is continued.
+                let stop = || unsafe {
+                    libc::raise(libc::SIGSTOP);
+                };
+                match &self.terminal {
+                    Some(terminal) => terminal.lend(stop),
+                    None => stop(),
+                }
+                self.window_changed = self.tty;
+                continue;
+            }
+            if matches!(signal, Signal::INT | Signal::TERM) && (self.outcome.is_some() || self.forced(FORCE_COUNT)) {
+                let status = 128 + u8::try_from(signal.as_raw()).unwrap_or(0);
+                self.abort(Ok(status));
+                return;
+            }
+            if !self.pending_signals.contains(&signal) {
+                self.pending_signals.push(signal);
+            }
+        }
+    }
+
+    /// Notes a request to end; true where it is the last of `count` in a short time.
+    fn forced(&mut self, count: usize) -> bool {
+        let now = Instant::now();
+        self.force_requests.retain(|&then| now.duration_since(then) <= FORCE_WITHIN);
+        self.force_requests.push(now);
+        self.force_requests.len() >= count
+    }
+
+    fn read_stdin(&mut self, buffer: &mut [u8]) {
+        let room = self.ledger.stdin_free_bytes().min(MAX_PAYLOAD_BYTES) as usize;
+        match rustix::io::read(rustix::stdio::stdin(), &mut buffer[..room]) {
+            Ok(len) if len > 0 => {
+                let bytes = &buffer[..len];
+                let len = u32::try_from(len).expect("at most MAX_PAYLOAD_BYTES");
+                self.push(Header { stream: stream::STDIN, kind: kind::DATA, len, argument: 0 }, bytes);
+                if self.tty {
+                    for _ in bytes.iter().filter(|&&byte| byte == FORCE_KEY) {
+                        if self.forced(FORCE_COUNT) {
+                            let status = 128 + u8::try_from(Signal::KILL.as_raw()).unwrap_or(0);
+                            self.abort(Ok(status));
+                        }
+                    }
+                }
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // The end; or an error (a terminal that has hung up), after which nothing comes either.
+            Ok(_) | Err(_) => {
+                self.stdin_open = false;
+                self.stdin_ended = true;
+            }
+        }
+    }
+
+    /// Appends a frame to what is to be sent.
+    fn push(&mut self, header: Header, payload: &[u8]) {
+        if let Err(violation) = self.ledger.to_guest(&header) {
+            unreachable!("the broker keeps to the protocol: {violation}");
+        }
+        self.outgoing.push(&header, payload);
+    }
+
+    /// Sends what there is to say, as far as the VM process takes it.
+    fn send(&mut self) {
+        if self.outcome.is_some() {
+            return;
+        }
+        let control = |kind, argument| Header { stream: stream::CONTROL, kind, len: 0, argument };
+        if self.outgoing.is_empty() || self.outgoing.fits(0) {
+            for signal in std::mem::take(&mut self.pending_signals) {
+                self.push(control(kind::SIGNAL, signal.as_raw().cast_unsigned()), &[]);
+            }
+            if std::mem::take(&mut self.window_changed) {
+                let (rows, columns) = terminal::size();
+                self.push(control(kind::WINSIZE, u32::from(rows) << 16 | u32::from(columns)), &[]);
+            }
+            if std::mem::take(&mut self.stdin_ended) {
+                self.push(Header { stream: stream::STDIN, kind: kind::SHUTDOWN, len: 0, argument: 0 }, &[]);
+            }
+            for at in 0..self.outputs.len() {
+                let output = &mut self.outputs[at];
+                let number = output.number;
+                if output.credit_bytes >= CREDIT_PORTION_BYTES {
+                    let argument = std::mem::take(&mut output.credit_bytes);
+                    self.push(Header { stream: number, kind: kind::CREDIT, len: 0, argument }, &[]);
+                } else if std::mem::take(&mut output.report_gone) {
+                    if self.tty {
+                        // A terminal that is gone is a hangup.
+                        self.push(control(kind::SIGNAL, Signal::HUP.as_raw().cast_unsigned()), &[]);
+                    }
+                    self.push(Header { stream: number, kind: kind::SHUTDOWN, len: 0, argument: 0 }, &[]);
+                }
+            }
+        }
+        if !self.outgoing.is_empty() {
+            match self.outgoing.send(&self.link) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                // The VM process has ended; its last words are still to be received.
+                Err(_) => self.outgoing = Message::default(),
+            }
+        }
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) {
+        // Not for ever: signals and sinks get their turn.
+        for _ in 0..16 {
+            match receive(&self.link, buffer) {
+                Ok(0) => {
+                    let failure = self.died();
+                    return self.end(Err(failure));
+                }
+                Ok(len) => {
+                    if let Err(violation) = self.take_frames(&buffer[..len]) {
+                        let text = format!("the VM process broke the protocol: {violation}");
+                        return self.end(Err(Failure::new(text)));
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => return self.end(Err(Failure::new(format!("receiving from the VM process: {error}")))),
+            }
+            let trace_waits = self.trace.as_ref().is_some_and(|sink| sink.len() > TRACE_QUEUE_MAX_BYTES);
+            if trace_waits || self.outcome.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn take_frames(&mut self, mut message: &[u8]) -> Result<(), Violation> {
+        while !message.is_empty() && self.outcome.is_none() {
+            let (header, payload, rest) = split_frame(message)?;
+            message = rest;
+            if header.stream == stream::CONTROL && header.kind >= report::EXITED {
+                self.take_report(&header, payload)?;
+                continue;
+            }
+            self.ledger.from_guest(&header)?;
+            match (header.stream, header.kind) {
+                (stream::TRACE, kind::DATA) => {
+                    if let Some(trace) = &mut self.trace {
+                        for line in payload.split_inclusive(|&byte| byte == b'\n') {
+                            match line.strip_suffix(b"\n") {
+                                Some(text) if self.raw_trace => {
+                                    trace.push(text);
+                                    trace.push(b"\r\n");
+                                }
+                                _ => trace.push(line),
+                            }
+                        }
+                    }
+                    flush_trace(&mut self.trace);
+                }
+                (number, kind::DATA | kind::SHUTDOWN) => {
+                    let output = self.outputs.iter_mut().find(|output| output.number == number);
+                    let output = output.expect("the ledger knows the output streams");
+                    output.take(&header, payload);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn take_report(&mut self, header: &Header, payload: &[u8]) -> Result<(), Violation> {
+        let text = printable(payload);
+        match header.kind {
+            report::EXITED => self.end(Ok(exit_status(header.argument))),
+            report::START_FAILED => self.end(Err(Failure::start(header.argument.cast_signed(), text))),
+            report::FAILED => self.end(Err(Failure::new(text))),
+            report::DEBUG => {
+                let _ = writeln!(std::io::stderr(), "torpor-vmm: {text}");
+            }
+            kind => return Err(Violation::Kind { stream: header.stream, kind }),
+        }
+        Ok(())
+    }
+
+    /// Why the VM process ended without a word.
+    fn died(&mut self) -> Failure {
+        Failure::new(match self.reap() {
+            Some(status) => match (status.terminating_signal(), status.exit_status()) {
+                (Some(9), _) => {
+                    "the VM process was killed (signal 9), perhaps because the host is out of memory".to_owned()
+                }
+                (Some(signal), _) => format!("the VM process was ended by signal {signal}"),
+                (None, status) => format!("the VM process ended by itself, with status {}", status.unwrap_or(-1)),
+            },
+            None => "the VM process is gone".to_owned(),
+        })
+    }
+
+    /// Waits for the VM process to end.
+    fn reap(&mut self) -> Option<WaitStatus> {
+        let child = self.child.take()?;
+        loop {
+            match waitpid(Some(child), WaitOptions::empty()) {
+                Err(Errno::INTR) => {}
+                result => return result.ok().flatten().map(|(_, status)| status),
+            }
+        }
+    }
+}
+
+impl Output {
+    /// A frame of the guest for this stream.
+    fn take(&mut self, header: &Header, payload: &[u8]) {
+        if let Some(sink) = &mut self.sink {
+            sink.push(payload);
+        }
+        self.finished |= header.kind == kind::SHUTDOWN;
+        self.flush();
+    }
+
+    /// What poll(2) says about the sink.
+    fn serve(&mut self, events: PollFlags) {
+        let waiting = self.sink.as_ref().is_some_and(|sink| sink.len() > 0);
+        if waiting && !events.is_empty() {
+            self.flush();
+        } else if events.intersects(PollFlags::ERR | PollFlags::HUP) {
+            self.lose();
+        }
+    }
+
+    fn flush(&mut self) {
+        let Some(sink) = &mut self.sink else { return };
+        match sink.flush() {
+            Ok(written) => {
+                self.credit_bytes += u32::try_from(written).expect("bounded by the window");
+                if self.finished && sink.len() == 0 {
+                    self.close();
+                }
+            }
+            Err(_) => self.lose(),
+        }
+    }
+
+    /// The reader is gone.
+    fn lose(&mut self) {
+        self.report_gone = !self.finished;
+        self.close();
+    }
+
+    /// Closes the descriptor for good: whoever reads from a pipe sees its end.
+    fn close(&mut self) {
+        self.sink = None;
+        let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") else { return };
+        // The standard descriptor itself; its number must not be given out again.
+        let _ = match self.number {
+            stream::STDERR => rustix::stdio::dup2_stderr(&null),
+            _ => rustix::stdio::dup2_stdout(&null),
+        };
+    }
+}
+
+/// Whether text for standard error reaches a terminal that is in raw mode.
+fn terminal_output(to_stderr: bool, options: &RunOptions) -> bool {
+    to_stderr && options.tty && options.interactive && rustix::termios::isatty(rustix::stdio::stderr())
+}
+
+/// A trace that nobody reads any more is dropped; it is no reason to end the program.
+fn flush_trace(trace: &mut Option<Sink>) {
+    if trace.as_mut().is_some_and(|sink| sink.flush().is_err()) {
+        *trace = None;
+    }
+}
+
+/// A shell's exit status for a wait status (wait(2)).
+fn exit_status(wait_status: u32) -> u8 {
+    let status = wait_status.cast_signed();
+    let code = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+    u8::try_from(code).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wait_statuses_become_exit_statuses() {
+        assert_eq!(exit_status(0), 0);
+        assert_eq!(exit_status(3 << 8), 3);
+        assert_eq!(exit_status(9), 137);
+        assert_eq!(exit_status(0x80 | 11), 139);
+    }
+}

@@ -1,0 +1,178 @@
+//! The boot information area ([`torpor_abi::boot`]).
+
+use super::memory::bytes_of;
+use crate::error::Failure;
+use torpor_abi::boot::{BootInfo, MAGIC, Span, VERSION};
+use torpor_abi::layout::BOOT_INFO_MAX_BYTES;
+
+/// What the broker says about the program; the rest of [`BootInfo`] is the VM process's to know.
+#[derive(Debug, Default, Clone)]
+pub struct Program {
+    /// Of [`torpor_abi::boot::flags`].
+    pub flags: u32,
+    /// Rows and columns of the terminal.
+    pub terminal_size: (u16, u16),
+    /// Program and arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// `K=V`.
+    pub envp: Vec<Vec<u8>>,
+    /// Empty for `/`.
+    pub workdir: Vec<u8>,
+    /// Empty for root.
+    pub user: Vec<u8>,
+    /// Host name and instance name.
+    pub hostname: String,
+    /// The instance's.
+    pub uuid: [u8; 16],
+}
+
+/// What the VM process adds.
+#[derive(Debug)]
+pub struct Machine {
+    /// See [`BootInfo`].
+    pub ram_bytes: u64,
+    /// See [`BootInfo`].
+    pub memory_limit_bytes: u64,
+    /// See [`BootInfo`].
+    pub image_bytes: u64,
+    /// See [`BootInfo`].
+    pub kernel_end_gpa: u64,
+    /// See [`BootInfo`].
+    pub pml4_gpa: u64,
+    /// See [`BootInfo`].
+    pub xcr0: u64,
+    /// See [`BootInfo`].
+    pub tsc_hz: u64,
+    /// See [`BootInfo`].
+    pub seed: [u8; 64],
+}
+
+/// The strings behind the fixed part.
+struct Strings {
+    bytes: Vec<u8>,
+}
+
+impl Strings {
+    fn span(&mut self, parts: &[&[u8]], terminated: bool) -> Span {
+        let start = self.bytes.len();
+        for part in parts {
+            self.bytes.extend_from_slice(part);
+            if terminated {
+                self.bytes.push(0);
+            }
+        }
+        // `check_size` bounds the sum; what does not fit is never encoded.
+        let word = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        Span { offset: word(size_of::<BootInfo>() + start), len: word(self.bytes.len() - start) }
+    }
+}
+
+/// Refuses what would not fit, before anything is started.
+///
+/// # Errors
+/// A [`Failure`] that says by how much.
+pub fn check_size(program: &Program) -> Result<(), Failure> {
+    let strings = |list: &[Vec<u8>]| list.iter().map(|s| s.len() + 1).sum::<usize>();
+    let all = strings(&program.argv)
+        + strings(&program.envp)
+        + program.workdir.len()
+        + program.user.len()
+        + program.hostname.len();
+    let room = usize::try_from(BOOT_INFO_MAX_BYTES).expect("64 KiB") - size_of::<BootInfo>();
+    if all > room {
+        return Err(Failure::new(format!(
+            "arguments and environment take {all} bytes, of {room} that there are: pass large data through standard \
+             input or the image"
+        )));
+    }
+    Ok(())
+}
+
+/// The whole area, for [`torpor_abi::layout::BOOT_INFO_GPA`].
+#[must_use]
+pub fn encode(program: &Program, machine: &Machine) -> Vec<u8> {
+    let mut strings = Strings { bytes: Vec::new() };
+    let argv: Vec<&[u8]> = program.argv.iter().map(Vec::as_slice).collect();
+    let envp: Vec<&[u8]> = program.envp.iter().map(Vec::as_slice).collect();
+    let info = BootInfo {
+        magic: MAGIC,
+        version: VERSION,
+        flags: program.flags,
+        ram_bytes: machine.ram_bytes,
+        memory_limit_bytes: machine.memory_limit_bytes,
+        image_bytes: machine.image_bytes,
+        kernel_end_gpa: machine.kernel_end_gpa,
+        pml4_gpa: machine.pml4_gpa,
+        xcr0: machine.xcr0,
+        tsc_hz: machine.tsc_hz,
+        seed: machine.seed,
+        uuid: program.uuid,
+        generation: 0,
+        rows: program.terminal_size.0,
+        cols: program.terminal_size.1,
+        argc: u32::try_from(argv.len()).expect("bounded by check_size"),
+        envc: u32::try_from(envp.len()).expect("bounded by check_size"),
+        uid: 0,
+        gid: 0,
+        reserved: 0,
+        argv: strings.span(&argv, true),
+        envp: strings.span(&envp, true),
+        workdir: strings.span(&[&program.workdir], false),
+        user: strings.span(&[&program.user], false),
+        hostname: strings.span(&[program.hostname.as_bytes()], false),
+    };
+    let mut area = bytes_of(&info).to_vec();
+    area.extend_from_slice(&strings.bytes);
+    area
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::offset_of;
+
+    fn machine() -> Machine {
+        Machine {
+            ram_bytes: 1,
+            memory_limit_bytes: 2,
+            image_bytes: 3,
+            kernel_end_gpa: 4,
+            pml4_gpa: 5,
+            xcr0: 7,
+            tsc_hz: 8,
+            seed: [9; 64],
+        }
+    }
+
+    #[test]
+    fn strings_lie_where_the_spans_say() {
+        let program = Program {
+            argv: vec![b"sh".into(), b"-c".into(), vec![]],
+            envp: vec![b"A=1".into()],
+            workdir: b"/tmp".into(),
+            hostname: "h".into(),
+            ..Program::default()
+        };
+        check_size(&program).expect("small");
+        let area = encode(&program, &machine());
+        let span = |at: usize| {
+            let word = |at: usize| u32::from_le_bytes(area[at..at + 4].try_into().expect("four bytes")) as usize;
+            &area[word(at)..word(at) + word(at + 4)]
+        };
+        assert_eq!(span(offset_of!(BootInfo, argv)), b"sh\0-c\0\0");
+        assert_eq!(span(offset_of!(BootInfo, envp)), b"A=1\0");
+        assert_eq!(span(offset_of!(BootInfo, workdir)), b"/tmp");
+        assert_eq!(span(offset_of!(BootInfo, user)), b"");
+        assert_eq!(span(offset_of!(BootInfo, hostname)), b"h");
+    }
+
+    #[test]
+    fn the_largest_that_passes_fits() {
+        let room = usize::try_from(BOOT_INFO_MAX_BYTES).expect("64 KiB") - size_of::<BootInfo>();
+        let mut program = Program { argv: vec![vec![b'x'; room - 1]], ..Program::default() };
+        check_size(&program).expect("just fits");
+        assert_eq!(encode(&program, &machine()).len() as u64, BOOT_INFO_MAX_BYTES);
+        program.hostname = "h".into();
+        assert!(check_size(&program).is_err());
+    }
+}

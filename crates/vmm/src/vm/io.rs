@@ -1,0 +1,148 @@
+//! The thread that moves frames between the guest's rings and the broker, and keeps the timer.
+
+use super::{End, Fatal, Machine};
+use crate::link::{MESSAGE_MAX_BYTES, receive, split_frame};
+use crate::vm::rings::ReceiveRing;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::Ordering;
+
+/// While the guest runs its memory is measured this often; an idle guest takes none.
+const RESIDENT_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// A message of the broker, as far as the guest's ring had no room for it yet.
+struct Inbox {
+    ring: ReceiveRing,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+/// Runs until the process ends.
+pub(super) fn run(machine: &'static Machine) -> ! {
+    let fatal = match serve(machine) {
+        Ok(never) => never,
+        Err(fatal) => fatal,
+    };
+    machine.finish(End::Failed(fatal.to_string()))
+}
+
+fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
+    // SAFETY: the eventfd lives in the machine, as long as this function runs.
+    let notify = unsafe { BorrowedFd::borrow_raw(machine.notify.as_raw_fd()) };
+    let mut inbox = Inbox { ring: ReceiveRing::default(), buffer: vec![0; MESSAGE_MAX_BYTES], start: 0, end: 0 };
+    let mut behind = false;
+    loop {
+        let mut link_events = PollFlags::empty();
+        link_events.set(PollFlags::IN, inbox.start == inbox.end);
+        link_events.set(PollFlags::OUT, behind);
+        let mut descriptors = [
+            PollFd::new(&machine.link, link_events),
+            PollFd::from_borrowed_fd(notify, PollFlags::IN),
+            PollFd::from_borrowed_fd(machine.timer.descriptor(), PollFlags::IN),
+        ];
+        // An idle guest with an event pending is about to run.
+        let sleeps = machine.kicker.is_idle() && machine.control().pending().load(Ordering::SeqCst) == 0;
+        let timeout = if sleeps { None } else { Some(&RESIDENT_CHECK) };
+        match poll(&mut descriptors, timeout) {
+            Ok(0) => {
+                machine.resident.check()?;
+                continue;
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Fatal::system("poll")(error)),
+        }
+        let [link, notify, timer] = descriptors.map(|descriptor| descriptor.revents());
+        if timer.contains(PollFlags::IN)
+            && machine.timer.expired(&machine.memory).map_err(Fatal::system("timerfd_settime"))?
+        {
+            machine.raise();
+        }
+        let notified = notify.contains(PollFlags::IN);
+        if notified {
+            // Only drains the counter; that it could not be is no different from its being 0.
+            let _ = machine.notify.read();
+            machine.timer.update(&machine.memory).map_err(Fatal::system("timerfd_settime"))?;
+        }
+        if notified || link.contains(PollFlags::OUT) {
+            behind = !transmit(machine)?;
+        }
+        if link.intersects(PollFlags::HUP | PollFlags::ERR) {
+            // The broker is gone, and with it everyone who could be told.
+            super::process::exit();
+        }
+        if link.contains(PollFlags::IN) || (notified && inbox.start < inbox.end) {
+            receive_frames(machine, &mut inbox)?;
+        }
+    }
+}
+
+/// Sends until the ring is empty and the guest knows that it has to notify again; false where the broker is behind.
+fn transmit(machine: &Machine) -> Result<bool, Fatal> {
+    let control = machine.control();
+    control.tx_polling().store(1, Ordering::SeqCst);
+    loop {
+        if !machine.transmit()? {
+            return Ok(false);
+        }
+        control.tx_polling().store(0, Ordering::SeqCst);
+        if !machine.transmit.lock().expect("no holder panics").ring.has_frames(&machine.memory) {
+            return Ok(true);
+        }
+        control.tx_polling().store(1, Ordering::SeqCst);
+    }
+}
+
+/// Moves messages of the broker into the guest's ring until there are no more, or no room.
+fn receive_frames(machine: &Machine, inbox: &mut Inbox) -> Result<(), Fatal> {
+    let wants_room = machine.control().rx_wants_room();
+    wants_room.store(0, Ordering::SeqCst);
+    let mut any = false;
+    'messages: loop {
+        while inbox.start < inbox.end {
+            let message = &inbox.buffer[inbox.start..inbox.end];
+            let (_, _, rest) = split_frame(message).map_err(broken_broker)?;
+            let frame = &message[..message.len() - rest.len()];
+            if !inbox.ring.put(&machine.memory, frame)? {
+                wants_room.store(1, Ordering::SeqCst);
+                // The guest may have made room before it could see that.
+                if !inbox.ring.put(&machine.memory, frame)? {
+                    break 'messages;
+                }
+                wants_room.store(0, Ordering::SeqCst);
+            }
+            inbox.start += frame.len();
+            any = true;
+        }
+        match receive(&machine.link, &mut inbox.buffer) {
+            Ok(0) => super::process::exit(),
+            Ok(len) => {
+                (inbox.start, inbox.end) = (0, len);
+                judge(machine, &inbox.buffer[..len])?;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => return Err(Fatal::system("receiving from the broker")(error)),
+        }
+    }
+    if any {
+        machine.raise();
+    }
+    Ok(())
+}
+
+/// Enters a message's frames in the ledger, before the guest can answer any of them.
+fn judge(machine: &Machine, mut message: &[u8]) -> Result<(), Fatal> {
+    let mut ledger = machine.ledger.lock().expect("no holder panics");
+    while !message.is_empty() {
+        let (header, _, rest) = split_frame(message).map_err(broken_broker)?;
+        ledger.to_guest(&header).map_err(broken_broker)?;
+        message = rest;
+    }
+    Ok(())
+}
+
+fn broken_broker(violation: crate::flow::Violation) -> Fatal {
+    Fatal::System { what: "message of the broker", error: std::io::Error::other(violation.to_string()) }
+}

@@ -1,0 +1,273 @@
+//! The VM process: one running VM. It is given descriptors and opens nothing by name but its own memory statistics,
+//! before the guest's first instruction.
+//!
+//! Two threads: the first runs the virtual CPU ([`vcpu`]), the other moves frames and keeps the timer ([`io`]). What
+//! they share is [`Machine`]. Either may end the process: [`Machine::finish`].
+//!
+//! Lock order: [`Machine::transmit`], then [`Machine::ledger`]. The timer has a lock of its own, under which no other is
+//! taken.
+
+pub mod boot;
+mod control;
+mod cpu;
+mod crash;
+mod io;
+mod kernel;
+mod kick;
+mod memory;
+mod process;
+mod rings;
+mod start;
+mod tables;
+mod timer;
+mod traps;
+mod vcpu;
+
+use crate::flow::{Ledger, Violation};
+use crate::link::{Message, report};
+use control::Control;
+use kick::Kicker;
+use memory::{Gpa, GuestMemory, OutOfRange};
+use process::ResidentMemory;
+use rings::TransmitRing;
+use rustix::event::{PollFd, PollFlags, poll};
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use thiserror::Error;
+use timer::Timer;
+use torpor_abi::ring::CorruptRing;
+use vmm_sys_util::eventfd::EventFd;
+
+pub use kernel::embedded as embedded_kernel;
+pub use start::run;
+
+/// What the VM process is given.
+#[derive(Debug)]
+pub struct Given {
+    /// An open /dev/kvm.
+    pub kvm: OwnedFd,
+    /// The guest kernel's ELF file.
+    pub kernel: Cow<'static, [u8]>,
+    /// The EROFS image.
+    pub image: File,
+    /// Its size in bytes, as checked by the broker.
+    pub image_bytes: u64,
+    /// The VM process's end of [`crate::link::pair`].
+    pub link: OwnedFd,
+    /// What the guest's programs may use.
+    pub memory_limit_bytes: u64,
+    /// What to run.
+    pub program: boot::Program,
+    /// Report every exit of the vCPU.
+    pub debug_exits: bool,
+}
+
+/// Why a VM can't go on.
+#[derive(Debug, Error)]
+enum Fatal {
+    /// An ioctl of KVM failed.
+    #[error("{call}: {error}")]
+    Kvm {
+        /// Which.
+        call: &'static str,
+        /// As it says.
+        error: std::io::Error,
+    },
+    /// Another system call failed.
+    #[error("{what}: {error}")]
+    System {
+        /// Which.
+        what: &'static str,
+        /// As it says.
+        error: std::io::Error,
+    },
+    /// The host can't run this guest kernel.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The kernel file is bad.
+    #[error(transparent)]
+    Kernel(#[from] kernel::BadKernel),
+    /// Counters that no ring can have.
+    #[error("the guest kernel broke the ring protocol: head {:#x}, tail {:#x}", .0.head, .0.tail)]
+    Ring(CorruptRing),
+    /// A frame that breaks the protocol.
+    #[error("the guest kernel broke the stream protocol: {0}")]
+    Frame(#[from] Violation),
+    /// The guest named memory that it has not got.
+    #[error("the guest kernel named memory that it has not got: {0}")]
+    Range(#[from] OutOfRange),
+    /// A doorbell that does not exist.
+    #[error("the guest kernel wrote {len} bytes to {gpa:?}, where there is neither memory nor a doorbell")]
+    Doorbell {
+        /// Where.
+        gpa: Gpa,
+        /// How much.
+        len: usize,
+    },
+    /// More host memory than allowed.
+    #[error("the VM uses {used_mib} MiB of host memory, more than the {bound_mib} MiB that its size allows")]
+    Resident {
+        /// In use.
+        used_mib: u64,
+        /// Allowed.
+        bound_mib: u64,
+    },
+    /// The image's file has changed under the VM.
+    #[error("the image shrank from {from} to {to} bytes while it was in use; do not change the file of a running VM")]
+    ImageShrank {
+        /// At the start.
+        from: u64,
+        /// Now.
+        to: u64,
+    },
+}
+
+impl From<CorruptRing> for Fatal {
+    fn from(error: CorruptRing) -> Self {
+        Self::Ring(error)
+    }
+}
+
+impl Fatal {
+    /// For `map_err` on an ioctl.
+    fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |error| Self::Kvm { call, error: error.into() }
+    }
+
+    /// For `map_err` on a system call.
+    fn system<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::System { what, error: error.into() }
+    }
+}
+
+/// How a VM ends.
+#[derive(Debug)]
+enum End {
+    /// The program ended with this wait status.
+    Exited(u32),
+    /// The guest kernel could not start the program.
+    StartFailed { errno: u32, text: String },
+    /// The VM failed.
+    Failed(String),
+}
+
+/// Frames on their way out.
+#[derive(Debug, Default)]
+struct Transmit {
+    ring: TransmitRing,
+    message: Message,
+}
+
+/// What both threads share.
+#[derive(Debug)]
+struct Machine {
+    memory: GuestMemory,
+    link: OwnedFd,
+    transmit: Mutex<Transmit>,
+    ledger: Mutex<Ledger>,
+    timer: Timer,
+    kicker: Kicker,
+    /// Rung by [`torpor_abi::shared::doorbell::NOTIFY`].
+    notify: EventFd,
+    resident: ResidentMemory,
+    image: File,
+    image_bytes: u64,
+    debug_exits: bool,
+    /// For names in backtraces.
+    kernel: Cow<'static, [u8]>,
+}
+
+impl Machine {
+    fn control(&self) -> Control<'_> {
+        Control(&self.memory)
+    }
+
+    /// Tells the guest that there is something new.
+    fn raise(&self) {
+        if self.control().pending().swap(1, Ordering::SeqCst) == 0 {
+            self.kicker.kick();
+        }
+    }
+
+    /// Sends what the guest has put into its ring, as far as the broker takes it without waiting. Returns whether all of
+    /// it is sent.
+    fn transmit(&self) -> Result<bool, Fatal> {
+        let mut transmit = self.transmit.lock().expect("no holder panics");
+        let Transmit { ring, message } = &mut *transmit;
+        loop {
+            let taken = {
+                let mut ledger = self.ledger.lock().expect("no holder panics");
+                ring.take(&self.memory, &mut ledger, message)?
+            };
+            if taken && self.control().tx_wants_room().swap(0, Ordering::SeqCst) != 0 {
+                self.raise();
+            }
+            if message.is_empty() {
+                return Ok(true);
+            }
+            match message.send(&self.link) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(Fatal::system("sending to the broker")(error)),
+            }
+        }
+    }
+
+    /// Sends a report, however long the broker takes.
+    fn report(&self, kind: u16, argument: u32, text: &str) -> Result<(), Fatal> {
+        let mut transmit = self.transmit.lock().expect("no holder panics");
+        let message = &mut transmit.message;
+        let len = u32::try_from(text.len()).unwrap_or(u32::MAX).min(torpor_abi::frame::MAX_PAYLOAD_BYTES);
+        if !message.fits(len) {
+            send_waiting(message, &self.link)?;
+        }
+        message.push_report(kind, argument, text);
+        send_waiting(message, &self.link)
+    }
+
+    /// Ends the process. What the program wrote is sent before, all of it, unless the guest has broken the protocol.
+    fn finish(&self, end: End) -> ! {
+        let orderly = !matches!(end, End::Failed(_));
+        if orderly {
+            loop {
+                match self.transmit() {
+                    Ok(true) => break,
+                    Ok(false) => wait_writable(&self.link),
+                    Err(fatal) => self.finish(End::Failed(fatal.to_string())),
+                }
+            }
+        }
+        // Where even this fails the broker is gone, or sees the end of the socket and says so.
+        let _ = match end {
+            End::Exited(status) => self.report(report::EXITED, status, ""),
+            End::StartFailed { errno, text } => self.report(report::START_FAILED, errno, &text),
+            End::Failed(text) => self.report(report::FAILED, 0, &text),
+        };
+        process::exit()
+    }
+
+    /// Ends the process with the reason, if there is one.
+    fn expect<T>(&self, result: Result<T, Fatal>) -> T {
+        result.unwrap_or_else(|fatal| self.finish(End::Failed(fatal.to_string())))
+    }
+}
+
+fn wait_writable(link: &OwnedFd) {
+    // An error shows at the next send.
+    let _ = poll(&mut [PollFd::new(link, PollFlags::OUT)], None);
+}
+
+fn send_waiting(message: &mut Message, link: &OwnedFd) -> Result<(), Fatal> {
+    while !message.is_empty() {
+        match message.send(link) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => wait_writable(link),
+            Err(error) => return Err(Fatal::system("sending to the broker")(error)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+"""MicroVMs that cost nothing while nobody talks to them."""

@@ -1,0 +1,66 @@
+"""All commands as click knows them. Command modules are imported when their command is used."""
+
+import importlib
+
+import click
+
+from torpor.cli.vm_run import vm_run
+
+_LAZY: dict[str, tuple[str, str]] = {
+    "base-image": ("torpor.cli.base_image", "make base images from Debian, npm and PyPI packages"),
+    "build": ("torpor.cli.build", "build an image from a Dockerfile"),
+    "image": ("torpor.cli.image", "list, fetch, export and remove images"),
+}
+"""Top-level command: the module that defines it, and one line of help."""
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_LAZY])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _LAZY:
+            return super().get_command(ctx, cmd_name)
+        command = getattr(importlib.import_module(_LAZY[cmd_name][0]), cmd_name.replace("-", "_"))
+        assert isinstance(command, click.Command)  # noqa: S101 -- a fact about our own table
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--data", metavar="DIR", help="Data directory (else TORPOR_DATA, else the default).")
+@click.version_option(package_name="torpor")
+@click.pass_context
+def torpor(context: click.Context, data: str | None) -> None:
+    """MicroVMs that cost nothing while nobody talks to them."""
+    context.obj = data
+
+
+@torpor.group()
+def vm() -> None:
+    """Run microVMs without a daemon."""
+
+
+@vm.command(
+    name="run",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def vm_run_command(data: str | None, args: tuple[str, ...]) -> int:
+    """Run a program in a microVM in the foreground."""
+    return vm_run([*(["--data", data] if data else []), *args])
+
+
+def run(args: list[str]) -> int:
+    """Run the command line `args`; the exit status."""
+    try:
+        result = torpor.main(args, prog_name="torpor", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+    return result if isinstance(result, int) else 0

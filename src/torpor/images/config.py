@@ -1,0 +1,151 @@
+"""The part of an OCI image configuration that says how a program is started."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torpor.images.errors import BadArchiveError
+
+MAX_CONFIG_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Healthcheck:
+    """A HEALTHCHECK; times in nanoseconds, 0 for the default, as docker writes them."""
+
+    test: tuple[str, ...]
+    interval_ns: int = 0
+    timeout_ns: int = 0
+    start_period_ns: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """How a program of this image is started when nothing else is asked for."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    workdir: str = "/"
+    user: str = ""
+    exposed_ports: tuple[str, ...] = ()
+    stop_signal: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    healthcheck: Healthcheck | None = None
+    volumes: tuple[str, ...] = ()
+    shell: tuple[str, ...] = ()
+
+    def argv(self, arguments: Sequence[str] = ()) -> list[str]:
+        """The command line: the entrypoint, then `arguments` or else the image's command."""
+        return [*self.entrypoint, *(arguments or self.cmd)]
+
+    def to_oci(self) -> dict[str, Any]:
+        """The same in the words of the OCI image specification; what is unset is left out."""
+        health: dict[str, Any] = {}
+        if self.healthcheck is not None:
+            check = self.healthcheck
+            health = _without_empty(
+                {
+                    "Test": list(check.test),
+                    "Interval": check.interval_ns,
+                    "Timeout": check.timeout_ns,
+                    "StartPeriod": check.start_period_ns,
+                    "Retries": check.retries,
+                }
+            )
+        return _without_empty(
+            {
+                "Entrypoint": list(self.entrypoint),
+                "Cmd": list(self.cmd),
+                "Env": list(self.env),
+                "WorkingDir": "" if self.workdir == "/" else self.workdir,
+                "User": self.user,
+                "ExposedPorts": {port: {} for port in self.exposed_ports},
+                "StopSignal": self.stop_signal,
+                "Labels": dict(sorted(self.labels.items())),
+                "Healthcheck": health,
+                "Volumes": {path: {} for path in self.volumes},
+                "Shell": list(self.shell),
+            }
+        )
+
+
+def parse_config(raw: object, origin: str) -> ImageConfig:
+    """Reads the `config` object of an OCI or docker image configuration.
+
+    Unknown members are passed over, wrong types are refused with the member's name.
+    """
+    reader = _Members(raw if raw is not None else {}, origin)
+    health = reader.mapping("Healthcheck")
+    healthcheck = None
+    if health:
+        member = _Members(health, f"{origin} Healthcheck")
+        healthcheck = Healthcheck(
+            test=member.strings("Test"),
+            interval_ns=member.integer("Interval"),
+            timeout_ns=member.integer("Timeout"),
+            start_period_ns=member.integer("StartPeriod"),
+            retries=member.integer("Retries"),
+        )
+    labels = reader.mapping("Labels")
+    if not all(isinstance(value, str) for value in labels.values()):
+        raise BadArchiveError(f"{origin}: Labels must map strings to strings")
+    env = reader.strings("Env")
+    for variable in env:
+        if "=" not in variable or "\0" in variable:
+            raise BadArchiveError(f"{origin}: Env entry {variable!r} is not NAME=VALUE")
+    return ImageConfig(
+        entrypoint=reader.strings("Entrypoint"),
+        cmd=reader.strings("Cmd"),
+        env=env,
+        workdir=reader.string("WorkingDir") or "/",
+        user=reader.string("User"),
+        exposed_ports=tuple(sorted(reader.mapping("ExposedPorts"))),
+        stop_signal=reader.string("StopSignal"),
+        labels=dict(sorted(labels.items())),
+        healthcheck=healthcheck,
+        volumes=tuple(sorted(reader.mapping("Volumes"))),
+        shell=reader.strings("Shell"),
+    )
+
+
+def _without_empty(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value}
+
+
+class _Members:
+    """Typed access to a JSON object; null and absent are the same."""
+
+    def __init__(self, raw: object, origin: str) -> None:
+        if not isinstance(raw, dict):
+            raise BadArchiveError(f"{origin}: must be a JSON object")
+        self._raw = raw
+        self._origin = origin
+
+    def _wrong(self, name: str, wanted: str) -> BadArchiveError:
+        return BadArchiveError(f"{self._origin}: {name} must be {wanted}")
+
+    def string(self, name: str) -> str:
+        value = self._raw.get(name) or ""
+        if not isinstance(value, str):
+            raise self._wrong(name, "a string")
+        return value
+
+    def integer(self, name: str) -> int:
+        value = self._raw.get(name) or 0
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._wrong(name, "an integer")
+        return value
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        value = self._raw.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(name, "a list of strings")
+        return tuple(value)
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        value = self._raw.get(name) or {}
+        if not isinstance(value, dict):
+            raise self._wrong(name, "an object")
+        return value

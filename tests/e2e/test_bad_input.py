@@ -1,0 +1,222 @@
+"""Bad input: one clear line on stderr and docker's exit status, never a crash of the VM process."""
+
+import os
+import random
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness import TORPOR, Result, run_command
+from tests.kvm import kvm_problem
+from tests.rootfs.build import make_root, root_image
+from torpor.erofs import make_erofs
+
+SUPERBLOCK_OFFSET = 1024
+FUZZ_RUNS = 40
+
+
+def vm(*words: str | Path, env: dict[str, str] | None = None, timeout_s: float = 60) -> Result:
+    return run_command([TORPOR, "vm", "run", *words], env=env, timeout_s=timeout_s)
+
+
+def assert_refused(result: Result, status: int, *mentions: str) -> None:
+    """One line on stderr that mentions the input, nothing on stdout, and the right exit status."""
+    error = result.stderr.decode()
+    assert result.status == status, result
+    assert result.stdout == b""
+    assert error.count("\n") == 1, error
+    assert error.startswith("torpor"), error
+    for mention in mentions:
+        assert mention.lower() in error.lower()
+
+
+def image_with(tmp_path: Path, name: str, content: bytes, mode: int = 0o755) -> Path:
+    """An image with busybox and one more file."""
+    tree = tmp_path / "tree"
+    (tree / "bin").mkdir(parents=True)
+    (tree / "bin/busybox").write_bytes((make_root("busybox") / "usr/bin/busybox").read_bytes())
+    (tree / "bin/busybox").chmod(0o755)
+    (tree / "bin/sh").symlink_to("busybox")
+    (tree / name).write_bytes(content)
+    (tree / name).chmod(mode)
+    make_erofs(tree, tmp_path / "image.erofs")
+    return tmp_path / "image.erofs"
+
+
+def test_missing_image(tmp_path: Path) -> None:
+    assert_refused(vm(tmp_path / "none.erofs", "true"), 125, "none.erofs")
+
+
+def test_unknown_image_name(tmp_path: Path) -> None:
+    assert_refused(vm("--data", tmp_path, "no-such-image", "true"), 125, "no-such-image")
+
+
+def test_unknown_option() -> None:
+    assert_refused(vm("--colour", "./x", "true"), 125, "--colour")
+
+
+def test_nothing_to_run() -> None:
+    assert_refused(vm(), 125, "nothing to run")
+    assert_refused(vm(root_image("busybox")), 125, "nothing to run")
+
+
+def test_another_architecture() -> None:
+    result = run_command(["setarch", "i686", TORPOR, "vm", "run", root_image("busybox"), "true"])
+    assert_refused(result, 125, "i686")
+
+
+def test_no_kvm() -> None:
+    """With /dev/kvm hidden, and with one that may not be opened."""
+    hide = 'mount -t tmpfs none /dev && exec "$@"'
+    words: list[str | Path] = [TORPOR, "vm", "run", root_image("busybox"), "true"]
+    result = run_command(["unshare", "--mount", "--map-root-user", "sh", "-c", hide, "sh", *words])
+    assert_refused(result, 125, "/dev/kvm")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become someone else")
+def test_no_permission_for_kvm(tmp_path: Path) -> None:
+    image = tmp_path / "image.erofs"
+    image.write_bytes(root_image("busybox").read_bytes())
+    binary = TORPOR.with_name("torpor-vmm")
+    program = tmp_path / "torpor-vmm"
+    program.write_bytes(binary.read_bytes())
+    for path in (tmp_path, program, *list(tmp_path.parents)[:-2]):
+        path.chmod(path.stat().st_mode | 0o055)
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    command: list[str | Path] = [program, "run", "--image", image, "--", "true"]
+    nodes = (
+        "mount -t tmpfs none /mnt && mknod -m 600 /mnt/kvm c 10 232 && "
+        "mount --bind /mnt/kvm /dev/kvm"
+    )
+    result = run_command(
+        ["unshare", "--mount", "sh", "-c", f'{nodes} && exec "$@"', "sh", *as_nobody, *command]
+    )
+    assert_refused(result, 125, "/dev/kvm", "permission")
+
+
+@pytest.mark.kvm
+class TestWithKvm:
+    """Refusals that come after KVM has been opened."""
+
+    @pytest.mark.parametrize("content", [b"", b"x", b"not an image" * 1000, bytes(1 << 20)])
+    def test_no_erofs(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "image").write_bytes(content)
+        assert_refused(vm(tmp_path / "image", "true"), 125, "image")
+
+    @pytest.mark.parametrize("size", [512, 1024, 1100, 4096, 8192, 1 << 20])
+    def test_truncated_image(self, tmp_path: Path, size: int) -> None:
+        (tmp_path / "image").write_bytes(root_image("busybox").read_bytes()[:size])
+        assert_refused(vm(tmp_path / "image", "true"), 125, "image")
+
+    def test_damaged_superblock(self, tmp_path: Path) -> None:
+        content = bytearray(root_image("busybox").read_bytes())
+        content[SUPERBLOCK_OFFSET + 40] ^= 0x55  # blocks; the checksum no longer agrees
+        (tmp_path / "image").write_bytes(content)
+        assert_refused(vm(tmp_path / "image", "true"), 125, "image")
+
+    def test_no_such_program(self) -> None:
+        assert_refused(vm(root_image("busybox"), "nonsense"), 127, "nonsense")
+        assert_refused(vm(root_image("busybox"), "/bin/nonsense"), 127, "/bin/nonsense")
+
+    def test_not_executable(self) -> None:
+        assert_refused(
+            vm(root_image("busybox"), "/etc/passwd"), 126, "/etc/passwd", "permission denied"
+        )
+        assert_refused(vm(root_image("busybox"), "/etc"), 126, "/etc")
+
+    def test_no_program_format(self, tmp_path: Path) -> None:
+        image = image_with(tmp_path, "bin/odd", b"neither ELF nor script")
+        assert_refused(vm(image, "odd"), 126, "exec format error")
+
+    @pytest.mark.parametrize(("offset", "value"), [(18, 183), (4, 1), (5, 2), (16, 1)])
+    def test_wrong_elf(self, tmp_path: Path, offset: int, value: int) -> None:
+        """Another machine, 32 bits, big-endian, no executable."""
+        program = bytearray((make_root("busybox") / "usr/bin/busybox").read_bytes())
+        program[offset] = value
+        image = image_with(tmp_path, "bin/odd", bytes(program))
+        assert_refused(vm(image, "odd"), 126, "exec format error")
+
+    def test_missing_interpreter(self, tmp_path: Path) -> None:
+        image = image_with(tmp_path, "bin/script", b"#!/bin/missing\n")
+        assert_refused(vm(image, "script"), 127, "script")
+
+    @pytest.mark.parametrize("memory", ["1M", "0", "-5", "lots", "1000T", ""])
+    def test_memory(self, memory: str) -> None:
+        result = vm("--memory", memory, root_image("busybox"), "true")
+        assert_refused(result, 125, "memory")
+
+    @pytest.mark.parametrize(
+        "words", [("-w", "relative"), ("-u", "nobody-here"), ("--name", "a b")]
+    )
+    def test_other_options(self, words: tuple[str, str]) -> None:
+        assert_refused(vm(*words, root_image("busybox"), "true"), 125, words[1])
+
+    def test_trace_file_that_cannot_be_made(self) -> None:
+        assert_refused(
+            vm("--trace=/missing/trace", root_image("busybox"), "true"), 125, "/missing/trace"
+        )
+
+    def test_fuzzed_elf_headers(self, tmp_path: Path) -> None:
+        """Whatever the headers say, the VM process ends by itself with a status of its own."""
+        original = (make_root("programs") / "usr/bin/true").read_bytes()
+        chance = random.Random(1)  # noqa: S311 -- repeatable on purpose
+        tree = tmp_path / "tree"
+        (tree / "bin").mkdir(parents=True)
+        for number in range(FUZZ_RUNS):
+            program = bytearray(original)
+            for _ in range(chance.randint(1, 6)):
+                at = chance.randrange(64 + 56 * 5)
+                size = chance.choice([1, 2, 4, 8])
+                value = chance.choice([0, 1, 0xFF, 1 << 63, chance.getrandbits(64)])
+                program[at : at + size] = struct.pack("<Q", value)[:size]
+            (tree / f"bin/f{number}").write_bytes(program)
+            (tree / f"bin/f{number}").chmod(0o755)
+        make_erofs(tree, tmp_path / "fuzz.erofs")
+        for number in range(FUZZ_RUNS):
+            result = vm(tmp_path / "fuzz.erofs", f"f{number}", timeout_s=20)
+            assert result.status in (0, 125, 126, 127, 128 + 4, 128 + 7, 128 + 9, 128 + 11), result
+            assert b"panic" not in result.stderr.lower(), (number, result)
+
+    def test_fuzzed_erofs_metadata(self, tmp_path: Path) -> None:
+        original = root_image("busybox").read_bytes()
+        metadata_bytes = 64 << 10
+        chance = random.Random(2)  # noqa: S311 -- repeatable on purpose
+        image = tmp_path / "image"
+        for number in range(FUZZ_RUNS):
+            content = bytearray(original)
+            for _ in range(chance.randint(1, 40)):
+                at = SUPERBLOCK_OFFSET + chance.randrange(metadata_bytes)
+                content[at] = chance.choice([0, 0xFF, chance.getrandbits(8)])
+            image.write_bytes(content)
+            result = vm(image, "sh", "-c", "ls -lR / >/dev/null 2>&1; cat /etc/*", timeout_s=20)
+            assert 0 <= result.status < 128 or result.status - 128 in (4, 7, 9, 11), result
+            assert b"panic" not in result.stderr.lower(), (number, result)
+
+    def test_image_that_shrinks_while_it_is_mapped(self, tmp_path: Path) -> None:
+        image = tmp_path / "image"
+        image.write_bytes(root_image("python").read_bytes())
+        code = (
+            "print('up', flush=True); import time; time.sleep(1)\n"
+            "import email.message, http.client, xml.dom"
+        )
+        with subprocess.Popen(
+            [TORPOR, "vm", "run", image, "python3", "-c", code],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            os.truncate(image, 1 << 20)
+            began = time.monotonic()
+            _, error = process.communicate(timeout=30)
+            assert time.monotonic() - began < 30
+        # The program dies of SIGBUS, or the run ends with a message.
+        assert process.returncode in (1, 125, 128 + 7, 128 + 11), (process.returncode, error)
+
+
+def test_the_rule_about_kvm_is_checked() -> None:
+    """kvm_problem says either nothing or a reason that a person understands."""
+    problem = kvm_problem()
+    assert problem is None or "/dev/kvm" in problem

@@ -1,0 +1,371 @@
+"""How `torpor vm run` feels: streams, terminal, signals, exit status, options."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness import DEFAULT_ENVIRONMENT, TORPOR, run_command, vm_run
+from tests.rootfs.build import make_root, root_image
+
+pytestmark = pytest.mark.kvm
+
+
+def sh(script: str, *options: str, stdin: bytes | None = None) -> tuple[int, str, str]:
+    result = vm_run("busybox", "sh", "-c", script, options=options, stdin=stdin)
+    return result.status, result.stdout.decode(), result.stderr.decode()
+
+
+def test_streams_hold_the_programs_bytes_and_nothing_else() -> None:
+    assert sh("printf 'out\\0put'; printf error >&2") == (0, "out\0put", "error")
+
+
+@pytest.mark.parametrize("status", [0, 1, 42, 255])
+def test_exit_status(status: int) -> None:
+    assert sh(f"exit {status}") == (status, "", "")
+
+
+@pytest.mark.parametrize("name", ["TERM", "KILL", "INT", "SEGV", "USR1"])
+def test_exit_status_of_a_signal(name: str) -> None:
+    number = getattr(signal, f"SIG{name}")
+    script = (
+        f"import os, signal; signal.signal({number}, signal.SIG_DFL)"
+        if name == "INT"
+        else "import os"
+    )
+    result = vm_run("python", "python3", "-c", f"{script}; os.kill(os.getpid(), {number})")
+    assert result.status == 128 + number
+
+
+def test_standard_input() -> None:
+    assert sh("read a; read b; echo $b-$a", stdin=b"one\ntwo\n") == (0, "two-one\n", "")
+    data = os.urandom(3 << 20)
+    result = vm_run("busybox", "cat", stdin=data)
+    assert result.stdout == data
+
+
+def test_without_i_standard_input_is_empty() -> None:
+    result = run_command(
+        [TORPOR, "vm", "run", root_image("busybox"), "sh", "-c", "read x; echo $?"], stdin=b"unseen"
+    )
+    assert (result.status, result.stdout) == (0, b"1\n")
+
+
+def test_much_output_to_a_slow_reader() -> None:
+    command: list[str | Path] = [
+        TORPOR,
+        "vm",
+        "run",
+        root_image("busybox"),
+        "dd",
+        "if=/dev/zero",
+        "bs=64k",
+        "count=800",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        time.sleep(0.5)
+        total = 0
+        while chunk := process.stdout.read(1 << 20):
+            total += len(chunk)
+    assert (process.returncode, total) == (0, 800 * 65536)
+
+
+def test_a_closed_output_ends_the_program() -> None:
+    command = f"{TORPOR} vm run {root_image('busybox')} yes | head -n 2"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"y\ny\n"
+
+
+def test_default_environment_is_dockers() -> None:
+    status, out, _ = sh("echo $PATH; echo $HOME; pwd; id -u; echo ${TERM-unset}")
+    assert status == 0
+    assert out.splitlines() == [*DEFAULT_ENVIRONMENT.values(), "/", "0", "unset"]
+    assert (
+        sh("cat /proc/sys/kernel/hostname; echo $HOSTNAME; hostname", "--name", "box")[1]
+        == "box\n" * 3
+    )
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROM_HERE", "inherited")
+    monkeypatch.setenv("NOT_ASKED_FOR", "secret")
+    out = sh("env", "-e", "A=1", "--env", "B=x y=z", "-e", "FROM_HERE", "-e", "HOME=/h")[
+        1
+    ].splitlines()
+    assert {"A=1", "B=x y=z", "FROM_HERE=inherited", "HOME=/h"} <= set(out)
+    assert not [line for line in out if "secret" in line]
+
+
+def test_workdir_and_user() -> None:
+    assert sh("pwd", "-w", "/usr/bin")[1] == "/usr/bin\n"
+    assert sh("pwd", "-w", "/made/for/it")[1] == "/made/for/it\n"
+    assert sh("id -u; id -g", "-u", "1000:50")[1] == "1000\n50\n"
+    assert sh("id -u; id -g; echo $HOME", "-u", "app")[1] == "1000\n1000\n/home/app\n"
+    status, _, err = sh("echo x > /etc/x", "-u", "1000:1000")
+    assert (status, "ermission denied" in err) == (1, True)
+
+
+def test_memory() -> None:
+    total_kb = int(sh("cat /proc/meminfo", "-m", "128M")[1].split("MemTotal:")[1].split()[0])
+    assert 64 << 10 < total_kb <= 128 << 10
+    result = vm_run(
+        "python", "python3", "-c", "x = []\nwhile True: x.append(bytearray(1 << 20))",
+        options=("--memory", "96M"),
+    )  # fmt: skip
+    if result.status == 137:
+        assert b"memory" in result.stderr.lower()
+    else:
+        assert (result.status, b"MemoryError" in result.stderr) == (1, True)
+
+
+def test_entrypoint() -> None:
+    assert vm_run("busybox", "a", "b", options=("--entrypoint", "echo")).stdout == b"a b\n"
+
+
+def test_directory_as_root_file_system(tmp_path: Path) -> None:
+    options = ("--data", str(tmp_path))
+    command: list[str | Path] = [
+        TORPOR,
+        "vm",
+        "run",
+        *options,
+        f"{make_root('busybox')}/",
+        "echo",
+        "packed",
+    ]
+    assert run_command(command).stdout == b"packed\n"
+    assert len(list((tmp_path / "cache/rootdirs/images").iterdir())) == 1
+    assert run_command(command).stdout == b"packed\n"
+
+
+def test_relative_paths_are_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root_image("busybox").parent)
+    assert run_command([TORPOR, "vm", "run", "./busybox.erofs", "echo", "x"]).stdout == b"x\n"
+
+
+def test_instance_identity() -> None:
+    seen = set()
+    for _ in range(2):
+        instance = json.loads(sh("cat /run/torpor/instance", "--name", "me")[1])
+        assert (instance["name"], instance["generation"]) == ("me", 0)
+        seen.add(uuid.UUID(instance["uuid"]))
+        seen.add(uuid.UUID(sh("cat /proc/sys/kernel/random/boot_id")[1].strip()))
+    assert len(seen) == 4
+
+
+def test_nothing_written_stays() -> None:
+    assert sh("echo x > /etc/written; cat /etc/written")[1] == "x\n"
+    assert sh("cat /etc/written")[0] == 1
+
+
+def test_random_numbers_differ_between_vms() -> None:
+    assert sh("head -c 16 /dev/urandom | hexdump")[1] != sh("head -c 16 /dev/urandom | hexdump")[1]
+
+
+# --- signals from outside
+
+
+@contextmanager
+def started(
+    *argv: str, root: str = "python", options: tuple[str, ...] = ()
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A VM whose program has printed its first line."""
+    process = subprocess.Popen(
+        [TORPOR, "vm", "run", *options, root_image(root), *argv],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], 60)
+        assert ready, "the program printed nothing within a minute"
+        assert process.stdout.readline()
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_interrupt_of_a_busy_loop() -> None:
+    with started("python3", "-uc", "print('up')\nwhile True: pass") as process:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert b"KeyboardInterrupt" in err
+        assert process.returncode == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_are_handed_on(number: signal.Signals) -> None:
+    code = (
+        f"import signal, sys, time\nsignal.signal({number:d}, lambda *a: sys.exit(77))\n"
+        "print('up', flush=True)\ntime.sleep(60)"
+    )
+    with started("python3", "-c", code) as process:
+        process.send_signal(number)
+        process.communicate(timeout=30)
+        assert process.returncode == 77
+
+
+def test_termination_of_a_sleeping_program() -> None:
+    with started("python3", "-uc", "print('up')\nimport time\ntime.sleep(60)") as process:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+        assert process.returncode in (143, 128 + signal.SIGTERM)
+
+
+def test_an_idle_vm_takes_no_processor_time() -> None:
+    with started("python3", "-uc", "print('up')\nimport time\ntime.sleep(60)") as process:
+        time.sleep(0.2)
+
+        def cpu_ticks() -> int:
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            return int(fields[11]) + int(fields[12])
+
+        before = cpu_ticks()
+        time.sleep(1)
+        assert cpu_ticks() - before <= 5
+
+
+# --- terminal
+
+
+class Terminal:
+    """`torpor vm run -it` on a pseudo-terminal."""
+
+    def __init__(self, *argv: str, root: str = "busybox", size: tuple[int, int] = (24, 80)) -> None:
+        self.master, slave = pty.openpty()
+        self.resize(*size)
+        self.process = subprocess.Popen(
+            [TORPOR, "vm", "run", "-it", root_image(root), *argv],
+            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(slave)
+        self.seen = b""
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def expect(self, pattern: bytes, timeout_s: float = 30) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not (found := re.search(pattern, self.seen)):
+            wait_s = deadline - time.monotonic()
+            assert wait_s > 0, self.seen
+            assert select.select([self.master], [], [], wait_s)[0], self.seen
+            try:
+                self.seen += os.read(self.master, 4096)
+            except OSError:  # EIO: the other end is closed
+                raise AssertionError(f"the terminal closed after {self.seen!r}") from None
+        self.seen = self.seen[found.end() :]
+
+    def wait(self) -> int:
+        try:
+            return self.process.wait(30)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            os.close(self.master)
+
+
+def test_terminal_shell() -> None:
+    terminal = Terminal("sh", size=(33, 101))
+    terminal.expect(rb"# ")
+    terminal.type(b"echo $TERM $((6 * 7)); test -t 0 && stty size\n")
+    terminal.expect(rb"xterm 42\r\n")
+    terminal.expect(rb"33 101\r\n")
+    terminal.resize(50, 120)
+    time.sleep(0.2)
+    terminal.type(b"stty size\n")
+    terminal.expect(rb"50 120\r\n")
+    terminal.type(b"exit 9\n")
+    assert terminal.wait() == 9
+
+
+def test_ctrl_c_in_a_terminal() -> None:
+    terminal = Terminal("python3", "-c", "print('up')\nwhile True: pass", root="python")
+    terminal.expect(rb"up\r\n")
+    terminal.type(b"\x03")
+    terminal.expect(rb"KeyboardInterrupt")
+    assert terminal.wait() == 130
+
+
+def test_size_change_signal() -> None:
+    code = (
+        "import os, signal\n"
+        "signal.signal(signal.SIGWINCH, lambda *a: print(os.get_terminal_size()))\n"
+        "print('up', os.get_terminal_size().lines)\nsignal.pause()"
+    )
+    terminal = Terminal("python3", "-c", code, root="python")
+    terminal.expect(rb"up 24\r\n")
+    terminal.resize(12, 34)
+    terminal.expect(rb"columns=34, lines=12")
+    assert terminal.wait() == 0
+
+
+def test_terminal_is_restored() -> None:
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    process = subprocess.Popen(
+        [TORPOR, "vm", "run", "-it", root_image("busybox"), "true"],
+        stdin=slave, stdout=slave, stderr=slave,
+    )  # fmt: skip
+    assert process.wait(60) == 0
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
+
+
+# --- trace
+
+
+def test_trace(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    result = vm_run("busybox", "cat", "/etc/hosts", options=(f"--trace={trace}",))
+    assert result.stdout.startswith(b"127.0.0.1")
+    assert result.stderr == b""
+    text = trace.read_text()
+    assert re.search(r'open(at)?\((AT_FDCWD, )?"/etc/hosts", O_RDONLY[^)]*\)\s+= 3', text)
+    assert re.search(r'write\(1, "127\.0\.0\.1.*, \d+\)\s+= \d+', text)
+    assert re.search(r"exit_group\(0\)", text)
+
+
+def test_trace_to_standard_error() -> None:
+    result = vm_run("busybox", "echo", "hello", options=("--trace",))
+    assert result.stdout == b"hello\n"
+    assert b'write(1, "hello' in result.stderr
+
+
+def test_trace_lists_what_is_not_implemented() -> None:
+    code = (
+        "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\n"
+        "print([(libc.syscall(9999), ctypes.get_errno()) for _ in range(3)])"
+    )
+    result = vm_run("python", "python3", "-c", code, options=("--trace",))
+    assert result.stdout == b"[(-1, 38), (-1, 38), (-1, 38)]\n"
+    tail = result.stderr.decode()[-2000:]
+    assert re.search(r"9999\D+3\b", tail)
+
+
+def test_clock_reads_do_not_enter_the_kernel(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    code = "import time\nfor _ in range(1000): time.time(); time.monotonic()"
+    assert vm_run("python", "python3", "-c", code, options=(f"--trace={trace}",)).status == 0
+    assert trace.read_text().count("clock_gettime(") < 10

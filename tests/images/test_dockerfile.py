@@ -1,0 +1,201 @@
+"""Dockerfiles: instructions, lines, bases, and what is put into other words for buildah."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torpor.images.detect import suggest_dockerfile
+from torpor.images.dockerfile import Translation, base_images, parse_dockerfile, translate
+from torpor.images.errors import BuildError, ImageError
+from torpor.images.names import parse_reference
+
+PATH = Path("Dockerfile")
+
+
+def translated(text: str) -> tuple[Translation, list[str]]:
+    documents: list[str] = []
+
+    def keep(document: str) -> tuple[str, str]:
+        documents.append(document)
+        return "docs", str(len(documents) - 1)
+
+    dockerfile = parse_dockerfile(text, PATH, {})
+    found = translate(dockerfile, lambda name: f"local/{name}", {"X": "/x"}, keep)
+    return found, documents
+
+
+def test_instructions_and_their_lines() -> None:
+    text = "# comment\nFROM a\nRUN one \\\n  # inside\n\n  two\nrun three\n"
+    dockerfile = parse_dockerfile(text, PATH, {})
+    found = [
+        (i.keyword, i.rest.split(), i.line, i.last_line) for i in dockerfile.stages[0].instructions
+    ]
+    assert found == [
+        ("FROM", ["a"], 2, 2),
+        ("RUN", ["one", "two"], 3, 6),
+        ("RUN", ["three"], 7, 7),
+    ]
+
+
+def test_escape_directive() -> None:
+    dockerfile = parse_dockerfile("# escape=`\nFROM a\nRUN a `\nb\\\nRUN c\n", PATH, {})
+    assert [i.rest for i in dockerfile.stages[0].instructions] == ["a", "a b\\", "c"]
+
+
+def test_bases_are_found_everywhere() -> None:
+    text = """
+ARG VERSION=1
+ARG NAME=base:${VERSION}
+FROM --platform=$BUILDPLATFORM ${NAME} AS Build
+FROM scratch
+COPY --from=build /a /a
+COPY --from=0 /a /a
+COPY --from=tools:2 /t /t
+RUN --mount=type=bind,from=mounted:3,target=/m true
+FROM build
+FROM last:${UNKNOWN:-4}
+"""
+    dockerfile = parse_dockerfile(text, PATH, {"VERSION": "9"})
+    assert base_images(dockerfile) == ["base:9", "tools:2", "mounted:3", "last:4"]
+    assert base_images(dockerfile, "build") == ["base:9"]
+    assert base_images(dockerfile, "1") == ["base:9", "tools:2", "mounted:3"]
+    with pytest.raises(BuildError, match="no stage 'nope'; its named stages: build"):
+        base_images(dockerfile, "nope")
+
+
+def test_translation_renames_bases_and_knows_steps() -> None:
+    found, _ = translated(
+        'FROM a AS one\nRUN x\nFROM one\nCOPY --link --chmod=755 --from=b /f /f\nCMD ["c"]\n'
+    )
+    assert found.text.splitlines() == [
+        "# escape=\\",
+        "FROM local/a AS one",
+        "ARG X=/x",
+        "RUN x",
+        "FROM one",
+        "ARG X=/x",
+        "COPY --chmod=755 --from=local/b /f /f",
+        'CMD ["c"]',
+    ]
+    lines = [[step.line if step else None for step in stage] for stage in found.steps]
+    assert lines == [[1, None, 2], [3, None, 4, 5]]
+
+
+def test_here_documents() -> None:
+    found, documents = translated(
+        "FROM a\n"
+        "RUN <<EOF\nset -e\necho $X\nEOF\n"
+        "RUN cat <<A > /f && cat <<-'B'\none\nA\n\ttwo\nB\n"
+        "COPY <<'c.txt' <<d.txt plain /dir/\n$HOME\nc.txt\nplain text\nd.txt\n"
+        "CMD [\"x\"]\n"
+    )  # fmt: skip
+    assert found.text.splitlines()[3:] == [
+        'RUN ["/bin/sh", "-c", "set -e\\necho $X\\n"]',
+        'RUN ["/bin/sh", "-c", "cat <<A > /f && cat <<-\'B\'\\none\\nA\\ntwo\\nB\\n"]',
+        "COPY --from=docs 0 /dir/c.txt",
+        "COPY --from=docs 1 /dir/d.txt",
+        "COPY plain /dir/",
+        'CMD ["x"]',
+    ]
+    assert documents == ["$HOME\n", "plain text\n"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no FROM"),
+        ("FROM a\n\\\n", "Dockerfile:2: nothing is continued"),
+        ("RUN x", "Dockerfile:1: RUN before the first FROM"),
+        ("FROM a\nFOO x", r"Dockerfile:2: unknown instruction FOO\n.*\n>    2 | FOO x"),
+        ("FROM a\nRUN", "Dockerfile:2: RUN needs arguments"),
+        ("FROM a b", "must be FROM IMAGE"),
+        ("FROM $NOTHING", "must be FROM IMAGE"),
+        ("FROM --platform=linux/arm64 a", "only linux/amd64"),
+        ("FROM a\nRUN <<EOF\nx", "here-document EOF has no end"),
+        ("FROM a\nCOPY <<E /f\n$X\nE\n", "variables in a here-document"),
+        ("FROM a\nCOPY <<'E' <<'F' /f\nE\nF\n", "target/"),
+    ],
+)
+def test_errors_point_at_the_line(text: str, message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        translated(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "FROM a",
+                "FROM b AS c",
+                "RUN x \\",
+                "RUN <<E",
+                "E",
+                "# c",
+                "",
+                "COPY --from=0 <<'E' /",
+                "ARG X=1",
+            ]
+        )
+        | st.text(max_size=30),
+        max_size=12,
+    )
+)
+def test_any_text_is_translated_or_an_error(lines: list[str]) -> None:
+    try:
+        found, _ = translated("\n".join(lines))
+    except ImageError:
+        return
+    dockerfile = parse_dockerfile("\n".join(lines), PATH, {})
+    assert len(found.steps) == len(dockerfile.stages)
+
+
+SUGGESTIONS: list[tuple[dict[str, str], list[str]]] = [
+    (
+        {"package.json": '{"scripts":{"start":"x"}}'},
+        ["node:20-slim", "npm install", '"npm", "start"'],
+    ),
+    (
+        {"package.json": '{"main":"s.js"}', "s.js": "", "package-lock.json": ""},
+        ["npm ci", '"node", "s.js"'],
+    ),
+    (
+        {"package.json": "{}", "bun.lock": "", "index.ts": ""},
+        ["oven/bun:1", '"bun", "index.ts"'],
+    ),
+    (
+        {"requirements.txt": "Flask>=3\n", "app.py": ""},
+        ["python:3.11-slim", '"flask", "--app", "app"'],
+    ),
+    (
+        {"requirements.txt": "fastapi\nuvicorn[standard]\n", "main.py": ""},
+        ['"uvicorn", "main:app"'],
+    ),
+    (
+        {"pyproject.toml": '[project]\nname="x"\n[project.scripts]\nserve="x:y"\n'},
+        ["pip install --no-cache-dir .", '"serve"'],
+    ),
+    ({"go.mod": "module x"}, ["golang:1-bookworm", "go build"]),
+    ({"index.html": ""}, ["nginx:stable", "COPY . /usr/share/nginx/html"]),
+]
+
+
+@pytest.mark.parametrize(("files", "expected"), SUGGESTIONS)
+def test_suggestions(tmp_path: Path, files: dict[str, str], expected: list[str]) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    suggestion = suggest_dockerfile(tmp_path)
+    assert suggestion is not None
+    for part in expected:
+        assert part in suggestion.text
+    for base in base_images(parse_dockerfile(suggestion.text, PATH, {})):
+        parse_reference(base)
+
+
+def test_nothing_to_suggest(tmp_path: Path) -> None:
+    assert suggest_dockerfile(tmp_path) is None
+    (tmp_path / "package.json").write_text("{")
+    with pytest.raises(BuildError, match="no valid JSON"):
+        suggest_dockerfile(tmp_path)

@@ -1,0 +1,36 @@
+# Perl: files, regular expressions, sockets, signals, sorting, POSIX.
+use strict;
+use warnings;
+use IO::File;
+use IO::Socket::INET;
+use List::Util qw(sum shuffle);
+use POSIX qw(strftime floor :signal_h);
+use Time::HiRes qw(time sleep alarm);
+
+my $file = IO::File->new("/tmp/perl", "w+") or die $!;
+print $file "line $_\n" for 1 .. 1000;
+seek $file, 0, 0;
+my @lines = <$file>;
+print scalar(@lines), " ", (grep { /7$/ } @lines) + 0, "\n";
+open(my $missing, "<", "/tmp/missing") or print "$!\n";
+my %count;
+$count{$_ % 7}++ for 1 .. 10000;
+print join(",", map { "$_=$count{$_}" } sort keys %count), "\n";
+print join(" ", sort { $a <=> $b } shuffle 1 .. 20), " ", sum(1 .. 100), "\n";
+my $text = "The quick brown fox" x 100;
+print scalar(() = $text =~ /qu?i[a-z]+\b/g), " ", floor(3.7), " ", strftime("%Y-%m-%d", gmtime 0), "\n";
+my $server = IO::Socket::INET->new(Listen => 5, LocalAddr => "127.0.0.1") or die $!;
+my $client = IO::Socket::INET->new(PeerAddr => "127.0.0.1", PeerPort => $server->sockport) or die $!;
+my $accepted = $server->accept;
+print $client "hello\n";
+$client->flush;
+print "got ", scalar <$accepted>;
+$SIG{ALRM} = sub { die "alarm\n" };
+eval { alarm 0.02; 1 while 1; };
+print "caught $@";
+eval { die { code => 5 } };
+print $@->{code}, "\n";
+local $SIG{USR1} = sub { print "signal\n" };
+kill USR1 => $$;
+printf "%.10f %s\n", atan2(1, 1) * 4, 2**53;
+exit 4;

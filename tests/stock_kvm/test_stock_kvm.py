@@ -1,0 +1,71 @@
+"""What the VM process does on a stock kernel's kvm-amd is what programs do natively."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness import REPOSITORY, Result, run_native
+from tests.rootfs.build import root_image
+from tests.stock_kvm.machine import BUILD, Command, StockKvmMachine
+
+TARGET = "x86_64-unknown-linux-gnu"
+
+# QEMU's emulation, not KVM, lacks SSE exceptions that are not masked.
+NOT_EMULATED = ("SSE division by zero",)
+
+PROGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "boot": ("programs", ("true",)),
+    "busybox": ("busybox", ("sh", "/srv/builtins.sh")),
+    "musl threads": ("programs", ("hello", "one", "two words")),
+    "registers": ("programs", ("registers",)),
+    "memory": ("programs", ("memory",)),
+    "faults and signals": ("programs", ("faults",)),
+    "clocks": ("programs", ("clocks",)),
+    "thread beside server": ("programs", ("spin_epoll",)),
+    "CPython": ("python", ("python3", "-c", "import sys, json; print(json.dumps(sys.version))")),
+    "CPython threads": ("python", ("python3", "/srv/threads.py")),
+    "CPython signals": ("python", ("python3", "/srv/signals.py")),
+}
+
+
+def static_vmm() -> Path:
+    """torpor-vmm without shared libraries, as the machine has none."""
+    target_dir = REPOSITORY / "build" / "static-target"
+    subprocess.run(
+        ["cargo", "build", "--release", "--locked", "--quiet", "-p", "torpor-vmm",
+         "--target", TARGET, "--target-dir", target_dir],
+        cwd=REPOSITORY, check=True,
+        env={**os.environ, "RUSTFLAGS": "-C target-feature=+crt-static"},
+    )  # fmt: skip
+    return target_dir / TARGET / "release" / "torpor-vmm"
+
+
+@pytest.fixture(scope="session")
+def results() -> dict[str, Result | None]:
+    """All programs' results from one boot."""
+    images = sorted({root for root, _ in PROGRAMS.values()})
+    files = {f"{name}.erofs": root_image(name) for name in images}
+    machine = StockKvmMachine({"torpor-vmm": static_vmm(), **files})
+    commands = [
+        Command(("/torpor-vmm", "run", "--image", f"/{root}.erofs", "--", *argv))
+        for root, argv in PROGRAMS.values()
+    ]
+    return dict(zip(PROGRAMS, machine.run(commands), strict=True))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program(results: dict[str, Result | None], name: str) -> None:
+    guest = results[name]
+    assert guest is not None, f"not reached; {BUILD}/console.log has the console"
+    native = run_native(PROGRAMS[name][0], *PROGRAMS[name][1])
+    if name == "faults and signals":
+        assert _emulated_lines(guest) == _emulated_lines(native)
+    else:
+        assert str(guest) == str(native)
+
+
+def _emulated_lines(result: Result) -> list[str]:
+    lines = result.stdout.decode().splitlines()
+    return [line for line in lines if not line.startswith((*NOT_EMULATED, "signal 0 code 0"))]
