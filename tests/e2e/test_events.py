@@ -1,4 +1,4 @@
-"""Waiting for events: what programs see of pipes, polling, timers and watches is what they see natively."""
+"""Waiting for events: what programs see of pipes, polling, timers and watches is as natively."""
 
 import pytest
 
