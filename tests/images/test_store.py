@@ -155,6 +155,24 @@ def test_what_a_killed_process_leaves_is_swept(store: ImageStore) -> None:
         assert not leftover.exists()
 
 
+def test_stagings_that_begin_at_the_same_time_do_not_sweep_each_other(store: ImageStore) -> None:
+    program = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from torpor.images.store import ImageStore
+        store = ImageStore(Path(sys.argv[1]))
+        for _ in range(150):
+            with store.staging() as staging:
+                (staging / "mine").write_bytes(b"")
+        """
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(store.data_dir)]) for _ in range(4)
+    ]
+    assert [process.wait() for process in processes] == [0] * 4
+
+
 def test_orphans_of_an_interrupted_add_are_pruned(store: ImageStore, add_layers: AddTar) -> None:
     digest = add_layers(LAYER, tag="app")
     image = store.resolve("app")

@@ -339,26 +339,22 @@ class ImageStore:
 
         What a killed process left is swept by the next one.
         """
-        self._sweep_staging()
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        directory = self.directory / "staging" / secrets.token_hex(8)
-        directory.parent.mkdir(exist_ok=True, mode=0o700)
-        # Made under another name and locked before it is seen, so that nobody sweeps it.
-        descriptor = -1
-        fresh = directory.with_name(f"new-{directory.name}")
-        fresh.mkdir(mode=0o700)
-        try:
-            descriptor = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Made and locked under the store's lock, as sweeping is: nobody sees it without its owner.
+        with self._locked():
+            self._sweep_staging()
+            directory = self.directory / "staging" / secrets.token_hex(8)
+            directory.parent.mkdir(exist_ok=True, mode=0o700)
+            directory.mkdir(mode=0o700)
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            fresh.rename(directory)
+        try:
             yield directory
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-            shutil.rmtree(fresh, ignore_errors=True)
-            if descriptor >= 0:
-                os.close(descriptor)
+            os.close(descriptor)
 
     def _sweep_staging(self) -> None:
+        """Removes what nobody holds; the store's lock is held."""
         for leftover in (self.directory / "staging").glob("*"):
             with suppress(OSError):
                 descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
