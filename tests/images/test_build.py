@@ -140,6 +140,19 @@ def test_a_dockerfile_becomes_an_image(store: ImageStore, build: Build) -> None:
     assert "of-base" not in listing(store, "stage")
 
 
+def test_triggers_of_a_stored_base_run(store: ImageStore, build: Build) -> None:
+    build("FROM base:1\nONBUILD COPY file /triggered\nONBUILD RUN echo x > /ran\n", tag="parent")
+    assert store.resolve("parent").config.on_build == ("COPY file /triggered", "RUN echo x > /ran")
+    build("FROM parent\nRUN echo y > /own\n", {"file": "1"}, tag="child")
+    found = listing(store, "child")
+    assert (found["triggered"], found["ran"], found["own"]) == (b"1", b"x\n", b"y\n")
+    assert store.resolve("child").config.on_build == ()
+    with pytest.raises(BuildError, match=r"Dockerfile:2: RUN: .*exit status 1"):
+        build("FROM parent\nRUN false\n")
+    with pytest.raises(BuildError, match=r"Dockerfile:1: FROM: .*file"):
+        build("FROM parent\nRUN true\n", {".dockerignore": "file\n"})
+
+
 def test_configuration_reaches_run_steps_but_not_the_image(
     store: ImageStore, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

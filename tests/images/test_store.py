@@ -123,6 +123,7 @@ def test_a_damaged_description_is_refused(store: ImageStore, add_layers: AddTar)
     [
         {"Cmd": "sh"}, {"Env": ["A"]}, {"Env": [1]}, {"ExposedPorts": ["80"]}, {"Labels": {"a": 1}},
         {"Healthcheck": {"Interval": "5s"}}, {"User": 0.5}, [], "x",
+        {"Cmd": ["a\0b"]}, {"Entrypoint": ["\ud800"]}, {"User": "a\0"}, {"Env": ["=x"]},
     ],
 )  # fmt: skip
 def test_wrong_configurations(raw: object) -> None:

@@ -29,6 +29,13 @@ _DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*?)\s*\Z")
 _HEREDOC = re.compile(r"(?<![<\w\\])(\d*)<<(-?)(['\"]?)([A-Za-z_][\w.]*)\3(?=\s|\Z)")
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::?([-+])([^{}]*))?\})")
 _FLAG = re.compile(r"(--[a-z-]+)(?:=(\S+))?\s*")
+_PLATFORM = {
+    f"{side}{name}": value
+    for side in ("BUILD", "TARGET")
+    for name, value in (("PLATFORM", "linux/amd64"), ("OS", "linux"), ("ARCH", "amd64"))
+}
+"""What FROM knows without an ARG."""
+_DEFAULT_SHELL = ("/bin/sh", "-c")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +88,13 @@ class Dockerfile:
 
 def parse_dockerfile(text: str, path: Path, build_args: Mapping[str, str]) -> Dockerfile:
     """Splits a Dockerfile into stages. Raises BuildError pointing at the line that is wrong."""
-    lines = text.removeprefix("\ufeff").splitlines()
+    # Not splitlines(), which knows more ends of lines than a Dockerfile does.
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n").split("\n")
     escape = _escape(lines)
     instructions = _Splitter(lines, escape, path).split()
     head: list[Instruction] = []
     stages: list[Stage] = []
-    arguments: dict[str, str] = {}
+    arguments = dict(_PLATFORM)
     for instruction in instructions:
         if instruction.keyword == "FROM":
             base, name = _parse_from(instruction, arguments, path, lines)
@@ -144,8 +152,10 @@ def translate(
     out += [f"{instruction.keyword} {instruction.rest}" for instruction in dockerfile.head]
     steps: list[tuple[Instruction | None, ...]] = []
     names: set[str] = set()
+    shells: dict[str, tuple[str, ...]] = {}
     for number, stage in enumerate(dockerfile.stages):
         bound = frozenset(names)
+        shell = shells.get(stage.base.lower(), _DEFAULT_SHELL)
 
         def renamed(image: str, number: int = number, bound: frozenset[str] = bound) -> str:
             is_own = image.lower() in bound or image == "scratch" or _is_stage(image, number)
@@ -156,10 +166,13 @@ def translate(
         out += [f"ARG {name}={value}" for name, value in arguments.items()]
         stage_steps: list[Instruction | None] = [stage.instructions[0], *([None] * len(arguments))]
         for instruction in stage.instructions[1:]:
-            lines = _translated(instruction, renamed, heredoc_file, dockerfile)
+            if instruction.keyword == "SHELL":
+                shell = _shell(instruction.rest) or shell
+            lines = _translated(instruction, renamed, shell, heredoc_file, dockerfile)
             out += lines
             stage_steps += [instruction] * len(lines)
         steps.append(tuple(stage_steps))
+        shells[str(number)] = shells[stage.name] = shell
         if stage.name:
             names.add(stage.name)
     return Translation("\n".join(out) + "\n", tuple(steps))
@@ -193,6 +206,15 @@ def _copied_from(stage: Stage) -> list[str]:
     return found
 
 
+def _shell(rest: str) -> tuple[str, ...]:
+    """The words of a SHELL instruction; none where it is wrong, which buildah then says."""
+    try:
+        words = json.loads(rest)
+    except ValueError:
+        return ()
+    return tuple(map(str, words)) if isinstance(words, list) else ()
+
+
 def _flags(rest: str) -> tuple[list[tuple[str, str]], str]:
     flags = []
     while match := _FLAG.match(rest):
@@ -204,6 +226,7 @@ def _flags(rest: str) -> tuple[list[tuple[str, str]], str]:
 def _translated(
     instruction: Instruction,
     renamed: Callable[[str], str],
+    shell: tuple[str, ...],
     heredoc_file: Callable[[str], tuple[str, str]],
     dockerfile: Dockerfile,
 ) -> list[str]:
@@ -227,11 +250,11 @@ def _translated(
     if not instruction.heredocs:
         return [f"{prefix} {words}"]
     if keyword == "RUN":
-        return [f"{prefix} {_run_heredoc(words, instruction.heredocs)}"]
+        return [f"{prefix} {_run_heredoc(words, instruction.heredocs, shell)}"]
     return _copy_heredocs(prefix, words, instruction, heredoc_file, dockerfile)
 
 
-def _run_heredoc(words: str, heredocs: list[Heredoc]) -> str:
+def _run_heredoc(words: str, heredocs: list[Heredoc], shell: tuple[str, ...]) -> str:
     match = _HEREDOC.match(words)
     alone = match is not None and not words[match.end() :].strip()
     if alone and len(heredocs) == 1:
@@ -243,10 +266,10 @@ def _run_heredoc(words: str, heredocs: list[Heredoc]) -> str:
                 f'f=$(mktemp) && printf %s {quoted} > "$f" && chmod 700 "$f" && "$f"; '
                 's=$?; rm -f "$f"; exit $s'
             )
-        return json.dumps(["/bin/sh", "-c", script])
+        return json.dumps([*shell, script])
     documents = "".join(f"\n{document.text}{document.name}" for document in heredocs)
     # The shell reads the documents itself, under the names they have in the command.
-    return json.dumps(["/bin/sh", "-c", words + documents + "\n"])
+    return json.dumps([*shell, words + documents + "\n"])
 
 
 def _copy_heredocs(
@@ -373,7 +396,7 @@ def _parse_from(
     elif len(words) != 1:
         raise _error(path, lines, instruction, "must be FROM IMAGE or FROM IMAGE AS NAME")
     for flag, value in flags:
-        platform = _expand(value, {"BUILDPLATFORM": "linux/amd64", "TARGETPLATFORM": "linux/amd64"})
+        platform = _expand(value, arguments)
         if flag != "--platform" or platform not in ("linux/amd64", "linux/x86_64", "linux"):
             raise _error(path, lines, instruction, f"{flag}={value}: only linux/amd64 runs here")
     if not words[0]:

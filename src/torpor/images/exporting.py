@@ -7,6 +7,7 @@ Equal images make equal archives: entries in order, times from the files, gzip w
 import hashlib
 import io
 import json
+import shutil
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ def export_image(
     progress(f"packing {image.name}")
     with store.staging() as staging, full_disk_explained(target.parent):
         partial = target.with_name(f".{target.name}.partial")
+        _remove(partial)  # of an export that was killed
         try:
             if format_ == ROOTFS:
                 with partial.open("xb") as file:
@@ -80,7 +82,7 @@ def export_image(
                 Skopeo(staging, settings).convert(
                     f"dir:{directory}", f"{format_}:{made}{suffix}", image.name, staging
                 )
-                _move(made, partial)
+                shutil.move(made, partial)
             else:
                 raise ImageError(f"format {format_!r} is unknown")
             partial.rename(target)
@@ -183,15 +185,7 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _move(made: Path, target: Path) -> None:
-    import shutil
-
-    shutil.move(made, target)
-
-
 def _remove(path: Path) -> None:
-    import shutil
-
     if path.is_dir():
         shutil.rmtree(path)
     else:
