@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from torpor.cli.complete import image_names
 from torpor.datadir import data_dir
 from torpor.errors import UsageError
 from torpor.images.buildah import remove_build_cache
@@ -85,7 +86,7 @@ def list_command(data: str | None, as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=image_names)
 @click.pass_obj
 def inspect(data: str | None, names: tuple[str, ...]) -> None:
     """Show all about images, as JSON."""
@@ -94,7 +95,7 @@ def inspect(data: str | None, names: tuple[str, ...]) -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", shell_complete=image_names)
 @click.argument("new_name")
 @click.pass_obj
 def tag(data: str | None, name: str, new_name: str) -> None:
@@ -104,7 +105,7 @@ def tag(data: str | None, name: str, new_name: str) -> None:
 
 
 @image.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=image_names)
 @click.pass_obj
 def rm(data: str | None, names: tuple[str, ...]) -> None:
     """Remove names of images, and images without a name that nothing uses.
@@ -161,7 +162,7 @@ def pull_command(
 
 
 @image.command("push")
-@click.argument("name")
+@click.argument("name", shell_complete=image_names)
 @click.argument("target", required=False)
 @access_options
 @click.pass_obj
@@ -205,7 +206,7 @@ def import_command(
 
 
 @image.command("export")
-@click.argument("name")
+@click.argument("name", shell_complete=image_names)
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--format", "format_", type=click.Choice(FORMATS), default=DOCKER_ARCHIVE, show_default=True
