@@ -68,6 +68,14 @@ def test_a_name_moves_and_the_old_image_is_collected(store: ImageStore, add_laye
     assert store.prune() == ([], 0)
 
 
+def test_a_name_like_a_digest_is_a_name(store: ImageStore, add_layers: AddTar) -> None:
+    digest = add_layers(LAYER, tag="app")
+    for name in (digest[7:8], digest[7:17]):
+        store.tag(digest, parse_reference(name))
+        assert store.remove(name) == ([f"{name}:latest"], [])
+    assert store.remove(digest[7:17]) == (["app:latest"], [digest])
+
+
 def test_nothing_in_use_is_collected(store: ImageStore, add_layers: AddTar) -> None:
     digest = add_layers(LAYER, tag="app")
     store.refer("snapshot", "3f/1", digest)

@@ -93,10 +93,10 @@ class Builder:
                     self._store,
                     staging,
                     directory,
-                    None,
+                    tag,
                     self._settings,
                     self._progress,
-                    origin=tag.familiar if tag else options.directory.name,
+                    tag.familiar if tag else options.directory.name,
                 )
         for tag in options.tags:
             self._store.tag(digest, tag)
@@ -184,7 +184,8 @@ class Builder:
             image = self._store.resolve(digest)
             self._progress(f"loading base image {digest[:19]}")
             directory = staging / f"base-{digest[-12:]}"
-            write_dir_image(image, directory)
+            with self._store.held(image):
+                write_dir_image(image, directory)
             Skopeo(staging, self._settings, env=buildah.env()).convert(
                 f"dir:{directory}", buildah.transport(name), digest, buildah.directory
             )

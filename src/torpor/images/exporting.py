@@ -42,7 +42,7 @@ def push(
     progress: Progress,
 ) -> None:
     """Sends an image to a registry under `reference`."""
-    with store.staging() as staging, full_disk_explained(store.data_dir):
+    with store.staging() as staging, full_disk_explained(store.data_dir), store.held(image):
         directory = staging / "image"
         progress(f"packing {image.name}")
         write_dir_image(image, directory)
@@ -65,7 +65,7 @@ def export_image(
     if not target.parent.is_dir():
         raise ImageError(f"{target.parent}: no such directory")
     progress(f"packing {image.name}")
-    with store.staging() as staging, full_disk_explained(target.parent):
+    with store.staging() as staging, full_disk_explained(target.parent), store.held(image):
         partial = target.with_name(f".{target.name}.partial")
         _remove(partial)  # of an export that was killed
         try:

@@ -202,6 +202,15 @@ class ImageStore:
             raise ImageNotFoundError(f"image {image.name!r}: removed meanwhile; resolve it again")
         return descriptor
 
+    @contextmanager
+    def held(self, image: ResolvedImage) -> Iterator[None]:
+        """Keeps the image from collection for the block."""
+        descriptor = self.hold(image)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     # Changing -----------------------------------------------------------------------------------
 
     def add(self, new: NewImage, tag: Reference | None = None) -> str:
@@ -285,12 +294,13 @@ class ImageStore:
         Returns the names untagged and the digests deleted. Nothing is deleted that something else
         refers to; its users are named by `inspect`.
         """
-        digest = self.resolve(name).digest
         with self._locked():
+            digest = self.resolve(name).digest
             tags = [user for user in self._users().get(digest, []) if user.startswith(f"{TAG}/")]
-            if not digest.startswith(f"sha256:{name.removeprefix('sha256:')}"):
+            with suppress(ImageError):
+                # A name that could be a digest's first digits as well is the name.
                 wanted = f"{TAG}/{parse_reference(name).canonical}"
-                tags = [user for user in tags if user == wanted] or tags
+                tags = [wanted] if wanted in tags else tags
             for user in tags:
                 self._reference_path(TAG, user.removeprefix(f"{TAG}/")).unlink(missing_ok=True)
             deleted = self._collect([digest])
@@ -306,7 +316,7 @@ class ImageStore:
             before = self._disk_bytes()
             if tagged:
                 for digest, users in self._users().items():
-                    if not self._is_mapped(digest) and all(u.startswith(TAG) for u in users):
+                    if not self._is_mapped(digest) and all(u.startswith(f"{TAG}/") for u in users):
                         for user in users:
                             self._reference_path(TAG, user.removeprefix(f"{TAG}/")).unlink()
             deleted = self._collect(list(self._digests()))
