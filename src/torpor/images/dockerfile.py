@@ -236,7 +236,8 @@ def _translated(
     flags, words = _flags(rest)
     kept = []
     for flag, value in flags:
-        if flag == "--link":
+        # A build's network is the machine's.
+        if flag == "--link" or (flag, value) in (("--network", "default"), ("--network", "host")):
             continue
         if flag == "--from":
             value = renamed(value)
