@@ -67,7 +67,8 @@ FROM last:${UNKNOWN:-4}
 
 def test_translation_renames_bases_and_knows_steps() -> None:
     found, _ = translated(
-        'FROM a AS one\nRUN --network=host x\nFROM one\nCOPY --link --chmod=755 --from=b /f /f\nCMD ["c"]\n'
+        "FROM a AS one\nRUN --network=host x\n"
+        'FROM one\nCOPY --link --chmod=755 --from=b /f /f\nCMD ["c"]\n'
     )
     assert found.text.splitlines() == [
         "# escape=\\",
