@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torpor.images.detect import suggest_dockerfile
-from torpor.images.dockerfile import Translation, base_images, parse_dockerfile, translate
+from torpor.images.dockerfile import base_images, parse_dockerfile
 from torpor.images.errors import BuildError, ImageError
 from torpor.images.names import parse_reference
+from torpor.images.translate import Translation, translate
 
 PATH = Path("Dockerfile")
 

@@ -19,10 +19,8 @@ from torpor.images.dockerfile import (
     MAX_DOCKERFILE_BYTES,
     Dockerfile,
     Instruction,
-    Translation,
     base_images,
     parse_dockerfile,
-    translate,
 )
 from torpor.images.errors import BuildError, RegistryUnreachableError
 from torpor.images.exporting import write_dir_image
@@ -31,6 +29,7 @@ from torpor.images.names import Reference, parse_reference
 from torpor.images.settings import ImageSettings
 from torpor.images.store import ImageStore
 from torpor.images.tools import Finished, raise_if_disk_full, require_root
+from torpor.images.translate import Translation, translate
 from torpor.images.transports import Access, Skopeo, skopeo_message
 from torpor.images.userconfig import write_user_config
 
