@@ -15,8 +15,9 @@ from torpor.images.buildah import remove_build_cache
 from torpor.images.exporting import export_image, push
 from torpor.images.importing import DOCKER_ARCHIVE, FORMATS, import_image, pull
 from torpor.images.names import parse_reference
+from torpor.images.records import StoredImage
 from torpor.images.settings import load_settings
-from torpor.images.store import ImageStore, StoredImage
+from torpor.images.store import ImageStore
 from torpor.images.transports import Access
 
 CREDENTIALS_VARIABLE = "TORPOR_REGISTRY_CREDENTIALS"

@@ -19,8 +19,9 @@ from torpor.images.erofs import ErofsReader, Inode
 from torpor.images.errors import ImageError
 from torpor.images.importing import DOCKER_ARCHIVE, OCI_ARCHIVE, OCI_LAYOUT, ROOTFS, Progress
 from torpor.images.names import Reference
+from torpor.images.records import ResolvedImage
 from torpor.images.settings import ImageSettings
-from torpor.images.store import ImageStore, ResolvedImage
+from torpor.images.store import ImageStore
 from torpor.images.transports import Access, Skopeo
 
 _TYPES = {
