@@ -48,7 +48,7 @@ test-stock-kvm: build ## VM process and guest kernel on a stock kernel's kvm-amd
 	$(BIN)/python -m pytest tests/stock_kvm
 
 conformance: build ## all tests, pending ones too; writes docs/conformance.md
-	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m tests.conformance.page
 
 soak: build rootfs ## minutes of load and faults (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak
