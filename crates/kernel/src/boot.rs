@@ -125,6 +125,7 @@ fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
     let fs = init::init(lower).map_err(fail("cannot set up the file system"))?;
     let instance = boot.instance_json();
     init::write_file(&fs, "/run/torpor/instance", instance.as_bytes()).map_err(fail("/run/torpor/instance"))?;
+    name_server(&fs).map_err(fail("/etc/resolv.conf"))?;
     let account = account(boot, &fs)?;
     let creds = credentials(&account);
     // The host's name is checked by the VM process; one that is too long is cut.
@@ -140,6 +141,16 @@ fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
     // The first program does not return from a system call.
     thread.state.take_replaced();
     Ok(thread)
+}
+
+/// As containers do: names are asked where this machine's are answered, whatever the image was built with.
+fn name_server(fs: &Rc<FsContext>) -> Result<(), Errno> {
+    const PATH: &str = "/etc/resolv.conf";
+    let text = format!("nameserver {}\n", torpor_abi::endpoint::network::NAMES_V4);
+    if init::read_file(fs, PATH).is_ok_and(|known| known == text.as_bytes()) {
+        return Ok(());
+    }
+    init::write_file(fs, PATH, text.as_bytes())
 }
 
 fn account(boot: &Boot, fs: &Rc<FsContext>) -> Result<Account, StartError> {
@@ -284,6 +295,7 @@ impl Receiver for Control {
                     let _ = signal::send_to_process(&process, info);
                 }
             }
+            kind::RESUMED => host::connection::resumed(),
             _ => {}
         }
     }

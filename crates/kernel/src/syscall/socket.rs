@@ -132,11 +132,12 @@ fn parse_kind(args: Args) -> Result<(Family, Kind, u32, OpenFlags)> {
         1 => Family::Unix,
         2 => Family::Inet,
         10 => Family::Inet6,
+        40 => Family::Vsock,
         _ => return Err(Errno::EAFNOSUPPORT),
     };
     let kind = match args.u32(1) & SOCK_TYPE {
         1 => Kind::Stream,
-        2 => Kind::Datagram,
+        2 if family != Family::Vsock => Kind::Datagram,
         5 if family == Family::Unix => Kind::SeqPacket,
         // Unix sockets take SOCK_RAW for SOCK_DGRAM.
         3 if family == Family::Unix => Kind::Datagram,
@@ -144,7 +145,7 @@ fn parse_kind(args: Args) -> Result<(Family, Kind, u32, OpenFlags)> {
         _ => return Err(Errno::ESOCKTNOSUPPORT),
     };
     let protocol = match (family, kind, args.u32(2)) {
-        (Family::Unix, _, 0 | 1) => 0,
+        (Family::Unix, _, 0 | 1) | (Family::Vsock, _, 0) => 0,
         (Family::Inet | Family::Inet6, Kind::Stream, 0 | 6) => 6,
         (Family::Inet | Family::Inet6, Kind::Datagram, 0 | 17) => 17,
         _ => return Err(Errno::EPROTONOSUPPORT),
