@@ -162,7 +162,7 @@ class TestWithKvm:
     def test_fuzzed_elf_headers(self, tmp_path: Path) -> None:
         """Whatever the headers say, the VM process ends by itself with a status of its own."""
         original = (make_root("programs") / "usr/bin/true").read_bytes()
-        chance = random.Random(1)  # noqa: S311 -- repeatable on purpose
+        chance = random.Random(1)
         tree = tmp_path / "tree"
         (tree / "bin").mkdir(parents=True)
         for number in range(FUZZ_RUNS):
@@ -183,7 +183,7 @@ class TestWithKvm:
     def test_fuzzed_erofs_metadata(self, tmp_path: Path) -> None:
         original = root_image("busybox").read_bytes()
         metadata_bytes = 64 << 10
-        chance = random.Random(2)  # noqa: S311 -- repeatable on purpose
+        chance = random.Random(2)
         image = tmp_path / "image"
         for number in range(FUZZ_RUNS):
             content = bytearray(original)
