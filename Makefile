@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt conformance soak test-stock-kvm bench-guest bench-images test-examples rootfs lock clean
+.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images test-examples rootfs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: build ## everything that guards the project
 lint: setup ## ruff, mypy, cargo fmt --check, cargo clippy
 	$(BIN)/python scripts/run_tests.py --only lint
 
+docs: setup ## documents that are made from the source: docs/syscalls.md
+	TORPOR_REWRITE_DOCS=1 cargo test --locked --quiet -p torpor-kernel --test syscalls
+
 fmt: setup ## format Python and Rust
 	$(BIN)/ruff check --fix --quiet
 	$(BIN)/ruff format --quiet
@@ -48,7 +51,7 @@ test-stock-kvm: build ## VM process and guest kernel on a stock kernel's kvm-amd
 	$(BIN)/python -m pytest tests/stock_kvm
 
 conformance: build ## all tests, pending ones too; writes docs/conformance.md
-	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m tests.conformance.page
 
 soak: build rootfs ## minutes of load and faults (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak
@@ -60,7 +63,8 @@ bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.images
 
-test-examples: build ## build all sample applications and try each natively; makes base images
+test-examples: build ## sample applications, natively and in microVMs; makes base images
+	@scripts/system-packages test
 	@$(BIN)/python -m tests.images.examples
 
 rootfs: setup ## root file systems for tests and demo, below build/rootfs

@@ -1,7 +1,7 @@
 //! Open file descriptions (open(2)): what descriptors refer to.
 
 use super::context::Location;
-use super::inode::{Inode, Metadata};
+use super::inode::{Inode, Metadata, SetMetadata};
 use crate::errno::{Errno, Result};
 use crate::mm::pages::PageSource;
 use crate::mm::user::{Dest, Source};
@@ -162,6 +162,15 @@ pub trait FileOps: Any {
 
     /// What fstat(2) tells, for objects that are no inodes of a file system (then `OpenFile::location` is `None`).
     fn metadata(&self) -> Metadata;
+
+    /// fchmod(2), fchown(2), futimens(3), for objects without a location.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP where all objects of a kind share one inode (epoll, eventfd, ...).
+    fn set_metadata(&self, change: &SetMetadata) -> Result<()> {
+        let _ = change;
+        Err(Errno::EOPNOTSUPP)
+    }
 
     /// Text behind the colon of `/proc/PID/fd/N` and lines for `/proc/PID/fdinfo/N`, for objects without a location:
     /// such as `anon_inode:[eventpoll]`, `pipe:[123]`.

@@ -10,7 +10,7 @@ use crate::fs::inode::{FileType, SetMetadata};
 use crate::fs::open::{self, How};
 use crate::fs::path::MAX_PATH_BYTES;
 use crate::fs::{access, notify};
-use crate::mm::addr::{PAGE_BYTES, UserAddr};
+use crate::mm::addr::{PAGE_BYTES, USER_END, UserAddr};
 use crate::mm::user::{self, Dest, Segment, Source};
 use crate::task::current;
 use crate::task::limits::Resource;
@@ -28,6 +28,20 @@ pub(super) const CALLS: &[Syscall] = &[
     Syscall::full(linux::__NR_writev as u16, "writev", sys_writev, &[Arg::Fd, Arg::IovecIn, Arg::Size]),
     Syscall::full(linux::__NR_preadv as u16, "preadv", sys_preadv, &[Arg::Fd, Arg::IovecOut, Arg::Size, Arg::Int]),
     Syscall::full(linux::__NR_pwritev as u16, "pwritev", sys_pwritev, &[Arg::Fd, Arg::IovecIn, Arg::Size, Arg::Int]),
+    Syscall::partial(
+        linux::__NR_preadv2 as u16,
+        "preadv2",
+        RW_FLAGS_GAP,
+        sys_preadv2,
+        &[Arg::Fd, Arg::IovecOut, Arg::Size, Arg::Int, Arg::Size, Arg::Hex],
+    ),
+    Syscall::partial(
+        linux::__NR_pwritev2 as u16,
+        "pwritev2",
+        RW_FLAGS_GAP,
+        sys_pwritev2,
+        &[Arg::Fd, Arg::IovecIn, Arg::Size, Arg::Int, Arg::Size, Arg::Hex],
+    ),
     Syscall::full(linux::__NR_open as u16, "open", sys_open, &[Arg::Path, Arg::OpenFlags, Arg::Mode]),
     Syscall::full(linux::__NR_openat as u16, "openat", sys_openat, &[Arg::DirFd, Arg::Path, Arg::OpenFlags, Arg::Mode]),
     Syscall::full(linux::__NR_openat2 as u16, "openat2", sys_openat2, &[Arg::DirFd, Arg::Path, Arg::Ptr, Arg::Size]),
@@ -48,9 +62,9 @@ pub(super) const CALLS: &[Syscall] = &[
         "fcntl",
         "no record locks, leases and directory notification yet (EINVAL)",
         sys_fcntl,
-        &[Arg::Fd, Arg::FcntlCmd, Arg::Hex],
+        &[Arg::Fd, Arg::FcntlCmd, Arg::FcntlArg],
     ),
-    Syscall::full(linux::__NR_ioctl as u16, "ioctl", sys_ioctl, &[Arg::Fd, Arg::IoctlCmd, Arg::Hex]),
+    Syscall::full(linux::__NR_ioctl as u16, "ioctl", sys_ioctl, &[Arg::Fd, Arg::IoctlCmd, Arg::IoctlArg]),
     Syscall::full(linux::__NR_lseek as u16, "lseek", sys_lseek, &[Arg::Fd, Arg::Int, Arg::Whence]),
     Syscall::full(linux::__NR_truncate as u16, "truncate", sys_truncate, &[Arg::Path, Arg::Size]),
     Syscall::full(linux::__NR_ftruncate as u16, "ftruncate", sys_ftruncate, &[Arg::Fd, Arg::Size]),
@@ -78,8 +92,22 @@ pub(super) fn path(addr: UserAddr) -> Result<Vec<u8>> {
     user::read_cstr(addr, MAX_PATH_BYTES, Errno::ENAMETOOLONG)
 }
 
-fn one(args: Args) -> [Segment; 1] {
-    [Segment { addr: args.addr(1), len: args.usize(2).min(MAX_TRANSFER_BYTES) }]
+/// The buffer that arguments 1 and 2 tell of. One that does not lie in user space is refused whatever there is to move.
+fn one(args: Args) -> Result<[Segment; 1]> {
+    if args.u64(1).checked_add(args.u64(2)).is_none_or(|end| end > USER_END) {
+        return Err(Errno::EFAULT);
+    }
+    Ok([Segment { addr: args.addr(1), len: args.usize(2).min(MAX_TRANSFER_BYTES) }])
+}
+
+/// The description behind a descriptor that may be read.
+fn readable(fd: i32) -> Result<Rc<OpenFile>> {
+    file(fd).and_then(|file| if file.flags.get().readable() { Ok(file) } else { Err(Errno::EBADF) })
+}
+
+/// The description behind a descriptor that may be written.
+fn writable(fd: i32) -> Result<Rc<OpenFile>> {
+    file(fd).and_then(|file| if file.flags.get().writable() { Ok(file) } else { Err(Errno::EBADF) })
 }
 
 /// The array of `struct iovec` that arguments 1 and 2 tell of; all together at most [`MAX_TRANSFER_BYTES`].
@@ -133,64 +161,123 @@ fn position(args: Args) -> Result<u64> {
     u64::try_from(args.i64(3)).map_err(|_| Errno::EINVAL)
 }
 
-fn read_at(file: &OpenFile, segments: &[Segment], offset: u64) -> Result<u64> {
-    if !file.flags.get().readable() {
-        return Err(Errno::EBADF);
-    }
+fn read_at<S: AsRef<[Segment]>>(file: &OpenFile, segments: impl FnOnce() -> Result<S>, offset: u64) -> Result<u64> {
     if !file.ops.seekable() {
         return Err(Errno::ESPIPE);
     }
-    let n = file.ops.read(file, &mut Dest::user(segments), offset)?;
+    if !file.flags.get().readable() {
+        return Err(Errno::EBADF);
+    }
+    let n = file.ops.read(file, &mut Dest::user(segments()?.as_ref()), offset)?;
     note_read(file, n);
     Ok(n as u64)
 }
 
-fn write_at(file: &OpenFile, segments: &[Segment], offset: u64) -> Result<u64> {
-    if !file.flags.get().writable() {
-        return Err(Errno::EBADF);
-    }
+fn write_at<S: AsRef<[Segment]>>(file: &OpenFile, segments: impl FnOnce() -> Result<S>, offset: u64) -> Result<u64> {
     if !file.ops.seekable() {
         return Err(Errno::ESPIPE);
     }
-    let (n, _) = file.ops.write(file, &mut Source::user(segments), offset)?;
+    if !file.flags.get().writable() {
+        return Err(Errno::EBADF);
+    }
+    let (n, _) = file.ops.write(file, &mut Source::user(segments()?.as_ref()), offset)?;
     note_write(file, n);
     Ok(n as u64)
 }
 
 fn sys_read(args: Args) -> Result<u64> {
-    read(&file(args.i32(0))?, &one(args))
+    read(&readable(args.i32(0))?, &one(args)?)
 }
 
 fn sys_write(args: Args) -> Result<u64> {
-    write(&file(args.i32(0))?, &one(args))
+    write(&writable(args.i32(0))?, &one(args)?)
 }
 
 fn sys_pread64(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    read_at(&*file(args.i32(0))?, &one(args), offset)
+    read_at(&*file(args.i32(0))?, || one(args), offset)
 }
 
 fn sys_pwrite64(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    write_at(&*file(args.i32(0))?, &one(args), offset)
+    write_at(&*file(args.i32(0))?, || one(args), offset)
 }
 
 fn sys_readv(args: Args) -> Result<u64> {
-    read(&file(args.i32(0))?, &segments(args)?)
+    read(&readable(args.i32(0))?, &segments(args)?)
 }
 
 fn sys_writev(args: Args) -> Result<u64> {
-    write(&file(args.i32(0))?, &segments(args)?)
+    write(&writable(args.i32(0))?, &segments(args)?)
 }
 
 fn sys_preadv(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    read_at(&*file(args.i32(0))?, &segments(args)?, offset)
+    read_at(&*file(args.i32(0))?, || segments(args), offset)
 }
 
 fn sys_pwritev(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    write_at(&*file(args.i32(0))?, &segments(args)?, offset)
+    write_at(&*file(args.i32(0))?, || segments(args), offset)
+}
+
+/// linux/fs.h; newer than the constants at hand.
+const RWF_NOAPPEND: u32 = 0x20;
+
+const RW_FLAGS_GAP: &str = "RWF_NOWAIT, RWF_ATOMIC and RWF_DONTCACHE give EOPNOTSUPP";
+
+/// The flags of preadv2(2) that are known here: everything is memory, so that RWF_HIPRI, DSYNC and SYNC ask for nothing.
+fn check_rw_flags(flags: u32) -> Result<()> {
+    const KNOWN: u32 = linux::RWF_HIPRI | linux::RWF_DSYNC | linux::RWF_SYNC | linux::RWF_APPEND | RWF_NOAPPEND;
+    const BOTH: u32 = linux::RWF_APPEND | RWF_NOAPPEND;
+    if flags & !KNOWN != 0 {
+        Err(Errno::EOPNOTSUPP)
+    } else if flags & BOTH == BOTH {
+        Err(Errno::EINVAL)
+    } else {
+        Ok(())
+    }
+}
+
+fn sys_preadv2(args: Args) -> Result<u64> {
+    let segments = || {
+        let segments = segments(args)?;
+        check_rw_flags(args.u32(5))?;
+        Ok(segments)
+    };
+    if args.i64(3) == -1 {
+        return read(&readable(args.i32(0))?, &segments()?);
+    }
+    read_at(&*file(args.i32(0))?, segments, position(args)?)
+}
+
+/// Runs `act` with the file's O_APPEND as RWF_APPEND and RWF_NOAPPEND want it for this one call.
+fn with_append<T>(file: &OpenFile, flags: u32, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let kept = file.flags.get();
+    let append = (kept.contains(OpenFlags::APPEND) || flags & linux::RWF_APPEND != 0) && flags & RWF_NOAPPEND == 0;
+    let mut wanted = kept;
+    wanted.set(OpenFlags::APPEND, append);
+    file.flags.set(wanted);
+    let done = act();
+    file.flags.set(kept);
+    done
+}
+
+fn sys_pwritev2(args: Args) -> Result<u64> {
+    let flags = args.u32(5);
+    let segments = || {
+        let segments = segments(args)?;
+        check_rw_flags(flags)?;
+        Ok(segments)
+    };
+    if args.i64(3) == -1 {
+        let file = writable(args.i32(0))?;
+        let segments = segments()?;
+        return with_append(&file, flags, || write(&file, &segments));
+    }
+    let offset = position(args)?;
+    let file = file(args.i32(0))?;
+    with_append(&file, flags, || write_at(&file, segments, offset))
 }
 
 fn open_at(dirfd: i32, addr: UserAddr, how: How) -> Result<u64> {
@@ -362,6 +449,7 @@ fn sys_fcntl(args: Args) -> Result<u64> {
             opened.owner_signal.set(args.u32(2));
             Ok(0)
         }
+        linux::F_ADD_SEALS if !opened.flags.get().writable() => Err(Errno::EPERM),
         linux::F_SETPIPE_SZ | linux::F_GETPIPE_SZ if PipeEnd::of(&opened).is_none() => Err(Errno::EBADF),
         _ => opened.ops.fcntl(&opened, command, args.u64(2)),
     }
@@ -394,16 +482,16 @@ fn sys_ioctl(args: Args) -> Result<u64> {
 fn sys_lseek(args: Args) -> Result<u64> {
     let opened = file(args.i32(0))?;
     let (offset, whence) = (args.i64(1), args.u32(2));
+    if whence > linux::SEEK_HOLE {
+        return Err(Errno::EINVAL);
+    }
     if !opened.ops.seekable() && opened.metadata().file_type != FileType::Directory {
         return Err(Errno::ESPIPE);
     }
     let position = match whence {
         linux::SEEK_SET => offset,
         linux::SEEK_CUR => opened.position.get().cast_signed().checked_add(offset).ok_or(Errno::EOVERFLOW)?,
-        linux::SEEK_END | linux::SEEK_DATA | linux::SEEK_HOLE => {
-            opened.ops.seek(&opened, offset, whence)?.cast_signed()
-        }
-        _ => return Err(Errno::EINVAL),
+        _ => opened.ops.seek(&opened, offset, whence)?.cast_signed(),
     };
     let position = u64::try_from(position).map_err(|_| Errno::EINVAL)?;
     opened.position.set(position);
@@ -485,7 +573,7 @@ fn sys_syncfs(args: Args) -> Result<u64> {
 
 fn sys_fadvise64(args: Args) -> Result<u64> {
     let opened = file(args.i32(0))?;
-    if matches!(opened.metadata().file_type, FileType::Fifo | FileType::Socket) {
+    if opened.metadata().file_type == FileType::Fifo {
         return Err(Errno::ESPIPE);
     }
     // Advice about a page cache that everything lives in: nothing to do, but the arguments are checked (posix_fadvise(2)).
