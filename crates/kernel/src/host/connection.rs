@@ -349,8 +349,11 @@ impl Receiver for Connection {
                 if let Some(owner) = owner {
                     owner.closed(header.argument);
                 }
-                self.close(0);
-                self.forget_if_over();
+                if self.closed.get() {
+                    self.forget_if_over();
+                } else {
+                    self.close(0);
+                }
             }
             _ => {}
         }
