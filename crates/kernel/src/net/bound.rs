@@ -56,6 +56,16 @@ pub(super) fn autobind(socket: &Rc<Socket>) -> Result<UnixName> {
     Err(Errno::ENOSPC)
 }
 
+/// Gives an abstract name back; one that another socket has stays.
+pub(super) fn release_abstract(socket: &Socket, name: &[u8]) {
+    ABSTRACT.with(|names| {
+        let mut names = names.borrow_mut();
+        if names.get(name).is_some_and(|holder| core::ptr::eq(holder.as_ptr(), socket)) {
+            names.remove(name);
+        }
+    });
+}
+
 /// Who has an abstract name.
 pub(super) fn find_abstract(name: &[u8]) -> Option<Rc<Socket>> {
     ABSTRACT.with(|names| names.borrow().get(name).and_then(Weak::upgrade))

@@ -90,6 +90,21 @@ pub(super) fn source_for(socket: &Socket, to: InetAddress) -> InetAddress {
     InetAddress { ip, port: local.port }.in_family(socket.is_v6())
 }
 
+/// What connect(2) says of a stream that has been connected before: true for one whose connection is made by now.
+///
+/// # Errors
+/// The connection's failure, once, after which the socket is as new; EISCONN.
+pub(super) fn is_settled(socket: &Socket) -> Result<bool> {
+    if let Some(error) = socket.take_error() {
+        socket.disconnect();
+        return Err(error);
+    }
+    if !socket.is_connected() {
+        return Ok(false);
+    }
+    if socket.connecting.replace(false) { Ok(true) } else { Err(Errno::EISCONN) }
+}
+
 pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bool) -> Result<()> {
     let to = route(of_family(socket, address)?)?;
     if socket.kind == Kind::Datagram {
@@ -98,12 +113,6 @@ pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bo
         *socket.local.borrow_mut() = Address::Inet(source);
         *socket.remote.borrow_mut() = Some(Address::Inet(to));
         return Ok(());
-    }
-    if let Some(error) = socket.take_error() {
-        return Err(error);
-    }
-    if socket.is_connected() {
-        return if socket.connecting.replace(false) { Ok(()) } else { Err(Errno::EISCONN) };
     }
     ensure_bound(socket)?;
     let source = source_for(socket, to);

@@ -330,20 +330,53 @@ impl Socket {
     /// # Errors
     /// As connect(2).
     pub fn connect(self: &Rc<Self>, address: &Address, nonblocking: bool) -> Result<()> {
-        if self.is_listening() {
-            return Err(if self.is_inet() { Errno::EISCONN } else { Errno::EINVAL });
-        }
         match (self.family, address) {
-            (Family::Unix, Address::Unix(name)) => unix::connect(self, name, nonblocking),
-            (_, Address::Unspecified) if self.kind == Kind::Datagram => {
-                *self.state.borrow_mut() = State::Idle;
-                *self.remote.borrow_mut() = None;
+            (_, Address::Unspecified) if self.is_inet() || self.kind == Kind::Datagram => {
+                self.disconnect();
                 Ok(())
             }
+            _ if self.is_listening() => Err(if self.is_inet() { Errno::EISCONN } else { Errno::EINVAL }),
+            // A stream's state comes before the address.
+            (Family::Inet | Family::Inet6, _) if self.kind == Kind::Stream && inet::is_settled(self)? => Ok(()),
+            (Family::Unix, Address::Unix(name)) => unix::connect(self, name, nonblocking),
             (Family::Unix, _) => Err(Errno::EINVAL),
             (_, Address::Inet(address)) => inet::connect(self, *address, nonblocking),
             _ => Err(Errno::EAFNOSUPPORT),
         }
+    }
+
+    /// connect(2) to AF_UNSPEC: the socket is as new again, but for its own address.
+    pub(super) fn disconnect(&self) {
+        let state = self.state.replace(State::Idle);
+        if self.kind != Kind::Datagram {
+            self.leave(&state);
+            self.read_ended.set(false);
+            self.write_ended.set(false);
+            self.connecting.set(false);
+            self.error.set(None);
+            drop(self.incoming.take_all());
+        }
+        reset_pending(state);
+        *self.remote.borrow_mut() = None;
+        self.queue.wake_all(Events::all());
+    }
+
+    /// Tells the other end that this one is gone.
+    fn leave(&self, state: &State) {
+        let State::Connected(peer) = state else { return };
+        let Some(peer) = peer.upgrade() else { return };
+        let points_back = matches!(&*peer.state.borrow(), State::Connected(p) if core::ptr::eq(p.as_ptr(), self));
+        if points_back && self.kind != Kind::Datagram {
+            // Data that nobody read, or SO_LINGER with 0, resets the connection.
+            if !self.incoming.is_empty() || self.linger.get() == [1, 0] {
+                peer.error.set(Some(Errno::ECONNRESET));
+            }
+            peer.read_ended.set(true);
+            if !self.is_inet() {
+                peer.write_ended.set(true);
+            }
+        }
+        peer.queue.wake_all(Events::all());
     }
 
     /// Waits on `queue` as a blocking socket operation does: EAGAIN when it must not, or when its timeout is over.
@@ -387,7 +420,7 @@ impl Socket {
         }
         let listening = self.is_listening();
         let associated = self.kind == Kind::Datagram && self.remote.borrow().is_some();
-        if !self.is_connected() && !listening && !associated {
+        if self.is_inet() && !self.is_connected() && !listening && !associated {
             return Err(Errno::ENOTCONN);
         }
         let peer = self.peer();
@@ -416,27 +449,13 @@ impl Socket {
     /// The last descriptor is closed.
     fn close(&self) {
         let state = self.state.replace(State::Idle);
-        if let State::Connected(peer) = &state
-            && let Some(peer) = peer.upgrade()
-        {
-            let points_back = matches!(&*peer.state.borrow(), State::Connected(p) if core::ptr::eq(p.as_ptr(), self));
-            if points_back && self.kind != Kind::Datagram {
-                // Data that nobody read, or SO_LINGER with 0, resets the connection.
-                if !self.incoming.is_empty() || self.linger.get() == [1, 0] {
-                    peer.error.set(Some(Errno::ECONNRESET));
-                }
-                peer.read_ended.set(true);
-                if !self.is_inet() {
-                    peer.write_ended.set(true);
-                }
-            } else if points_back && self.kind == Kind::Datagram {
-                peer.error.set(Some(Errno::ECONNREFUSED));
-            }
-            peer.queue.wake_all(Events::all());
-        }
+        self.leave(&state);
         reset_pending(state);
         if self.is_inet() && self.local_inet().port != 0 {
             bound::release_port(self, self.local_inet().port);
+        }
+        if let Address::Unix(UnixName::Abstract(name)) = &*self.local.borrow() {
+            bound::release_abstract(self, name);
         }
         let unread = self.incoming.take_all();
         drop(unread);
@@ -538,7 +557,10 @@ impl Socket {
             let algorithm = bytes.split(|b| *b == 0).next().unwrap_or(&[]);
             return if matches!(algorithm, b"cubic" | b"reno") { Ok(()) } else { Err(Errno::ENOENT) };
         }
-        self.options.set(level, name, self.what(), int(0)?)
+        // Options of IP may be given as one byte (ip(7)).
+        let value =
+            if level == level::IP && bytes.len() < 4 { bytes.first().map_or(0, |b| i32::from(*b)) } else { int(0)? };
+        self.options.set(level, name, self.what(), value)
     }
 
     /// getsockopt(2): the value's bytes.
@@ -626,7 +648,7 @@ impl FileOps for SocketFile {
     }
 
     fn read(&self, file: &OpenFile, dst: &mut Dest<'_>, _offset: u64) -> Result<usize> {
-        if dst.remaining() == 0 && self.0.kind == Kind::Stream {
+        if dst.remaining() == 0 {
             return Ok(0);
         }
         Ok(self.0.receive(dst, 0, file.nonblocking())?.bytes)
@@ -652,6 +674,8 @@ impl FileOps for SocketFile {
             io::FIONREAD if socket.is_listening() => return Err(Errno::EINVAL),
             io::FIONREAD if socket.kind == Kind::Stream => socket.incoming.readable_bytes(),
             io::FIONREAD => socket.incoming.first_bytes(),
+            io::SIOCATMARK if socket.kind == Kind::Stream => 0, // there is no out-of-band data
+            io::SIOCATMARK if !socket.is_inet() => return Err(Errno::EOPNOTSUPP),
             io::TIOCOUTQ => socket.peer().map_or(0, |peer| peer.incoming.readable_bytes()),
             _ => return Err(Errno::ENOTTY),
         };

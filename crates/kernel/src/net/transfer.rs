@@ -90,6 +90,10 @@ impl Socket {
         }
     }
 
+    fn take_error_if(&self, heard: bool) -> Option<Errno> {
+        if heard { self.take_error() } else { None }
+    }
+
     /// The peer may go on: there is room in our queue.
     fn room_made(&self) {
         self.queue.wake(Events::WRITABLE);
@@ -158,13 +162,13 @@ impl Socket {
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
         let sent = match self.kind {
             Kind::Datagram => self.send_datagram(src, to, passed, nonblocking),
-            _ if to.is_some() && !self.is_inet() => {
+            Kind::Stream if to.is_some() && !self.is_inet() => {
                 Err(if self.is_connected() { Errno::EISCONN } else { Errno::EOPNOTSUPP })
             }
             Kind::SeqPacket => self.send_packet(src, passed, nonblocking),
             Kind::Stream => self.send_stream(src, passed, nonblocking),
         };
-        if sent == Err(Errno::EPIPE) && self.kind != Kind::Datagram && flags & msg::NOSIGNAL == 0 {
+        if sent == Err(Errno::EPIPE) && self.kind == Kind::Stream && flags & msg::NOSIGNAL == 0 {
             signal::send_self(signal::SIGPIPE);
         }
         sent
@@ -191,7 +195,8 @@ impl Socket {
     }
 
     fn try_send_stream(&self, src: &mut Source<'_>, passed: &Passed) -> Result<Option<usize>> {
-        if let Some(error) = self.take_error() {
+        // Who sends on a Unix socket does not hear of what the peer left unread.
+        if let Some(error) = self.take_error_if(self.is_inet()) {
             return Err(error);
         }
         if self.write_ended.get() {

@@ -2,7 +2,9 @@
 #include "fuzz.h"
 #include <setjmp.h>
 #include <signal.h>
+#include <netinet/in.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 
 enum { PAGE = 4096, PAGES = 64 };
 #define ARENA ((char *)0x1000000000)
@@ -49,6 +51,11 @@ static void map(void) {
     size_t size = length();
     bool anonymous = !one_in(3);
     int fd = anonymous ? -1 : any_fd();
+    /* TCP sockets can be mapped on Linux to receive without copies. */
+    int protocol = 0;
+    socklen_t size_of_protocol = sizeof protocol;
+    if (getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size_of_protocol) == 0 && protocol == IPPROTO_TCP)
+        fd = -1;
     long offset = one_in(10) ? 100 : below(4) * PAGE;
     struct named kind = PICK(kinds);
     long protect = protection();
@@ -122,7 +129,8 @@ static void touch(void) {
         else
             say(" = %d", *(volatile char *)at);
     } else
-        say(" signal %d code %d%s", fault_signal, fault_code, fault_address == at ? "" : " WRONG ADDRESS");
+        /* Where there are protection keys, memory that can only be executed has one. */
+        say(" signal %d code %d%s", fault_signal, fault_code == SEGV_PKUERR ? SEGV_ACCERR : fault_code, fault_address == at ? "" : " WRONG ADDRESS");
     sigaction(SIGSEGV, &old_segv, NULL);
     sigaction(SIGBUS, &old_bus, NULL);
 }

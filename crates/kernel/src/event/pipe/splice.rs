@@ -90,11 +90,11 @@ fn without_blocking<T>(file: &OpenFile, nonblock: bool, call: impl FnOnce() -> T
 /// # Errors
 /// EPIPE, EAGAIN, ERESTARTSYS, EINVAL, those of the file.
 pub fn from_file(from: &mut Place<'_>, to: &PipeEnd, len: usize, nonblock: bool) -> Result<usize> {
-    check_data(from.file)?;
     let pipe = &to.pipe;
     pipe.check_readers()?;
     pipe.wait_writable(nonblock)?;
     pipe.check_readers()?;
+    check_data(from.file)?;
     let mut done = 0;
     while done < len && !pipe.queue.borrow().is_full() {
         // As a page of the page cache takes a slot, so does a piece up to a page boundary here.
