@@ -60,7 +60,8 @@ bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.images
 
-test-examples: build ## build all sample applications and try each natively; makes base images
+test-examples: build ## sample applications, natively and in microVMs; makes base images
+	@scripts/system-packages test
 	@$(BIN)/python -m tests.images.examples
 
 rootfs: setup ## root file systems for tests and demo, below build/rootfs
