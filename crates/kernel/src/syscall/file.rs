@@ -62,9 +62,9 @@ pub(super) const CALLS: &[Syscall] = &[
         "fcntl",
         "no record locks, leases and directory notification yet (EINVAL)",
         sys_fcntl,
-        &[Arg::Fd, Arg::FcntlCmd, Arg::Hex],
+        &[Arg::Fd, Arg::FcntlCmd, Arg::FcntlArg],
     ),
-    Syscall::full(linux::__NR_ioctl as u16, "ioctl", sys_ioctl, &[Arg::Fd, Arg::IoctlCmd, Arg::Hex]),
+    Syscall::full(linux::__NR_ioctl as u16, "ioctl", sys_ioctl, &[Arg::Fd, Arg::IoctlCmd, Arg::IoctlArg]),
     Syscall::full(linux::__NR_lseek as u16, "lseek", sys_lseek, &[Arg::Fd, Arg::Int, Arg::Whence]),
     Syscall::full(linux::__NR_truncate as u16, "truncate", sys_truncate, &[Arg::Path, Arg::Size]),
     Syscall::full(linux::__NR_ftruncate as u16, "ftruncate", sys_ftruncate, &[Arg::Fd, Arg::Size]),
@@ -181,35 +181,43 @@ fn position(args: Args) -> Result<u64> {
     u64::try_from(args.i64(3)).map_err(|_| Errno::EINVAL)
 }
 
-/// Reads at an offset; `flags` are those of preadv2(2).
+/// Reads at an offset. A call with several buffers has the `flags` of preadv2(2).
 fn read_at<S: AsRef<[Segment]>>(
     file: &OpenFile,
     segments: impl FnOnce() -> Result<S>,
     offset: u64,
-    flags: u32,
+    flags: Option<u32>,
 ) -> Result<u64> {
     if !file.ops.seekable() {
         return Err(Errno::ESPIPE);
     }
     check_readable(file)?;
     let segments = segments()?;
+    if flags.is_some() && nothing(segments.as_ref()) {
+        return Ok(0);
+    }
+    let flags = flags.unwrap_or(0);
     let n = with_rw_flags(file, flags, || file.ops.read(file, &mut Dest::user(segments.as_ref()), offset))?;
     note_read(file, n);
     Ok(n as u64)
 }
 
-/// Writes at an offset; `flags` are those of pwritev2(2).
+/// Writes at an offset. A call with several buffers has the `flags` of pwritev2(2).
 fn write_at<S: AsRef<[Segment]>>(
     file: &OpenFile,
     segments: impl FnOnce() -> Result<S>,
     offset: u64,
-    flags: u32,
+    flags: Option<u32>,
 ) -> Result<u64> {
     if !file.ops.seekable() {
         return Err(Errno::ESPIPE);
     }
     check_writable(file)?;
     let segments = segments()?;
+    if flags.is_some() && nothing(segments.as_ref()) {
+        return Ok(0);
+    }
+    let flags = flags.unwrap_or(0);
     let (n, _) = with_rw_flags(file, flags, || file.ops.write(file, &mut Source::user(segments.as_ref()), offset))?;
     note_write(file, n);
     Ok(n as u64)
@@ -225,12 +233,12 @@ fn sys_write(args: Args) -> Result<u64> {
 
 fn sys_pread64(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    read_at(&*file(args.i32(0))?, || one(args), offset, 0)
+    read_at(&*file(args.i32(0))?, || one(args), offset, None)
 }
 
 fn sys_pwrite64(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    write_at(&*file(args.i32(0))?, || one(args), offset, 0)
+    write_at(&*file(args.i32(0))?, || one(args), offset, None)
 }
 
 /// Whether a call with several buffers has nothing to do, whatever the object.
@@ -256,12 +264,12 @@ fn sys_writev(args: Args) -> Result<u64> {
 
 fn sys_preadv(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    read_at(&*file(args.i32(0))?, || segments(args), offset, 0)
+    read_at(&*file(args.i32(0))?, || segments(args), offset, Some(0))
 }
 
 fn sys_pwritev(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    write_at(&*file(args.i32(0))?, || segments(args), offset, 0)
+    write_at(&*file(args.i32(0))?, || segments(args), offset, Some(0))
 }
 
 /// linux/fs.h; newer than the constants at hand.
@@ -301,17 +309,22 @@ fn sys_preadv2(args: Args) -> Result<u64> {
         return if nothing(&segments) { Ok(0) } else { with_rw_flags(&file, flags, || read(&file, &segments)) };
     }
     let (offset, file) = (position(args)?, file(args.i32(0))?);
-    read_at(&file, || segments(args), offset, flags)
+    read_at(&file, || segments(args), offset, Some(flags))
 }
 
 fn sys_pwritev2(args: Args) -> Result<u64> {
     let flags = args.u32(5);
     if args.i64(3) == -1 {
         let (file, segments) = (writable(args.i32(0))?, segments(args)?);
+        // What takes single messages only (eventfd) knows no flags.
+        let message = file.metadata().file_type == FileType::Anonymous;
+        if message && flags & !linux::RWF_HIPRI != 0 && !nothing(&segments) {
+            return Err(Errno::EOPNOTSUPP);
+        }
         return if nothing(&segments) { Ok(0) } else { with_rw_flags(&file, flags, || write(&file, &segments)) };
     }
     let (offset, file) = (position(args)?, file(args.i32(0))?);
-    write_at(&file, || segments(args), offset, flags)
+    write_at(&file, || segments(args), offset, Some(flags))
 }
 
 fn open_at(dirfd: i32, addr: UserAddr, how: How) -> Result<u64> {
@@ -522,6 +535,7 @@ fn sys_lseek(args: Args) -> Result<u64> {
     match opened.metadata().file_type {
         // These have no positions, and don't mind.
         FileType::Anonymous => return Ok(0),
+        FileType::CharDevice if opened.ops.seekable() => return Ok(0),
         FileType::Directory => {}
         _ if opened.ops.seekable() => {}
         _ => return Err(Errno::ESPIPE),

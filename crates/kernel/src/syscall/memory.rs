@@ -30,7 +30,7 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_mremap as u16,
         "mremap",
         sys_mremap,
-        &[Arg::Ptr, Arg::Size, Arg::Size, Arg::Hex, Arg::Ptr],
+        &[Arg::Ptr, Arg::Size, Arg::Size, Arg::MremapFlags, Arg::Ptr],
     ),
     Syscall::full(linux::__NR_brk as u16, "brk", sys_brk, &[Arg::Ptr]),
     Syscall::partial(
@@ -96,6 +96,9 @@ fn sys_mmap(args: Args) -> Result<u64> {
     let fixed = flags & (linux::MAP_FIXED | linux::MAP_FIXED_NOREPLACE) != 0;
     if bytes == 0 || fixed && !addr.is_multiple_of(PAGE_BYTES) {
         return Err(Errno::EINVAL);
+    }
+    if bytes > u64::MAX - PAGE_BYTES {
+        return Err(Errno::ENOMEM);
     }
     if flags & linux::MAP_FIXED_NOREPLACE != 0 && space().is_mapped(addr, bytes) {
         return Err(Errno::EEXIST); // before any look at what shall be mapped

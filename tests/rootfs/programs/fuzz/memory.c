@@ -28,7 +28,12 @@ static long protection(void) {
         strcpy(flag_names, "rw");
         return PROT_READ | PROT_WRITE;
     }
-    return pick_flags(protections, COUNT(protections), 2);
+    long value = pick_flags(protections, COUNT(protections), 2);
+    if (value != PROT_EXEC)
+        return value;
+    /* Where there are protection keys, memory that can only be executed has one. */
+    strcpy(flag_names, "rx");
+    return PROT_READ | PROT_EXEC;
 }
 
 static char *place(void) { return ARENA + below(PAGES) * PAGE + (one_in(20) ? 100 : 0); }
@@ -129,8 +134,7 @@ static void touch(void) {
         else
             say(" = %d", *(volatile char *)at);
     } else
-        /* Where there are protection keys, memory that can only be executed has one. */
-        say(" signal %d code %d%s", fault_signal, fault_code == SEGV_PKUERR ? SEGV_ACCERR : fault_code, fault_address == at ? "" : " WRONG ADDRESS");
+        say(" signal %d code %d%s", fault_signal, fault_code, fault_address == at ? "" : " WRONG ADDRESS");
     sigaction(SIGSEGV, &old_segv, NULL);
     sigaction(SIGBUS, &old_bus, NULL);
 }

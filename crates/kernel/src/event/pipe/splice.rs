@@ -66,6 +66,9 @@ fn buffer(len: usize) -> Result<Vec<u8>> {
 
 /// Whether data can be moved out of the file without a program's buffer: eventfd and its kind have messages, not data.
 fn check_data(file: &OpenFile) -> Result<()> {
+    if PipeEnd::of(file).is_some() {
+        return Err(Errno::EINVAL); // sendfile(2) takes none; splice(2) has a way of its own between pipes
+    }
     match file.metadata().file_type {
         FileType::Anonymous => Err(Errno::EINVAL),
         FileType::Directory => Err(Errno::EISDIR),
@@ -129,6 +132,9 @@ pub fn from_file(from: &mut Place<'_>, to: &PipeEnd, len: usize, nonblock: bool)
 /// # Errors
 /// EAGAIN, ERESTARTSYS, those of the file.
 pub fn to_file(from: &PipeEnd, to: &mut Place<'_>, len: usize, nonblock: bool) -> Result<usize> {
+    if to.file.metadata().file_type == FileType::Anonymous {
+        return Err(Errno::EINVAL);
+    }
     let pipe = &from.pipe;
     pipe.wait_readable(nonblock)?;
     let mut done = 0;
