@@ -3,7 +3,7 @@
 use super::address::{Address, InetAddress, UnixName, VsockAddress};
 use super::options::{Options, level, name};
 use super::queue::{Message, Queue, Sender};
-use super::{bound, inet, outside, unix, vsock};
+use super::{bound, inet, interfaces, outside, unix, vsock};
 use crate::errno::{Errno, Result};
 use crate::event::anon;
 use crate::fs::file::{FileOps, OpenFile};
@@ -51,6 +51,7 @@ pub enum Family {
     Unix = 1,
     Inet = 2,
     Inet6 = 10,
+    Netlink = 16,
     Vsock = 40,
 }
 
@@ -142,6 +143,7 @@ impl Socket {
         })?;
         let local = match family {
             Family::Unix => Address::Unix(UnixName::Unnamed),
+            Family::Netlink => Address::Netlink(0),
             Family::Vsock => Address::Vsock(VsockAddress { cid: u32::MAX, port: u32::MAX }),
             _ => Address::Inet(InetAddress::any(family == Family::Inet6)),
         };
@@ -259,6 +261,15 @@ impl Socket {
         Some(if self.connecting.replace(false) { Ok(()) } else { Err(Errno::EISCONN) })
     }
 
+    /// Takes a netlink port; without a wish one that nobody has.
+    pub(super) fn bind_netlink(&self, port: u32) {
+        let known = matches!(*self.local.borrow(), Address::Netlink(known) if known != 0);
+        if !known {
+            let port = if port == 0 { anon::unique_ino() as u32 | 1 << 31 } else { port };
+            *self.local.borrow_mut() = Address::Netlink(port);
+        }
+    }
+
     /// Local address of a vsock socket.
     pub(super) fn local_vsock(&self) -> VsockAddress {
         match &*self.local.borrow() {
@@ -308,7 +319,11 @@ impl Socket {
         match (self.family, address) {
             (Family::Unix, Address::Unix(name)) => unix::bind(self, name),
             (Family::Vsock, Address::Vsock(address)) => vsock::bind(self, *address),
-            (Family::Unix | Family::Vsock, _) => Err(Errno::EINVAL),
+            (Family::Netlink, Address::Netlink(port)) => {
+                self.bind_netlink(*port);
+                Ok(())
+            }
+            (Family::Unix | Family::Vsock | Family::Netlink, _) => Err(Errno::EINVAL),
             (_, Address::Inet(address)) => inet::bind(self, *address),
             (Family::Inet, Address::Unspecified) => inet::bind(self, InetAddress::any(false)),
             _ => Err(Errno::EAFNOSUPPORT),
@@ -334,7 +349,7 @@ impl Socket {
         match self.family {
             Family::Unix if self.local_address() == Address::Unix(UnixName::Unnamed) => return Err(Errno::EINVAL),
             Family::Vsock if self.local_vsock().port == u32::MAX => return Err(Errno::EINVAL),
-            Family::Unix | Family::Vsock => {}
+            Family::Unix | Family::Vsock | Family::Netlink => {}
             Family::Inet | Family::Inet6 => inet::before_listen(self)?,
         }
         self.peer_sender.set(sender());
@@ -401,7 +416,12 @@ impl Socket {
                 Ok(())
             }
             (Family::Vsock, Address::Vsock(address)) => vsock::connect(self, *address, nonblocking),
-            (Family::Unix | Family::Vsock, _) => Err(Errno::EINVAL),
+            (Family::Netlink, Address::Netlink(0)) => {
+                self.bind_netlink(0);
+                *self.remote.borrow_mut() = Some(Address::Netlink(0));
+                Ok(())
+            }
+            (Family::Unix | Family::Vsock | Family::Netlink, _) => Err(Errno::EINVAL),
             (_, Address::Inet(address)) => inet::connect(self, *address, nonblocking),
             _ => Err(Errno::EAFNOSUPPORT),
         }
@@ -740,7 +760,7 @@ impl FileOps for SocketFile {
             io::FIONREAD if socket.kind == Kind::Stream => socket.incoming.readable_bytes(),
             io::FIONREAD => socket.incoming.first_bytes(),
             io::TIOCOUTQ => socket.peer().map_or(0, |peer| peer.incoming.readable_bytes()),
-            _ => return Err(Errno::ENOTTY),
+            _ => return interfaces::ioctl(request, argument),
         };
         user::write(UserAddr(argument), &(value.min(i32::MAX as usize) as i32))?;
         Ok(0)

@@ -4,8 +4,8 @@ use super::address::Address;
 use super::control::Passed;
 use super::inet::{self, DatagramTarget};
 use super::queue::{Message, Sender};
-use super::socket::{Kind, Socket, message};
-use super::{outside, unix};
+use super::socket::{Family, Kind, Socket, message};
+use super::{netlink, outside, unix};
 use crate::errno::{Errno, Result};
 use crate::fs::file::OpenFile;
 use crate::mm::user::{Dest, Source};
@@ -290,6 +290,10 @@ impl Socket {
         nonblocking: bool,
     ) -> Result<usize> {
         let bytes = self.whole_message(src)?;
+        if self.family == Family::Netlink {
+            self.bind_netlink(0);
+            return netlink::send(self, &bytes);
+        }
         if self.is_inet() {
             return self.send_udp(&bytes, to, nonblocking);
         }

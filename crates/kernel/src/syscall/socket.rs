@@ -132,6 +132,9 @@ fn parse_kind(args: Args) -> Result<(Family, Kind, u32, OpenFlags)> {
         1 => Family::Unix,
         2 => Family::Inet,
         10 => Family::Inet6,
+        // NETLINK_ROUTE is the only protocol.
+        16 if args.u32(2) == 0 => Family::Netlink,
+        16 => return Err(Errno::EPROTONOSUPPORT),
         40 => Family::Vsock,
         _ => return Err(Errno::EAFNOSUPPORT),
     };
@@ -141,11 +144,12 @@ fn parse_kind(args: Args) -> Result<(Family, Kind, u32, OpenFlags)> {
         5 if family == Family::Unix => Kind::SeqPacket,
         // Unix sockets take SOCK_RAW for SOCK_DGRAM.
         3 if family == Family::Unix => Kind::Datagram,
+        3 if family == Family::Netlink => Kind::Datagram,
         3 => return Err(Errno::EPROTONOSUPPORT),
         _ => return Err(Errno::ESOCKTNOSUPPORT),
     };
     let protocol = match (family, kind, args.u32(2)) {
-        (Family::Unix, _, 0 | 1) | (Family::Vsock, _, 0) => 0,
+        (Family::Unix, _, 0 | 1) | (Family::Vsock, _, 0) | (Family::Netlink, Kind::Datagram, 0) => 0,
         (Family::Inet | Family::Inet6, Kind::Stream, 0 | 6) => 6,
         (Family::Inet | Family::Inet6, Kind::Datagram, 0 | 17) => 17,
         _ => return Err(Errno::EPROTONOSUPPORT),
