@@ -295,7 +295,7 @@ impl Receiver for Control {
                     let _ = signal::send_to_process(&process, info);
                 }
             }
-            kind::RESUMED => host::connection::resumed(),
+            kind::RESUMED => host::connection::resumed(header.argument),
             _ => {}
         }
     }
