@@ -186,6 +186,7 @@ fn least_address_bytes(socket: &Socket) -> u32 {
         Family::Unix => 0,
         Family::Inet | Family::Vsock => 16,
         Family::Inet6 => 24,
+        Family::Netlink => 12,
     }
 }
 
