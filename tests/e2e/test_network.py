@@ -291,7 +291,12 @@ def test_vsock_both_ways(tmp_path: Path) -> None:
 def test_interfaces() -> None:
     result = vm_run("busybox", "sh", "-c", "ip -o addr; ip route; ifconfig eth0")
     text = result.stdout.decode()
-    for part in ("inet 127.0.0.1/8", "inet 192.0.2.2/24", "default via 192.0.2.1", "02:00:00:00:00:02"):
+    for part in (
+        "inet 127.0.0.1/8",
+        "inet 192.0.2.2/24",
+        "default via 192.0.2.1",
+        "02:00:00:00:00:02",
+    ):
         assert part in text, str(result)
 
 
