@@ -57,6 +57,12 @@ def test_bash_builtins() -> None:
     assert compare("bash", "bash", "/srv/builtins.sh").status == 1
 
 
+def test_process_substitution() -> None:
+    """It opens an end of a pipe by its name in /dev/fd, which the other end may have left."""
+    script = "cat <(echo one) <(sleep 0.1; echo two); echo three > >(cat); wait $!"
+    assert compare("bash", "bash", "-c", script).status == 0
+
+
 def test_interpreter_line() -> None:
     """A script is run by the interpreter that its first line names, with its one argument."""
     script = (

@@ -142,4 +142,5 @@ class _Carrier:
                     self._connections[number].shutdown(socket.SHUT_WR)
         # The VM has ended: nobody waits for its answers.
         for connection in self._connections.values():
-            connection.close()
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)

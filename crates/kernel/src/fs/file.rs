@@ -85,6 +85,16 @@ pub trait FileOps: Any {
         Err(Errno::EINVAL)
     }
 
+    /// Whether there is such a thing as reading the object; EINVAL for every attempt otherwise.
+    fn can_read(&self) -> bool {
+        true
+    }
+
+    /// Whether there is such a thing as writing the object; EINVAL for every attempt otherwise.
+    fn can_write(&self) -> bool {
+        true
+    }
+
     /// Writes at `offset`; with O_APPEND the object puts the bytes at its end and the caller passes any offset.
     /// Returns the bytes written and the position behind them.
     ///

@@ -1,7 +1,7 @@
 //! Making, linking, removing and renaming names.
 
 use super::access::{self, S_ISGID, WRITE};
-use super::caller::{Caller, is_directory};
+use super::caller::{Caller, Target, is_directory};
 use super::context::Location;
 use super::entry::Entry;
 use super::inode::{FileType, Inode, NewInode, may_access};
@@ -86,8 +86,9 @@ pub fn symlink(caller: &Caller, walk: Walk<'_>, target: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// As link(2).
-pub fn link(caller: &Caller, target: &Location, walk: Walk<'_>) -> Result<()> {
+pub fn link(caller: &Caller, target: Target, walk: Walk<'_>) -> Result<()> {
     let place = new_name(caller, walk, false)?;
+    let target = target.location(Errno::EXDEV)?;
     if !Rc::ptr_eq(&target.mount, &place.directory.mount) {
         return Err(Errno::EXDEV);
     }

@@ -249,7 +249,7 @@ fn link(old: (i32, &[u8]), new: (i32, &[u8]), flags: u32) -> Result<u64> {
     let nofollow = if flags & linux::AT_SYMLINK_FOLLOW == 0 { linux::AT_SYMLINK_NOFOLLOW } else { 0 };
     let target = caller.target(old.0, old.1, nofollow | flags & linux::AT_EMPTY_PATH)?;
     let new = caller.walk_at(new.0, new.1)?;
-    names::link(&caller, &target.location(Errno::EXDEV)?, new)?;
+    names::link(&caller, target, new)?;
     Ok(0)
 }
 

@@ -100,14 +100,34 @@ fn one(args: Args) -> Result<[Segment; 1]> {
     Ok([Segment { addr: args.addr(1), len: args.usize(2).min(MAX_TRANSFER_BYTES) }])
 }
 
-/// The description behind a descriptor that may be read.
-fn readable(fd: i32) -> Result<Rc<OpenFile>> {
-    file(fd).and_then(|file| if file.flags.get().readable() { Ok(file) } else { Err(Errno::EBADF) })
+/// EBADF if not open for reading, EINVAL for what can't be read at all.
+fn check_readable(file: &OpenFile) -> Result<()> {
+    if !file.flags.get().readable() {
+        return Err(Errno::EBADF);
+    }
+    if file.ops.can_read() { Ok(()) } else { Err(Errno::EINVAL) }
 }
 
-/// The description behind a descriptor that may be written.
+/// EBADF if not open for writing, EINVAL for what can't be written at all.
+fn check_writable(file: &OpenFile) -> Result<()> {
+    if !file.flags.get().writable() {
+        return Err(Errno::EBADF);
+    }
+    if file.ops.can_write() { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// The description behind a descriptor that can be read.
+fn readable(fd: i32) -> Result<Rc<OpenFile>> {
+    let file = file(fd)?;
+    check_readable(&file)?;
+    Ok(file)
+}
+
+/// The description behind a descriptor that can be written.
 fn writable(fd: i32) -> Result<Rc<OpenFile>> {
-    file(fd).and_then(|file| if file.flags.get().writable() { Ok(file) } else { Err(Errno::EBADF) })
+    let file = file(fd)?;
+    check_writable(&file)?;
+    Ok(file)
 }
 
 /// The array of `struct iovec` that arguments 1 and 2 tell of; all together at most [`MAX_TRANSFER_BYTES`].
@@ -161,26 +181,44 @@ fn position(args: Args) -> Result<u64> {
     u64::try_from(args.i64(3)).map_err(|_| Errno::EINVAL)
 }
 
-fn read_at<S: AsRef<[Segment]>>(file: &OpenFile, segments: impl FnOnce() -> Result<S>, offset: u64) -> Result<u64> {
+/// Reads at an offset. A call with several buffers has the `flags` of preadv2(2).
+fn read_at<S: AsRef<[Segment]>>(
+    file: &OpenFile,
+    segments: impl FnOnce() -> Result<S>,
+    offset: u64,
+    flags: Option<u32>,
+) -> Result<u64> {
     if !file.ops.seekable() {
         return Err(Errno::ESPIPE);
     }
-    if !file.flags.get().readable() {
-        return Err(Errno::EBADF);
+    check_readable(file)?;
+    let segments = segments()?;
+    if flags.is_some() && nothing(segments.as_ref()) {
+        return Ok(0);
     }
-    let n = file.ops.read(file, &mut Dest::user(segments()?.as_ref()), offset)?;
+    let flags = flags.unwrap_or(0);
+    let n = with_rw_flags(file, flags, || file.ops.read(file, &mut Dest::user(segments.as_ref()), offset))?;
     note_read(file, n);
     Ok(n as u64)
 }
 
-fn write_at<S: AsRef<[Segment]>>(file: &OpenFile, segments: impl FnOnce() -> Result<S>, offset: u64) -> Result<u64> {
+/// Writes at an offset. A call with several buffers has the `flags` of pwritev2(2).
+fn write_at<S: AsRef<[Segment]>>(
+    file: &OpenFile,
+    segments: impl FnOnce() -> Result<S>,
+    offset: u64,
+    flags: Option<u32>,
+) -> Result<u64> {
     if !file.ops.seekable() {
         return Err(Errno::ESPIPE);
     }
-    if !file.flags.get().writable() {
-        return Err(Errno::EBADF);
+    check_writable(file)?;
+    let segments = segments()?;
+    if flags.is_some() && nothing(segments.as_ref()) {
+        return Ok(0);
     }
-    let (n, _) = file.ops.write(file, &mut Source::user(segments()?.as_ref()), offset)?;
+    let flags = flags.unwrap_or(0);
+    let (n, _) = with_rw_flags(file, flags, || file.ops.write(file, &mut Source::user(segments.as_ref()), offset))?;
     note_write(file, n);
     Ok(n as u64)
 }
@@ -195,89 +233,98 @@ fn sys_write(args: Args) -> Result<u64> {
 
 fn sys_pread64(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    read_at(&*file(args.i32(0))?, || one(args), offset)
+    read_at(&*file(args.i32(0))?, || one(args), offset, None)
 }
 
 fn sys_pwrite64(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    write_at(&*file(args.i32(0))?, || one(args), offset)
+    write_at(&*file(args.i32(0))?, || one(args), offset, None)
+}
+
+/// Whether a call with several buffers has nothing to do, whatever the object.
+fn nothing(segments: &[Segment]) -> bool {
+    segments.iter().all(|segment| segment.len == 0)
+}
+
+fn read_vectored(file: &Rc<OpenFile>, segments: &[Segment]) -> Result<u64> {
+    if nothing(segments) { Ok(0) } else { read(file, segments) }
+}
+
+fn write_vectored(file: &Rc<OpenFile>, segments: &[Segment]) -> Result<u64> {
+    if nothing(segments) { Ok(0) } else { write(file, segments) }
 }
 
 fn sys_readv(args: Args) -> Result<u64> {
-    read(&readable(args.i32(0))?, &segments(args)?)
+    read_vectored(&readable(args.i32(0))?, &segments(args)?)
 }
 
 fn sys_writev(args: Args) -> Result<u64> {
-    write(&writable(args.i32(0))?, &segments(args)?)
+    write_vectored(&writable(args.i32(0))?, &segments(args)?)
 }
 
 fn sys_preadv(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    read_at(&*file(args.i32(0))?, || segments(args), offset)
+    read_at(&*file(args.i32(0))?, || segments(args), offset, Some(0))
 }
 
 fn sys_pwritev(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    write_at(&*file(args.i32(0))?, || segments(args), offset)
+    write_at(&*file(args.i32(0))?, || segments(args), offset, Some(0))
 }
 
 /// linux/fs.h; newer than the constants at hand.
 const RWF_NOAPPEND: u32 = 0x20;
 
-const RW_FLAGS_GAP: &str = "RWF_NOWAIT, RWF_ATOMIC and RWF_DONTCACHE give EOPNOTSUPP";
+const RW_FLAGS_GAP: &str = "RWF_ATOMIC and RWF_DONTCACHE give EOPNOTSUPP";
 
-/// The flags of preadv2(2) that are known here: everything is memory, so that RWF_HIPRI, DSYNC and SYNC ask for nothing.
-fn check_rw_flags(flags: u32) -> Result<()> {
-    const KNOWN: u32 = linux::RWF_HIPRI | linux::RWF_DSYNC | linux::RWF_SYNC | linux::RWF_APPEND | RWF_NOAPPEND;
+/// Runs `act` with the status flags as the RWF_* `flags` of preadv2(2) want them for this one call. Everything is memory
+/// here, so that RWF_HIPRI, RWF_DSYNC and RWF_SYNC ask for nothing.
+fn with_rw_flags<T>(file: &OpenFile, flags: u32, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    const IDLE: u32 = linux::RWF_HIPRI | linux::RWF_DSYNC | linux::RWF_SYNC;
     const BOTH: u32 = linux::RWF_APPEND | RWF_NOAPPEND;
-    if flags & !KNOWN != 0 {
-        Err(Errno::EOPNOTSUPP)
-    } else if flags & BOTH == BOTH {
-        Err(Errno::EINVAL)
-    } else {
-        Ok(())
+    if flags & !(IDLE | BOTH | linux::RWF_NOWAIT) != 0 {
+        return Err(Errno::EOPNOTSUPP);
     }
-}
-
-fn sys_preadv2(args: Args) -> Result<u64> {
-    let segments = || {
-        let segments = segments(args)?;
-        check_rw_flags(args.u32(5))?;
-        Ok(segments)
-    };
-    if args.i64(3) == -1 {
-        return read(&readable(args.i32(0))?, &segments()?);
+    if flags & BOTH == BOTH {
+        return Err(Errno::EINVAL);
     }
-    read_at(&*file(args.i32(0))?, segments, position(args)?)
-}
-
-/// Runs `act` with the file's O_APPEND as RWF_APPEND and RWF_NOAPPEND want it for this one call.
-fn with_append<T>(file: &OpenFile, flags: u32, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let kept = file.flags.get();
-    let append = (kept.contains(OpenFlags::APPEND) || flags & linux::RWF_APPEND != 0) && flags & RWF_NOAPPEND == 0;
     let mut wanted = kept;
-    wanted.set(OpenFlags::APPEND, append);
+    if flags & BOTH != 0 {
+        wanted.set(OpenFlags::APPEND, flags & linux::RWF_APPEND != 0);
+    }
+    if flags & linux::RWF_NOWAIT != 0 {
+        wanted |= OpenFlags::NONBLOCK; // the call does not block then, so that nobody else sees it
+    }
     file.flags.set(wanted);
     let done = act();
     file.flags.set(kept);
     done
 }
 
+fn sys_preadv2(args: Args) -> Result<u64> {
+    let flags = args.u32(5);
+    if args.i64(3) == -1 {
+        let (file, segments) = (readable(args.i32(0))?, segments(args)?);
+        return if nothing(&segments) { Ok(0) } else { with_rw_flags(&file, flags, || read(&file, &segments)) };
+    }
+    let (offset, file) = (position(args)?, file(args.i32(0))?);
+    read_at(&file, || segments(args), offset, Some(flags))
+}
+
 fn sys_pwritev2(args: Args) -> Result<u64> {
     let flags = args.u32(5);
-    let segments = || {
-        let segments = segments(args)?;
-        check_rw_flags(flags)?;
-        Ok(segments)
-    };
     if args.i64(3) == -1 {
-        let file = writable(args.i32(0))?;
-        let segments = segments()?;
-        return with_append(&file, flags, || write(&file, &segments));
+        let (file, segments) = (writable(args.i32(0))?, segments(args)?);
+        // What takes single messages only (eventfd) knows no flags.
+        let message = file.metadata().file_type == FileType::Anonymous;
+        if message && flags & !linux::RWF_HIPRI != 0 && !nothing(&segments) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        return if nothing(&segments) { Ok(0) } else { with_rw_flags(&file, flags, || write(&file, &segments)) };
     }
-    let offset = position(args)?;
-    let file = file(args.i32(0))?;
-    with_append(&file, flags, || write_at(&file, segments, offset))
+    let (offset, file) = (position(args)?, file(args.i32(0))?);
+    write_at(&file, || segments(args), offset, Some(flags))
 }
 
 fn open_at(dirfd: i32, addr: UserAddr, how: How) -> Result<u64> {
@@ -485,8 +532,13 @@ fn sys_lseek(args: Args) -> Result<u64> {
     if whence > linux::SEEK_HOLE {
         return Err(Errno::EINVAL);
     }
-    if !opened.ops.seekable() && opened.metadata().file_type != FileType::Directory {
-        return Err(Errno::ESPIPE);
+    match opened.metadata().file_type {
+        // These have no positions, and don't mind.
+        FileType::Anonymous => return Ok(0),
+        FileType::CharDevice if opened.ops.seekable() => return Ok(0),
+        FileType::Directory => {}
+        _ if opened.ops.seekable() => {}
+        _ => return Err(Errno::ESPIPE),
     }
     let position = match whence {
         linux::SEEK_SET => offset,
@@ -541,10 +593,8 @@ fn sys_fallocate(args: Args) -> Result<u64> {
     match mode & !linux::FALLOC_FL_KEEP_SIZE {
         0 | linux::FALLOC_FL_ZERO_RANGE => {}
         linux::FALLOC_FL_PUNCH_HOLE if mode & linux::FALLOC_FL_KEEP_SIZE != 0 => {}
-        linux::FALLOC_FL_COLLAPSE_RANGE | linux::FALLOC_FL_INSERT_RANGE if mode & linux::FALLOC_FL_KEEP_SIZE != 0 => {
-            return Err(Errno::EINVAL);
-        }
-        linux::FALLOC_FL_COLLAPSE_RANGE | linux::FALLOC_FL_INSERT_RANGE | linux::FALLOC_FL_UNSHARE_RANGE => {}
+        linux::FALLOC_FL_UNSHARE_RANGE => {}
+        linux::FALLOC_FL_COLLAPSE_RANGE | linux::FALLOC_FL_INSERT_RANGE if mode & linux::FALLOC_FL_KEEP_SIZE == 0 => {}
         _ => return Err(Errno::EOPNOTSUPP),
     }
     if !opened.flags.get().writable() {

@@ -279,12 +279,8 @@ impl Sockets {
     }
 
     fn stream_ready(&mut self, number: u32, token: u64, flags: EventFlags) {
-        let trouble = EventFlags::ERR | EventFlags::HUP;
         match self.streams.get_mut(&number) {
-            Some(Stream::Bytes(bytes)) => {
-                bytes.readable |= flags.intersects(EventFlags::IN | EventFlags::RDHUP | trouble);
-                bytes.writable |= flags.intersects(EventFlags::OUT | trouble);
-            }
+            Some(Stream::Bytes(bytes)) => bytes.ready(flags),
             Some(Stream::Datagrams(datagrams)) => datagrams.ready(token),
             None => return,
         }
