@@ -1,4 +1,4 @@
-"""stress-ng's stressors with their own verification, in a microVM; natively beside, to know which run at all.
+"""stress-ng's stressors with their own verification, in a microVM and natively beside.
 
 `python -m tests.conformance.stress_ng [STRESSOR...]` runs them and prints what failed.
 """
