@@ -96,7 +96,7 @@ def native_command(root: str, *argv: str) -> list[str | Path]:
         mount -t tmpfs -o mode=1777 shm /mnt/root/dev/shm
         cd /mnt/root
         ulimit -Sn 1024
-        exec chroot . "$@"
+        exec env -u PWD -u OLDPWD chroot . "$@"
     """
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
     return ["unshare", "--mount", "--uts", *as_root, "sh", "-c", setup, "native", *argv]

@@ -2,6 +2,7 @@
 
 use super::context::Location;
 use super::inode::{Inode, Metadata};
+use super::{lock, notify};
 use crate::errno::{Errno, Result};
 use crate::mm::pages::PageSource;
 use crate::mm::user::{Dest, Source};
@@ -181,7 +182,7 @@ pub trait FileOps: Any {
         Err(Errno::ENXIO)
     }
 
-    /// Called once per close(2) of a descriptor (locks of fcntl(2), pending data); the last reference ends with `Drop`.
+    /// Called once per close(2) of a descriptor (pending data); the last reference ends with `Drop`.
     fn closed(&self, file: &OpenFile) {
         let _ = file;
     }
@@ -201,7 +202,7 @@ pub struct OpenFile {
     pub owner: Cell<i32>,
     /// Signal for I/O (F_SETSIG), 0 for SIGIO.
     pub owner_signal: Cell<u32>,
-    /// Bookkeeping that other modules attach to a description (flock, leases): dropped with it.
+    /// Bookkeeping that other modules attach to a description (epoll): dropped with it.
     pub attachments: RefCell<alloc::vec::Vec<Rc<dyn Any>>>,
 }
 
@@ -234,6 +235,21 @@ impl OpenFile {
         self.flags.get().contains(OpenFlags::NONBLOCK)
     }
 
+    /// Runs `call` with other status flags. A call that would block with them lets others see them meanwhile.
+    pub fn with_flags<T>(&self, set: OpenFlags, clear: OpenFlags, call: impl FnOnce() -> T) -> T {
+        let flags = self.flags.get();
+        self.flags.set((flags | set) - clear);
+        let result = call();
+        self.flags.set(flags);
+        result
+    }
+
+    /// EINVAL where a transfer would go beyond the last position that there is.
+    fn check_span(&self, offset: u64, len: usize) -> Result<()> {
+        let end = offset.checked_add(len as u64);
+        if end.is_some_and(|end| end <= i64::MAX as u64) || !self.ops.seekable() { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
     /// Reads at the file position and moves it.
     ///
     /// # Errors
@@ -242,6 +258,7 @@ impl OpenFile {
         if !self.flags.get().readable() {
             return Err(Errno::EBADF);
         }
+        self.check_span(self.position.get(), dst.remaining())?;
         let n = self.ops.read(self, dst, self.position.get())?;
         if self.ops.seekable() {
             self.position.set(self.position.get() + n as u64);
@@ -257,11 +274,42 @@ impl OpenFile {
         if !self.flags.get().writable() {
             return Err(Errno::EBADF);
         }
+        self.check_span(self.position.get(), src.remaining())?;
         let (n, end) = self.ops.write(self, src, self.position.get())?;
         if self.ops.seekable() {
             self.position.set(end);
         }
         Ok(n)
+    }
+
+    /// Reads at `offset` and leaves the file position alone.
+    ///
+    /// # Errors
+    /// EBADF if not open for reading, ESPIPE if it has no positions, else the object's.
+    pub fn read_at(&self, dst: &mut Dest<'_>, offset: u64) -> Result<usize> {
+        if !self.flags.get().readable() {
+            return Err(Errno::EBADF);
+        }
+        if !self.ops.seekable() {
+            return Err(Errno::ESPIPE);
+        }
+        self.check_span(offset, dst.remaining())?;
+        self.ops.read(self, dst, offset)
+    }
+
+    /// Writes at `offset` (or at the end, with O_APPEND) and leaves the file position alone.
+    ///
+    /// # Errors
+    /// EBADF if not open for writing, ESPIPE if it has no positions, else the object's.
+    pub fn write_at(&self, src: &mut Source<'_>, offset: u64) -> Result<usize> {
+        if !self.flags.get().writable() {
+            return Err(Errno::EBADF);
+        }
+        if !self.ops.seekable() {
+            return Err(Errno::ESPIPE);
+        }
+        self.check_span(offset, src.remaining())?;
+        Ok(self.ops.write(self, src, offset)?.0)
     }
 
     /// What is ready now.
@@ -283,5 +331,18 @@ impl OpenFile {
     #[must_use]
     pub fn inode(&self) -> Option<Rc<dyn Inode>> {
         self.location.as_ref().map(|l| Rc::clone(&l.inode))
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        lock::description_ended(self);
+        if let Some(location) = self.location.as_ref().filter(|_| !self.flags.get().contains(OpenFlags::PATH)) {
+            let written = self.flags.get().writable();
+            notify::event(
+                location,
+                if written { notify::mask::IN_CLOSE_WRITE } else { notify::mask::IN_CLOSE_NOWRITE },
+            );
+        }
     }
 }

@@ -22,6 +22,7 @@ pub(super) fn fill(tree: &mut Tree) {
     tree.text("filesystems", || {
         "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\nnodev\tdevpts\n\terofs\nnodev\toverlay\n".into()
     });
+    tree.text("locks", crate::fs::lock::text);
     tree.text("swaps", || "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".into());
     tree.text("devices", || {
         "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n  5 /dev/ptmx\n136 pts\n\nBlock devices:\n".into()

@@ -1,0 +1,251 @@
+//! Reading and writing, and telling that data is to be stored or will be read.
+
+use super::file::file;
+use super::table::{Arg, Args, Syscall};
+use crate::errno::{Errno, Result};
+use crate::fs::file::{OpenFile, OpenFlags};
+use crate::fs::inode::FileType;
+use crate::fs::{access, notify};
+use crate::mm::addr::UserAddr;
+use crate::mm::user::{self, Dest, Segment, Source};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use linux_raw_sys::general as linux;
+
+pub(super) const CALLS: &[Syscall] = &[
+    Syscall::full(linux::__NR_read as u16, "read", sys_read, &[Arg::Fd, Arg::BufOut, Arg::Size]),
+    Syscall::full(linux::__NR_write as u16, "write", sys_write, &[Arg::Fd, Arg::BufIn, Arg::Size]),
+    Syscall::full(linux::__NR_pread64 as u16, "pread64", sys_pread64, &[Arg::Fd, Arg::BufOut, Arg::Size, Arg::Int]),
+    Syscall::full(linux::__NR_pwrite64 as u16, "pwrite64", sys_pwrite64, &[Arg::Fd, Arg::BufIn, Arg::Size, Arg::Int]),
+    Syscall::full(linux::__NR_readv as u16, "readv", sys_readv, &[Arg::Fd, Arg::IovecOut, Arg::Size]),
+    Syscall::full(linux::__NR_writev as u16, "writev", sys_writev, &[Arg::Fd, Arg::IovecIn, Arg::Size]),
+    Syscall::full(linux::__NR_preadv as u16, "preadv", sys_preadv, &[Arg::Fd, Arg::IovecOut, Arg::Size, Arg::Int]),
+    Syscall::full(linux::__NR_pwritev as u16, "pwritev", sys_pwritev, &[Arg::Fd, Arg::IovecIn, Arg::Size, Arg::Int]),
+    Syscall::full(
+        linux::__NR_preadv2 as u16,
+        "preadv2",
+        sys_preadv2,
+        &[Arg::Fd, Arg::IovecOut, Arg::Size, Arg::Int, Arg::Int, Arg::Hex],
+    ),
+    Syscall::full(
+        linux::__NR_pwritev2 as u16,
+        "pwritev2",
+        sys_pwritev2,
+        &[Arg::Fd, Arg::IovecIn, Arg::Size, Arg::Int, Arg::Int, Arg::Hex],
+    ),
+    Syscall::full(linux::__NR_fsync as u16, "fsync", sys_fsync, &[Arg::Fd]),
+    Syscall::full(linux::__NR_fdatasync as u16, "fdatasync", sys_fsync, &[Arg::Fd]),
+    Syscall::full(linux::__NR_sync as u16, "sync", |_| Ok(0), &[]),
+    Syscall::full(linux::__NR_syncfs as u16, "syncfs", sys_syncfs, &[Arg::Fd]),
+    Syscall::full(linux::__NR_fadvise64 as u16, "fadvise64", sys_fadvise64, &[Arg::Fd, Arg::Size, Arg::Size, Arg::Int]),
+    Syscall::full(
+        linux::__NR_sync_file_range as u16,
+        "sync_file_range",
+        sys_sync_file_range,
+        &[Arg::Fd, Arg::Int, Arg::Int, Arg::Hex],
+    ),
+    Syscall::full(linux::__NR_readahead as u16, "readahead", sys_readahead, &[Arg::Fd, Arg::Int, Arg::Size]),
+];
+
+/// MAX_RW_COUNT.
+const MAX_TRANSFER_BYTES: usize = 0x7fff_f000;
+/// UIO_MAXIOV.
+const MAX_PIECES: usize = 1024;
+
+fn one(args: Args) -> [Segment; 1] {
+    [Segment { addr: args.addr(1), len: args.usize(2).min(MAX_TRANSFER_BYTES) }]
+}
+
+/// The array of `struct iovec` that arguments 1 and 2 tell of; all together at most [`MAX_TRANSFER_BYTES`].
+pub(super) fn segments(args: Args) -> Result<Vec<Segment>> {
+    let count = args.usize(2);
+    if count > MAX_PIECES {
+        return Err(Errno::EINVAL);
+    }
+    let mut left = MAX_TRANSFER_BYTES;
+    let mut segments = Vec::with_capacity(count);
+    for n in 0..count as u64 {
+        let [base, len] = user::read::<[u64; 2]>(args.addr(1).offset(16 * n))?;
+        let len = isize::try_from(len).map_err(|_| Errno::EINVAL)? as usize;
+        segments.push(Segment { addr: UserAddr(base), len: len.min(left) });
+        left -= len.min(left);
+    }
+    Ok(segments)
+}
+
+fn read(file: &Rc<OpenFile>, segments: &[Segment]) -> Result<u64> {
+    let n = file.read(&mut Dest::user(segments))?;
+    note_read(file, n);
+    Ok(n as u64)
+}
+
+/// What follows from a read of `n` bytes: access time, inotify.
+pub(super) fn note_read(file: &OpenFile, n: usize) {
+    if let Some(location) = file.location.as_ref().filter(|_| n > 0) {
+        if !file.flags.get().contains(OpenFlags::NOATIME) {
+            access::note_access(location);
+        }
+        notify::event(location, notify::mask::IN_ACCESS);
+    }
+}
+
+fn write(file: &Rc<OpenFile>, segments: &[Segment]) -> Result<u64> {
+    let n = file.write(&mut Source::user(segments))?;
+    note_write(file, n);
+    Ok(n as u64)
+}
+
+/// What follows from a write of `n` bytes: inotify.
+pub(super) fn note_write(file: &OpenFile, n: usize) {
+    if let Some(location) = file.location.as_ref().filter(|_| n > 0) {
+        notify::event(location, notify::mask::IN_MODIFY);
+    }
+}
+
+/// The position argument of the calls that have one: checked before anything else.
+fn position(args: Args) -> Result<u64> {
+    u64::try_from(args.i64(3)).map_err(|_| Errno::EINVAL)
+}
+
+fn read_at(file: &OpenFile, segments: &[Segment], offset: u64) -> Result<u64> {
+    let n = file.read_at(&mut Dest::user(segments), offset)?;
+    note_read(file, n);
+    Ok(n as u64)
+}
+
+fn write_at(file: &OpenFile, segments: &[Segment], offset: u64) -> Result<u64> {
+    let n = file.write_at(&mut Source::user(segments), offset)?;
+    note_write(file, n);
+    Ok(n as u64)
+}
+
+fn sys_read(args: Args) -> Result<u64> {
+    read(&file(args.i32(0))?, &one(args))
+}
+
+fn sys_write(args: Args) -> Result<u64> {
+    write(&file(args.i32(0))?, &one(args))
+}
+
+fn sys_pread64(args: Args) -> Result<u64> {
+    let offset = position(args)?;
+    read_at(&*file(args.i32(0))?, &one(args), offset)
+}
+
+fn sys_pwrite64(args: Args) -> Result<u64> {
+    let offset = position(args)?;
+    write_at(&*file(args.i32(0))?, &one(args), offset)
+}
+
+fn sys_readv(args: Args) -> Result<u64> {
+    read(&file(args.i32(0))?, &segments(args)?)
+}
+
+fn sys_writev(args: Args) -> Result<u64> {
+    write(&file(args.i32(0))?, &segments(args)?)
+}
+
+fn sys_preadv(args: Args) -> Result<u64> {
+    let offset = position(args)?;
+    read_at(&*file(args.i32(0))?, &segments(args)?, offset)
+}
+
+fn sys_pwritev(args: Args) -> Result<u64> {
+    let offset = position(args)?;
+    write_at(&*file(args.i32(0))?, &segments(args)?, offset)
+}
+
+/// linux/fs.h.
+const RWF_NOAPPEND: u32 = 0x20;
+
+/// Does one transfer of preadv2(2) or pwritev2(2): `at_position` where the file stands, `at` at an offset.
+///
+/// # Errors
+/// EOPNOTSUPP for flags that are not known or that the file can't follow; those of the transfer.
+fn with_flags(
+    args: Args,
+    at_position: fn(&Rc<OpenFile>, &[Segment]) -> Result<u64>,
+    at: fn(&OpenFile, &[Segment], u64) -> Result<u64>,
+) -> Result<u64> {
+    /// Hints, and flags about storing at once, which is always done as well as it can be.
+    const WITHOUT_EFFECT: u32 = linux::RWF_HIPRI | linux::RWF_DSYNC | linux::RWF_SYNC;
+    let file = file(args.i32(0))?;
+    let segments = segments(args)?;
+    let flags = args.u32(5) & !WITHOUT_EFFECT;
+    if flags & !(linux::RWF_NOWAIT | linux::RWF_APPEND | RWF_NOAPPEND) != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if flags & linux::RWF_APPEND != 0 && flags & RWF_NOAPPEND != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (mut set, mut clear) = (OpenFlags::empty(), OpenFlags::empty());
+    if flags & linux::RWF_NOWAIT != 0 {
+        // As for any tmpfs.
+        if file.ops.seekable() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        set |= OpenFlags::NONBLOCK;
+    }
+    if flags & linux::RWF_APPEND != 0 {
+        set |= OpenFlags::APPEND;
+    }
+    if flags & RWF_NOAPPEND != 0 {
+        clear |= OpenFlags::APPEND;
+    }
+    file.with_flags(set, clear, || match args.i64(3) {
+        -1 => at_position(&file, &segments),
+        offset => at(&file, &segments, u64::try_from(offset).map_err(|_| Errno::EINVAL)?),
+    })
+}
+
+fn sys_preadv2(args: Args) -> Result<u64> {
+    with_flags(args, read, read_at)
+}
+
+fn sys_pwritev2(args: Args) -> Result<u64> {
+    with_flags(args, write, write_at)
+}
+
+fn sys_fsync(args: Args) -> Result<u64> {
+    file(args.i32(0))?.ops.sync()?;
+    Ok(0)
+}
+
+fn sys_syncfs(args: Args) -> Result<u64> {
+    file(args.i32(0))?;
+    Ok(0)
+}
+
+fn sys_fadvise64(args: Args) -> Result<u64> {
+    let opened = file(args.i32(0))?;
+    if matches!(opened.metadata().file_type, FileType::Fifo | FileType::Socket) {
+        return Err(Errno::ESPIPE);
+    }
+    // Advice about a page cache that everything lives in: nothing to do, but the arguments are checked (posix_fadvise(2)).
+    if args.u32(3) > 5 || args.i64(2) < 0 { Err(Errno::EINVAL) } else { Ok(0) }
+}
+
+fn sys_sync_file_range(args: Args) -> Result<u64> {
+    let known = linux::SYNC_FILE_RANGE_WAIT_BEFORE | linux::SYNC_FILE_RANGE_WRITE | linux::SYNC_FILE_RANGE_WAIT_AFTER;
+    let opened = file(args.i32(0))?;
+    let (offset, len) = (args.i64(1), args.i64(2));
+    if args.u32(3) & !known != 0 || offset < 0 || len < 0 || offset.checked_add(len).is_none() {
+        return Err(Errno::EINVAL);
+    }
+    match opened.metadata().file_type {
+        FileType::Regular | FileType::BlockDevice | FileType::Directory => Ok(0),
+        _ => Err(Errno::ESPIPE),
+    }
+}
+
+fn sys_readahead(args: Args) -> Result<u64> {
+    let opened = file(args.i32(0))?;
+    if !opened.flags.get().readable() {
+        return Err(Errno::EBADF);
+    }
+    // All data is in memory.
+    match opened.metadata().file_type {
+        FileType::Regular | FileType::BlockDevice => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
