@@ -48,7 +48,7 @@ test-stock-kvm: build ## VM process and guest kernel on a stock kernel's kvm-amd
 	$(BIN)/python -m pytest tests/stock_kvm
 
 conformance: build ## all tests, pending ones too; writes docs/conformance.md
-	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m tests.conformance.page
 
 soak: build rootfs ## minutes of load and faults (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak
@@ -60,7 +60,8 @@ bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.images
 
-test-examples: build ## build all sample applications and try each natively; makes base images
+test-examples: build ## sample applications, natively and in microVMs; makes base images
+	@scripts/system-packages test
 	@$(BIN)/python -m tests.images.examples
 
 rootfs: setup ## root file systems for tests and demo, below build/rootfs

@@ -131,9 +131,12 @@ def _find_program(image: str, data_option: str | None) -> _Program:
     """What `image` means: a path if it holds a slash or begins with a dot, else a stored image."""
     if "/" not in image and not image.startswith("."):
         from torpor.datadir import data_dir
-        from torpor.images import resolve
+        from torpor.images import ImageStore
 
-        stored = resolve(image, data_dir(data_option))
+        store = ImageStore(data_dir(data_option))
+        stored = store.resolve(image)
+        # Kept over exec: the image is in use until torpor-vmm ends, however it ends.
+        os.set_inheritable(store.hold(stored), True)
         config = stored.config
         return _Program(
             stored.erofs,
@@ -150,7 +153,11 @@ def _find_program(image: str, data_option: str | None) -> _Program:
 
         return _Program(packed_root(path, data_dir(data_option)))
     if not os.path.lexists(path):
-        raise ImageNotFoundError(f"no such image file or directory: {image}")
+        raise ImageNotFoundError(
+            f"no such image file or directory: {image} (a slash makes it a path; a stored image "
+            "with a slash in its name is run by its digest, or by a name given by "
+            "`torpor image tag`)"
+        )
     return _Program(path)
 
 

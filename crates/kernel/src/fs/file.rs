@@ -1,7 +1,7 @@
 //! Open file descriptions (open(2)): what descriptors refer to.
 
 use super::context::Location;
-use super::inode::{Inode, Metadata};
+use super::inode::{Inode, Metadata, SetMetadata};
 use super::{lock, notify};
 use crate::errno::{Errno, Result};
 use crate::mm::pages::PageSource;
@@ -164,6 +164,15 @@ pub trait FileOps: Any {
     /// What fstat(2) tells, for objects that are no inodes of a file system (then `OpenFile::location` is `None`).
     fn metadata(&self) -> Metadata;
 
+    /// fchmod(2), fchown(2), futimens(3), for objects without a location.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP where all objects of a kind share one inode (epoll, eventfd, ...).
+    fn set_metadata(&self, change: &SetMetadata) -> Result<()> {
+        let _ = change;
+        Err(Errno::EOPNOTSUPP)
+    }
+
     /// Text behind the colon of `/proc/PID/fd/N` and lines for `/proc/PID/fdinfo/N`, for objects without a location:
     /// such as `anon_inode:[eventpoll]`, `pipe:[123]`.
     fn describe(&self) -> alloc::string::String;
@@ -244,8 +253,11 @@ impl OpenFile {
         result
     }
 
-    /// EINVAL where a transfer would go beyond the last position that there is.
-    fn check_span(&self, offset: u64, len: usize) -> Result<()> {
+    /// Whether a transfer stays within the positions that there are.
+    ///
+    /// # Errors
+    /// EINVAL.
+    pub fn check_span(&self, offset: u64, len: usize) -> Result<()> {
         let end = offset.checked_add(len as u64);
         if end.is_some_and(|end| end <= i64::MAX as u64) || !self.ops.seekable() { Ok(()) } else { Err(Errno::EINVAL) }
     }
@@ -280,36 +292,6 @@ impl OpenFile {
             self.position.set(end);
         }
         Ok(n)
-    }
-
-    /// Reads at `offset` and leaves the file position alone.
-    ///
-    /// # Errors
-    /// EBADF if not open for reading, ESPIPE if it has no positions, else the object's.
-    pub fn read_at(&self, dst: &mut Dest<'_>, offset: u64) -> Result<usize> {
-        if !self.flags.get().readable() {
-            return Err(Errno::EBADF);
-        }
-        if !self.ops.seekable() {
-            return Err(Errno::ESPIPE);
-        }
-        self.check_span(offset, dst.remaining())?;
-        self.ops.read(self, dst, offset)
-    }
-
-    /// Writes at `offset` (or at the end, with O_APPEND) and leaves the file position alone.
-    ///
-    /// # Errors
-    /// EBADF if not open for writing, ESPIPE if it has no positions, else the object's.
-    pub fn write_at(&self, src: &mut Source<'_>, offset: u64) -> Result<usize> {
-        if !self.flags.get().writable() {
-            return Err(Errno::EBADF);
-        }
-        if !self.ops.seekable() {
-            return Err(Errno::ESPIPE);
-        }
-        self.check_span(offset, src.remaining())?;
-        Ok(self.ops.write(self, src, offset)?.0)
     }
 
     /// What is ready now.

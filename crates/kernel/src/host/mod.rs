@@ -59,14 +59,21 @@ fn range_call(offset: u64, gpa: u64, bytes: u64) {
     ring_doorbell(offset, 0);
 }
 
-/// Asks for an event at `deadline_ns` (host CLOCK_MONOTONIC; `u64::MAX` for none). The host's timer may still be set to an
-/// earlier deadline that is no longer wanted: it fires once for nothing, which is cheaper than a doorbell per change.
+/// Asks for an event at `deadline_ns` (host CLOCK_MONOTONIC; `u64::MAX` for none). A later one than the host's timer is
+/// set to needs no doorbell: when the timer fires, the host looks here, and sets it anew.
 pub fn want_event_at(deadline_ns: u64) {
     let control = control();
+    // Before the armed one is read: the host writes that one before it reads this.
     control.wanted_deadline_ns.store(deadline_ns, Ordering::SeqCst);
     if deadline_ns < control.armed_deadline_ns.load(Ordering::SeqCst) {
         ring_doorbell(doorbell::NOTIFY, 1);
     }
+}
+
+/// Until [`want_event_at`] is called again no event is wanted, so that a doorbell meanwhile does not set a timer for a
+/// deadline that has come.
+pub fn forget_deadline() {
+    control().wanted_deadline_ns.store(u64::MAX, Ordering::SeqCst);
 }
 
 /// Ends the VM. `reason` is one of `torpor_abi::shared::exit`, `status` a wait status or an errno.

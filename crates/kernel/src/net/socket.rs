@@ -7,7 +7,7 @@ use super::{bound, inet, unix};
 use crate::errno::{Errno, Result};
 use crate::event::anon;
 use crate::fs::file::{FileOps, OpenFile};
-use crate::fs::inode::{FileType, Metadata};
+use crate::fs::inode::{FileType, Metadata, SetMetadata};
 use crate::mm::addr::UserAddr;
 use crate::mm::user::{self, Dest, Source};
 use crate::task::current;
@@ -29,6 +29,8 @@ const MAX_BUFFER_BYTES: usize = 2 * 212_992;
 const MIN_BUFFER_BYTES: usize = 4608;
 /// net.core.somaxconn.
 const MAX_BACKLOG: usize = 4096;
+/// Device number of sockets: major 0, minor 8.
+const SOCKET_DEV: u64 = 8;
 /// How many sockets there may be.
 const MAX_SOCKETS: usize = 1 << 20;
 
@@ -91,7 +93,7 @@ pub struct Socket {
     receive_timeout_ns: Cell<u64>,
     send_timeout_ns: Cell<u64>,
     linger: Cell<[i32; 2]>,
-    ino: u64,
+    metadata: Cell<Metadata>,
 }
 
 crate::global! {
@@ -103,6 +105,20 @@ pub(super) fn sender() -> Sender {
     let thread = current();
     let creds = thread.creds();
     [thread.process.pid(), creds.euid, creds.egid]
+}
+
+/// What fstat(2) tells of a new socket of the caller's.
+fn metadata() -> Metadata {
+    let creds = current().creds();
+    Metadata {
+        dev: SOCKET_DEV,
+        ino: anon::unique_ino(),
+        file_type: FileType::Socket,
+        mode: 0o777,
+        uid: creds.fsuid,
+        gid: creds.fsgid,
+        ..anon::metadata()
+    }
 }
 
 impl Socket {
@@ -141,7 +157,7 @@ impl Socket {
             receive_timeout_ns: Cell::new(0),
             send_timeout_ns: Cell::new(0),
             linger: Cell::new([0; 2]),
-            ino: anon::unique_ino(),
+            metadata: Cell::new(metadata()),
         }))
     }
 
@@ -644,11 +660,16 @@ impl FileOps for SocketFile {
     }
 
     fn metadata(&self) -> Metadata {
-        Metadata { dev: 8, ino: self.0.ino, file_type: FileType::Socket, mode: 0o777, ..anon::metadata() }
+        self.0.metadata.get()
+    }
+
+    fn set_metadata(&self, change: &SetMetadata) -> Result<()> {
+        anon::change(&self.0.metadata, change);
+        Ok(())
     }
 
     fn describe(&self) -> String {
-        format!("socket:[{}]", self.0.ino)
+        format!("socket:[{}]", self.0.metadata.get().ino)
     }
 }
 

@@ -62,7 +62,7 @@ impl Socket {
             return Err(Errno::EINVAL);
         }
         if self.kind != Kind::Datagram && !self.is_connected() {
-            return Err(if self.is_listening() && !self.is_inet() { Errno::EINVAL } else { Errno::ENOTCONN });
+            return Err(if self.kind == Kind::Stream && !self.is_inet() { Errno::EINVAL } else { Errno::ENOTCONN });
         }
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
         let deadline = self.receive_deadline();

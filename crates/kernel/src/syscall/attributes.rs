@@ -273,20 +273,32 @@ fn sys_faccessat2(args: Args) -> Result<u64> {
     check_access(args.i32(0), &path(args.addr(1))?, args.u32(2), args.u32(3))
 }
 
-pub(super) fn change(place: &Location, change: &SetMetadata) -> Result<u64> {
-    place.mount.check_writable()?;
-    place.inode.set_metadata(change)?;
-    notify::event(place, notify::mask::IN_ATTRIB);
+/// EROFS where nothing may be changed.
+pub(super) fn check_writable(target: &Target) -> Result<()> {
+    match target {
+        Target::Location(place) => place.mount.check_writable(),
+        Target::Anonymous(_) => Ok(()),
+    }
+}
+
+pub(super) fn change(target: &Target, change: &SetMetadata) -> Result<u64> {
+    match target {
+        Target::Location(place) => {
+            place.inode.set_metadata(change)?;
+            notify::event(place, notify::mask::IN_ATTRIB);
+        }
+        Target::Anonymous(file) => file.ops.set_metadata(change)?,
+    }
     Ok(0)
 }
 
-fn chmod(place: &Location, mode: u32) -> Result<u64> {
+fn chmod(target: &Target, mode: u32) -> Result<u64> {
     let caller = Caller::current();
-    let meta = place.inode.metadata();
+    let meta = target.metadata();
     if meta.file_type == FileType::Symlink {
         return Err(Errno::EOPNOTSUPP);
     }
-    place.mount.check_writable()?;
+    check_writable(target)?;
     if !is_owner(&meta, &caller.creds) {
         return Err(Errno::EPERM);
     }
@@ -295,19 +307,19 @@ fn chmod(place: &Location, mode: u32) -> Result<u64> {
     {
         mode &= !access::S_ISGID;
     }
-    change(place, &SetMetadata { mode: Some(mode), ..SetMetadata::default() })
+    change(target, &SetMetadata { mode: Some(mode), ..SetMetadata::default() })
 }
 
-fn opened(fd: i32) -> Result<Location> {
+fn opened(fd: i32) -> Result<Target> {
     let file = current().files().get(fd)?;
     if file.flags.get().contains(crate::fs::file::OpenFlags::PATH) {
         return Err(Errno::EBADF);
     }
-    file.location.clone().ok_or(Errno::EPERM)
+    Ok(Target::of(&file))
 }
 
 fn sys_chmod(args: Args) -> Result<u64> {
-    chmod(&Caller::current().find(CWD, &path(args.addr(0))?, true)?, args.u32(1))
+    chmod(&Caller::current().target(CWD, &path(args.addr(0))?, 0)?, args.u32(1))
 }
 
 fn sys_fchmod(args: Args) -> Result<u64> {
@@ -315,7 +327,7 @@ fn sys_fchmod(args: Args) -> Result<u64> {
 }
 
 fn sys_fchmodat(args: Args) -> Result<u64> {
-    chmod(&Caller::current().find(args.i32(0), &path(args.addr(1))?, true)?, args.u32(2))
+    chmod(&Caller::current().target(args.i32(0), &path(args.addr(1))?, 0)?, args.u32(2))
 }
 
 fn sys_fchmodat2(args: Args) -> Result<u64> {
@@ -323,16 +335,16 @@ fn sys_fchmodat2(args: Args) -> Result<u64> {
         return Err(Errno::EINVAL);
     }
     let target = Caller::current().target(args.i32(0), &path(args.addr(1))?, args.u32(3))?;
-    chmod(&target.location(Errno::EPERM)?, args.u32(2))
+    chmod(&target, args.u32(2))
 }
 
-fn chown(place: &Location, uid: u32, gid: u32) -> Result<u64> {
+fn chown(target: &Target, uid: u32, gid: u32) -> Result<u64> {
     let caller = Caller::current();
     let creds = &caller.creds;
-    let meta = place.inode.metadata();
+    let meta = target.metadata();
     let given = |id: u32| (id != u32::MAX).then_some(id);
     let (uid, gid) = (given(uid), given(gid));
-    place.mount.check_writable()?;
+    check_writable(target)?;
     if !creds.has(linux::CAP_CHOWN) {
         let uid_allowed = uid.is_none_or(|uid| uid == meta.uid && creds.fsuid == meta.uid);
         let gid_allowed = gid.is_none_or(|gid| creds.fsuid == meta.uid && (gid == meta.gid || creds.in_group(gid)));
@@ -341,15 +353,16 @@ fn chown(place: &Location, uid: u32, gid: u32) -> Result<u64> {
         }
     }
     let mode = access::without_set_id(&meta);
-    change(place, &SetMetadata { uid, gid, mode, ..SetMetadata::default() })
+    change(target, &SetMetadata { uid, gid, mode, ..SetMetadata::default() })
 }
 
 fn sys_chown(args: Args) -> Result<u64> {
-    chown(&Caller::current().find(CWD, &path(args.addr(0))?, true)?, args.u32(1), args.u32(2))
+    chown(&Caller::current().target(CWD, &path(args.addr(0))?, 0)?, args.u32(1), args.u32(2))
 }
 
 fn sys_lchown(args: Args) -> Result<u64> {
-    chown(&Caller::current().find(CWD, &path(args.addr(0))?, false)?, args.u32(1), args.u32(2))
+    let target = Caller::current().target(CWD, &path(args.addr(0))?, linux::AT_SYMLINK_NOFOLLOW)?;
+    chown(&target, args.u32(1), args.u32(2))
 }
 
 fn sys_fchown(args: Args) -> Result<u64> {
@@ -361,7 +374,7 @@ fn sys_fchownat(args: Args) -> Result<u64> {
         return Err(Errno::EINVAL);
     }
     let target = Caller::current().target(args.i32(0), &path(args.addr(1))?, args.u32(4))?;
-    chown(&target.location(Errno::EPERM)?, args.u32(2), args.u32(3))
+    chown(&target, args.u32(2), args.u32(3))
 }
 
 fn sys_umask(args: Args) -> Result<u64> {
@@ -411,7 +424,7 @@ fn by_path(args: Args, follow: bool) -> Result<Location> {
 }
 
 fn by_fd(args: Args) -> Result<Location> {
-    opened(args.i32(0)).map_err(|error| if error == Errno::EPERM { Errno::EOPNOTSUPP } else { error })
+    opened(args.i32(0))?.location(Errno::EOPNOTSUPP)
 }
 
 /// The attribute's name, with the rules of its class (xattr(7)).

@@ -272,8 +272,9 @@ fn link(old: (i32, &[u8]), new: (i32, &[u8]), flags: u32) -> Result<u64> {
     }
     let caller = Caller::current();
     let nofollow = if flags & linux::AT_SYMLINK_FOLLOW == 0 { linux::AT_SYMLINK_NOFOLLOW } else { 0 };
-    let target = caller.target(old.0, old.1, nofollow | flags & linux::AT_EMPTY_PATH)?.location(Errno::EXDEV)?;
-    names::link(&caller, &target, caller.walk_at(new.0, new.1)?)?;
+    let target = caller.target(old.0, old.1, nofollow | flags & linux::AT_EMPTY_PATH)?;
+    let new = caller.walk_at(new.0, new.1)?;
+    names::link(&caller, &target.location(Errno::EXDEV)?, new)?;
     Ok(0)
 }
 

@@ -103,6 +103,7 @@ fn sys_epoll_pwait2(args: Args) -> Result<u64> {
 }
 
 fn wait(epfd: i32, events: UserAddr, max: i32, deadline: Option<Instant>, mask: Option<SignalSet>) -> Result<u64> {
+    let file = task::current().files().get(epfd)?;
     if !(1..=MAX_EVENTS).contains(&max) {
         return Err(Errno::EINVAL);
     }
@@ -110,7 +111,6 @@ fn wait(epfd: i32, events: UserAddr, max: i32, deadline: Option<Instant>, mask: 
     if events.0.checked_add((max * EVENT_BYTES) as u64).is_none_or(|end| end > USER_END) {
         return Err(Errno::EFAULT);
     }
-    let file = task::current().files().get(epfd)?;
     let epoll = Epoll::of(&file)?;
     let found = with_mask(mask, || {
         epoll.wait(max, deadline, |index, report| {

@@ -227,6 +227,7 @@ fn sys_fcntl(args: Args) -> Result<u64> {
         linux::F_NOTIFY if opened.metadata().file_type != FileType::Directory => Err(Errno::ENOTDIR),
         // No file system here has leases, so there is none to be found.
         linux::F_GETLEASE => Ok(u64::from(linux::F_UNLCK)),
+        linux::F_ADD_SEALS if !opened.flags.get().writable() => Err(Errno::EPERM),
         linux::F_SETPIPE_SZ | linux::F_GETPIPE_SZ if PipeEnd::of(&opened).is_none() => Err(Errno::EBADF),
         _ => opened.ops.fcntl(&opened, command, args.u64(2)),
     }
@@ -259,16 +260,16 @@ fn sys_ioctl(args: Args) -> Result<u64> {
 fn sys_lseek(args: Args) -> Result<u64> {
     let opened = file(args.i32(0))?;
     let (offset, whence) = (args.i64(1), args.u32(2));
+    if whence > linux::SEEK_HOLE {
+        return Err(Errno::EINVAL);
+    }
     if !opened.ops.seekable() && opened.metadata().file_type != FileType::Directory {
         return Err(Errno::ESPIPE);
     }
     let position = match whence {
         linux::SEEK_SET => offset,
         linux::SEEK_CUR => opened.position.get().cast_signed().checked_add(offset).ok_or(Errno::EINVAL)?,
-        linux::SEEK_END | linux::SEEK_DATA | linux::SEEK_HOLE => {
-            opened.ops.seek(&opened, offset, whence)?.cast_signed()
-        }
-        _ => return Err(Errno::EINVAL),
+        _ => opened.ops.seek(&opened, offset, whence)?.cast_signed(),
     };
     let position = u64::try_from(position).map_err(|_| Errno::EINVAL)?;
     opened.position.set(position);

@@ -1,12 +1,11 @@
 //! Setting the times of files: utimensat(2) and its ancestors.
 
-use super::attributes::change;
+use super::attributes::{change, check_writable};
 use super::file::{file, path};
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
 use crate::fs::access::{self, is_owner};
-use crate::fs::caller::Caller;
-use crate::fs::context::Location;
+use crate::fs::caller::{Caller, Target};
 use crate::fs::inode::{SetMetadata, Timestamp, may_access};
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
@@ -80,14 +79,14 @@ fn read_timevals(addr: UserAddr) -> Result<Times> {
     )
 }
 
-fn set_times(place: &Location, times: Times) -> Result<u64> {
+fn set_times(target: &Target, times: Times) -> Result<u64> {
     let ns = time::realtime_ns();
     let now = Timestamp { sec: (ns / 1_000_000_000).cast_signed(), nsec: (ns % 1_000_000_000) as u32 };
     let [atime, mtime] = times;
     let change_to = SetMetadata { atime: atime.time(now)?, mtime: mtime.time(now)?, ..SetMetadata::default() };
-    place.mount.check_writable()?;
+    check_writable(target)?;
     let caller = Caller::current();
-    let meta = place.inode.metadata();
+    let meta = target.metadata();
     if !is_owner(&meta, &caller.creds) {
         // To set both to now, it is enough to be able to write (utimensat(2)).
         if times != [Wanted::Now; 2] {
@@ -97,11 +96,11 @@ fn set_times(place: &Location, times: Times) -> Result<u64> {
             return Err(Errno::EACCES);
         }
     }
-    change(place, &change_to)
+    change(target, &change_to)
 }
 
 fn set_at(dirfd: i32, addr: UserAddr, times: Times) -> Result<u64> {
-    set_times(&Caller::current().find(dirfd, &path(addr)?, true)?, times)
+    set_times(&Caller::current().target(dirfd, &path(addr)?, 0)?, times)
 }
 
 fn sys_utimensat(args: Args) -> Result<u64> {
@@ -116,21 +115,18 @@ fn sys_utimensat(args: Args) -> Result<u64> {
         if flags != 0 {
             return Err(Errno::EINVAL);
         }
-        let place = file(args.i32(0))?.location.clone().ok_or(Errno::EPERM)?;
-        return set_times(&place, times);
+        return set_times(&Target::of(&file(args.i32(0))?), times);
     }
     if flags & !(linux::AT_SYMLINK_NOFOLLOW | linux::AT_EMPTY_PATH) != 0 {
         return Err(Errno::EINVAL);
     }
-    let target = Caller::current().target(args.i32(0), &path(args.addr(1))?, flags)?;
-    set_times(&target.location(Errno::EPERM)?, times)
+    set_times(&Caller::current().target(args.i32(0), &path(args.addr(1))?, flags)?, times)
 }
 
 fn sys_futimesat(args: Args) -> Result<u64> {
     let times = read_timevals(args.addr(2))?;
     if args.addr(1).is_null() && args.i32(0) != CWD {
-        let place = file(args.i32(0))?.location.clone().ok_or(Errno::EPERM)?;
-        return set_times(&place, times);
+        return set_times(&Target::of(&file(args.i32(0))?), times);
     }
     set_at(args.i32(0), args.addr(1), times)
 }

@@ -2,7 +2,7 @@
 
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
-use crate::fs::file::OpenFile;
+use crate::fs::file::{OpenFile, OpenFlags};
 use crate::mm::addr::{PAGE_BYTES, USER_END, UserAddr};
 use crate::mm::pte::Prot;
 use crate::mm::space::{
@@ -90,7 +90,11 @@ fn sys_mmap(args: Args) -> Result<u64> {
     }
     let anonymous = flags & linux::MAP_ANONYMOUS != 0;
     let file = if anonymous { None } else { Some(task::current().files().get(args.i32(4))?) };
-    if bytes == 0 {
+    if file.as_ref().is_some_and(|file| file.flags.get().contains(OpenFlags::PATH)) {
+        return Err(Errno::EBADF);
+    }
+    let fixed = flags & (linux::MAP_FIXED | linux::MAP_FIXED_NOREPLACE) != 0;
+    if bytes == 0 || fixed && !addr.is_multiple_of(PAGE_BYTES) {
         return Err(Errno::EINVAL);
     }
     if flags & linux::MAP_HUGETLB != 0 && (anonymous || file.is_some()) {
@@ -140,7 +144,6 @@ fn sys_mmap(args: Args) -> Result<u64> {
 /// What MAP_SHARED_VALIDATE knows; with others it gives EOPNOTSUPP (MAP_SYNC among them: no file is on such memory).
 const SHARED_VALIDATE_KNOWN: u32 = linux::MAP_TYPE
     | linux::MAP_FIXED
-    | linux::MAP_FIXED_NOREPLACE
     | linux::MAP_ANONYMOUS
     | linux::MAP_DENYWRITE
     | linux::MAP_EXECUTABLE
@@ -161,9 +164,6 @@ fn zeros(bytes: u64) -> Backing {
 
 fn backing_of(file: &Rc<OpenFile>, prot: Prot, shared: bool, bytes: u64, offset: u64) -> Result<Backing> {
     let flags = file.flags.get();
-    if flags.contains(crate::fs::file::OpenFlags::PATH) {
-        return Err(Errno::EBADF);
-    }
     if offset.checked_add(bytes).is_none_or(|end| end > i64::MAX as u64) {
         return Err(Errno::EOVERFLOW);
     }

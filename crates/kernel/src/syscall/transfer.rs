@@ -6,7 +6,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::file::{OpenFile, OpenFlags};
 use crate::fs::inode::FileType;
 use crate::fs::{access, notify};
-use crate::mm::addr::UserAddr;
+use crate::mm::addr::{USER_END, UserAddr};
 use crate::mm::user::{self, Dest, Segment, Source};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -21,15 +21,17 @@ pub(super) const CALLS: &[Syscall] = &[
     Syscall::full(linux::__NR_writev as u16, "writev", sys_writev, &[Arg::Fd, Arg::IovecIn, Arg::Size]),
     Syscall::full(linux::__NR_preadv as u16, "preadv", sys_preadv, &[Arg::Fd, Arg::IovecOut, Arg::Size, Arg::Int]),
     Syscall::full(linux::__NR_pwritev as u16, "pwritev", sys_pwritev, &[Arg::Fd, Arg::IovecIn, Arg::Size, Arg::Int]),
-    Syscall::full(
+    Syscall::partial(
         linux::__NR_preadv2 as u16,
         "preadv2",
+        RW_FLAGS_GAP,
         sys_preadv2,
         &[Arg::Fd, Arg::IovecOut, Arg::Size, Arg::Int, Arg::Int, Arg::Hex],
     ),
-    Syscall::full(
+    Syscall::partial(
         linux::__NR_pwritev2 as u16,
         "pwritev2",
+        RW_FLAGS_GAP,
         sys_pwritev2,
         &[Arg::Fd, Arg::IovecIn, Arg::Size, Arg::Int, Arg::Int, Arg::Hex],
     ),
@@ -52,8 +54,22 @@ const MAX_TRANSFER_BYTES: usize = 0x7fff_f000;
 /// UIO_MAXIOV.
 const MAX_PIECES: usize = 1024;
 
-fn one(args: Args) -> [Segment; 1] {
-    [Segment { addr: args.addr(1), len: args.usize(2).min(MAX_TRANSFER_BYTES) }]
+/// The buffer that arguments 1 and 2 tell of. One that does not lie in user space is refused whatever there is to move.
+fn one(args: Args) -> Result<[Segment; 1]> {
+    if args.u64(1).checked_add(args.u64(2)).is_none_or(|end| end > USER_END) {
+        return Err(Errno::EFAULT);
+    }
+    Ok([Segment { addr: args.addr(1), len: args.usize(2).min(MAX_TRANSFER_BYTES) }])
+}
+
+/// The description behind a descriptor that may be read.
+fn readable(fd: i32) -> Result<Rc<OpenFile>> {
+    file(fd).and_then(|file| if file.flags.get().readable() { Ok(file) } else { Err(Errno::EBADF) })
+}
+
+/// The description behind a descriptor that may be written.
+fn writable(fd: i32) -> Result<Rc<OpenFile>> {
+    file(fd).and_then(|file| if file.flags.get().writable() { Ok(file) } else { Err(Errno::EBADF) })
 }
 
 /// The array of `struct iovec` that arguments 1 and 2 tell of; all together at most [`MAX_TRANSFER_BYTES`].
@@ -107,103 +123,132 @@ fn position(args: Args) -> Result<u64> {
     u64::try_from(args.i64(3)).map_err(|_| Errno::EINVAL)
 }
 
-fn read_at(file: &OpenFile, segments: &[Segment], offset: u64) -> Result<u64> {
-    let n = file.read_at(&mut Dest::user(segments), offset)?;
+fn read_at<S: AsRef<[Segment]>>(file: &OpenFile, segments: impl FnOnce() -> Result<S>, offset: u64) -> Result<u64> {
+    if !file.ops.seekable() {
+        return Err(Errno::ESPIPE);
+    }
+    if !file.flags.get().readable() {
+        return Err(Errno::EBADF);
+    }
+    let segments = segments()?;
+    let mut dst = Dest::user(segments.as_ref());
+    file.check_span(offset, dst.remaining())?;
+    let n = file.ops.read(file, &mut dst, offset)?;
     note_read(file, n);
     Ok(n as u64)
 }
 
-fn write_at(file: &OpenFile, segments: &[Segment], offset: u64) -> Result<u64> {
-    let n = file.write_at(&mut Source::user(segments), offset)?;
+fn write_at<S: AsRef<[Segment]>>(file: &OpenFile, segments: impl FnOnce() -> Result<S>, offset: u64) -> Result<u64> {
+    if !file.ops.seekable() {
+        return Err(Errno::ESPIPE);
+    }
+    if !file.flags.get().writable() {
+        return Err(Errno::EBADF);
+    }
+    let segments = segments()?;
+    let mut src = Source::user(segments.as_ref());
+    file.check_span(offset, src.remaining())?;
+    let (n, _) = file.ops.write(file, &mut src, offset)?;
     note_write(file, n);
     Ok(n as u64)
 }
 
 fn sys_read(args: Args) -> Result<u64> {
-    read(&file(args.i32(0))?, &one(args))
+    read(&readable(args.i32(0))?, &one(args)?)
 }
 
 fn sys_write(args: Args) -> Result<u64> {
-    write(&file(args.i32(0))?, &one(args))
+    write(&writable(args.i32(0))?, &one(args)?)
 }
 
 fn sys_pread64(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    read_at(&*file(args.i32(0))?, &one(args), offset)
+    read_at(&*file(args.i32(0))?, || one(args), offset)
 }
 
 fn sys_pwrite64(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    write_at(&*file(args.i32(0))?, &one(args), offset)
+    write_at(&*file(args.i32(0))?, || one(args), offset)
 }
 
 fn sys_readv(args: Args) -> Result<u64> {
-    read(&file(args.i32(0))?, &segments(args)?)
+    read(&readable(args.i32(0))?, &segments(args)?)
 }
 
 fn sys_writev(args: Args) -> Result<u64> {
-    write(&file(args.i32(0))?, &segments(args)?)
+    write(&writable(args.i32(0))?, &segments(args)?)
 }
 
 fn sys_preadv(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    read_at(&*file(args.i32(0))?, &segments(args)?, offset)
+    read_at(&*file(args.i32(0))?, || segments(args), offset)
 }
 
 fn sys_pwritev(args: Args) -> Result<u64> {
     let offset = position(args)?;
-    write_at(&*file(args.i32(0))?, &segments(args)?, offset)
+    write_at(&*file(args.i32(0))?, || segments(args), offset)
 }
 
-/// linux/fs.h.
+/// linux/fs.h; newer than the constants at hand.
 const RWF_NOAPPEND: u32 = 0x20;
 
-/// Does one transfer of preadv2(2) or pwritev2(2): `at_position` where the file stands, `at` at an offset.
-///
-/// # Errors
-/// EOPNOTSUPP for flags that are not known or that the file can't follow; those of the transfer.
-fn with_flags(
-    args: Args,
-    at_position: fn(&Rc<OpenFile>, &[Segment]) -> Result<u64>,
-    at: fn(&OpenFile, &[Segment], u64) -> Result<u64>,
-) -> Result<u64> {
-    /// Hints, and flags about storing at once, which is always done as well as it can be.
-    const WITHOUT_EFFECT: u32 = linux::RWF_HIPRI | linux::RWF_DSYNC | linux::RWF_SYNC;
-    let file = file(args.i32(0))?;
-    let segments = segments(args)?;
-    let flags = args.u32(5) & !WITHOUT_EFFECT;
-    if flags & !(linux::RWF_NOWAIT | linux::RWF_APPEND | RWF_NOAPPEND) != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    if flags & linux::RWF_APPEND != 0 && flags & RWF_NOAPPEND != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let (mut set, mut clear) = (OpenFlags::empty(), OpenFlags::empty());
-    if flags & linux::RWF_NOWAIT != 0 {
-        // As for any tmpfs.
-        if file.ops.seekable() {
+const RW_FLAGS_GAP: &str = "RWF_ATOMIC, RWF_DONTCACHE and, for files with positions, RWF_NOWAIT give EOPNOTSUPP";
+
+/// The flags of preadv2(2): what they change in the file's for this one call. Everything is memory, so that RWF_HIPRI,
+/// DSYNC and SYNC ask for nothing; and no file with positions can say that it would have to wait, as on a tmpfs.
+struct Changes {
+    set: OpenFlags,
+    clear: OpenFlags,
+}
+
+impl Changes {
+    fn of(file: &OpenFile, flags: u32) -> Result<Self> {
+        const IDLE: u32 = linux::RWF_HIPRI | linux::RWF_DSYNC | linux::RWF_SYNC;
+        const KNOWN: u32 = IDLE | linux::RWF_APPEND | RWF_NOAPPEND | linux::RWF_NOWAIT;
+        const BOTH: u32 = linux::RWF_APPEND | RWF_NOAPPEND;
+        let nowait = flags & linux::RWF_NOWAIT != 0;
+        if flags & !KNOWN != 0 || (nowait && file.ops.seekable()) {
             return Err(Errno::EOPNOTSUPP);
         }
-        set |= OpenFlags::NONBLOCK;
+        if flags & BOTH == BOTH {
+            return Err(Errno::EINVAL);
+        }
+        let mut changes = Self { set: OpenFlags::empty(), clear: OpenFlags::empty() };
+        changes.set.set(OpenFlags::NONBLOCK, nowait);
+        changes.set.set(OpenFlags::APPEND, flags & linux::RWF_APPEND != 0);
+        changes.clear.set(OpenFlags::APPEND, flags & RWF_NOAPPEND != 0);
+        Ok(changes)
     }
-    if flags & linux::RWF_APPEND != 0 {
-        set |= OpenFlags::APPEND;
-    }
-    if flags & RWF_NOAPPEND != 0 {
-        clear |= OpenFlags::APPEND;
-    }
-    file.with_flags(set, clear, || match args.i64(3) {
-        -1 => at_position(&file, &segments),
-        offset => at(&file, &segments, u64::try_from(offset).map_err(|_| Errno::EINVAL)?),
-    })
 }
 
 fn sys_preadv2(args: Args) -> Result<u64> {
-    with_flags(args, read, read_at)
+    if args.i64(3) == -1 {
+        let file = readable(args.i32(0))?;
+        let segments = segments(args)?;
+        let Changes { set, clear } = Changes::of(&file, args.u32(5))?;
+        return file.with_flags(set, clear, || read(&file, &segments));
+    }
+    let offset = position(args)?;
+    let file = file(args.i32(0))?;
+    let segments = || segments(args).and_then(|segments| Changes::of(&file, args.u32(5)).map(|_| segments));
+    read_at(&file, segments, offset)
 }
 
 fn sys_pwritev2(args: Args) -> Result<u64> {
-    with_flags(args, write, write_at)
+    let at_position = args.i64(3) == -1;
+    let offset = if at_position { 0 } else { position(args)? };
+    let file = if at_position { writable(args.i32(0))? } else { file(args.i32(0))? };
+    if !at_position && !file.ops.seekable() {
+        return Err(Errno::ESPIPE);
+    }
+    if !file.flags.get().writable() {
+        return Err(Errno::EBADF);
+    }
+    let segments = segments(args)?;
+    let Changes { set, clear } = Changes::of(&file, args.u32(5))?;
+    file.with_flags(set, clear, || {
+        if at_position { write(&file, &segments) } else { write_at(&file, || Ok(&segments), offset) }
+    })
 }
 
 fn sys_fsync(args: Args) -> Result<u64> {
@@ -218,7 +263,7 @@ fn sys_syncfs(args: Args) -> Result<u64> {
 
 fn sys_fadvise64(args: Args) -> Result<u64> {
     let opened = file(args.i32(0))?;
-    if matches!(opened.metadata().file_type, FileType::Fifo | FileType::Socket) {
+    if opened.metadata().file_type == FileType::Fifo {
         return Err(Errno::ESPIPE);
     }
     // Advice about a page cache that everything lives in: nothing to do, but the arguments are checked (posix_fadvise(2)).

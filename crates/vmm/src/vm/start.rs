@@ -83,12 +83,13 @@ fn build(given: Given) -> Result<(Machine, VmFd, VcpuFd), Fatal> {
     let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
     // SAFETY: the page is mapped as long as the vCPU's owner lives, which never returns.
     let kicker = unsafe { Kicker::new(immediate_exit) }.map_err(Fatal::system("sigaction"))?;
+    let timer = Timer::new(&memory).map_err(Fatal::system("timerfd_create"))?;
     let machine = Machine {
         memory,
         link: given.link,
         transmit: Mutex::new(Transmit::default()),
         ledger: Mutex::new(Ledger::new(given.program.flags & flags::TTY != 0)),
-        timer: Timer::new().map_err(Fatal::system("timerfd_create"))?,
+        timer,
         kicker,
         notify,
         resident: ResidentMemory::new(given.memory_limit_bytes)?,

@@ -263,8 +263,11 @@ impl Epoll {
     /// EPERM, EINVAL, ENOENT, as epoll_ctl(2) says.
     pub fn modify(&self, fd: i32, file: &Rc<OpenFile>, interest: Interest) -> Result<()> {
         self.check_target(file)?;
+        if interest.mode.contains(Mode::EXCLUSIVE) {
+            return Err(Errno::EINVAL);
+        }
         let item = self.find((fd, Rc::as_ptr(file))).ok_or(Errno::ENOENT)?;
-        if (interest.mode | item.interest.get().mode).contains(Mode::EXCLUSIVE) {
+        if item.interest.get().mode.contains(Mode::EXCLUSIVE) {
             return Err(Errno::EINVAL);
         }
         item.interest.set(interest.with_errors());

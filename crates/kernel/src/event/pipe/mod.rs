@@ -9,7 +9,7 @@ pub use fifo::open_inode;
 use super::anon;
 use crate::errno::{Errno, Result};
 use crate::fs::file::{FileOps, OpenFile, OpenFlags};
-use crate::fs::inode::{FileType, Metadata};
+use crate::fs::inode::{FileType, Metadata, SetMetadata};
 use crate::mm::addr::UserAddr;
 use crate::mm::user::{self, Dest, Source};
 use crate::task::sched::{Sleep, wait_until_exclusive};
@@ -41,7 +41,7 @@ pub struct Pipe {
     writable: Rc<WaitQueue>,
     /// For descriptions that are open in both ways (a FIFO with O_RDWR): hears of both.
     both: RefCell<Option<Rc<WaitQueue>>>,
-    metadata: Metadata,
+    metadata: Cell<Metadata>,
 }
 
 /// A pipe as one open file description sees it.
@@ -88,7 +88,7 @@ impl Pipe {
             readable: WaitQueue::new(),
             writable: WaitQueue::new(),
             both: RefCell::new(None),
-            metadata,
+            metadata: Cell::new(metadata),
         })
     }
 
@@ -341,11 +341,16 @@ impl FileOps for PipeEnd {
     }
 
     fn metadata(&self) -> Metadata {
-        self.pipe.metadata
+        self.pipe.metadata.get()
+    }
+
+    fn set_metadata(&self, change: &SetMetadata) -> Result<()> {
+        anon::change(&self.pipe.metadata, change);
+        Ok(())
     }
 
     fn describe(&self) -> String {
-        alloc::format!("pipe:[{}]", self.pipe.metadata.ino)
+        alloc::format!("pipe:[{}]", self.pipe.metadata.get().ino)
     }
 }
 

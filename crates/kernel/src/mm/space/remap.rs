@@ -39,6 +39,9 @@ impl AddressSpace {
         if !old.is_multiple_of(PAGE_BYTES) {
             return Err(Errno::EINVAL);
         }
+        if keep && old_bytes != new_bytes {
+            return Err(Errno::EINVAL);
+        }
         if let Move::To(new) = moving {
             let apart = |a: u64, a_bytes: u64, b: u64| a.checked_add(a_bytes).is_some_and(|end| end <= b);
             if new % PAGE_BYTES != 0
@@ -56,7 +59,7 @@ impl AddressSpace {
             // A second mapping of the same pages makes sense for shared memory only.
             return Err(Errno::EINVAL);
         }
-        if keep && !(old_bytes == new_bytes && area.is_anonymous()) {
+        if keep && !area.is_anonymous() {
             return Err(Errno::EINVAL);
         }
         let mut old_bytes = old_bytes;
