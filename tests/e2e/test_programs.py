@@ -67,7 +67,9 @@ def test_interpreter_line() -> None:
     assert compare("busybox", "sh", "-c", script).status == 5
 
 
-@pytest.mark.parametrize("name", ["threads", "aio", "modules", "tls", "files", "proc", "signals"])
+@pytest.mark.parametrize(
+    "name", ["threads", "aio", "modules", "tls", "files", "locking", "proc", "signals"]
+)
 def test_python_script(name: str) -> None:
     compare("python", "python3", f"/srv/{name}.py")
 

@@ -244,6 +244,14 @@ impl OpenFile {
         self.flags.get().contains(OpenFlags::NONBLOCK)
     }
 
+    /// The flags that F_GETFL tells: as on every 64-bit Linux, open(2) always sets O_LARGEFILE.
+    #[must_use]
+    pub fn shown_flags(&self) -> OpenFlags {
+        let flags = self.flags.get();
+        let large = self.location.is_some() && !flags.contains(OpenFlags::PATH);
+        flags | if large { OpenFlags::LARGEFILE } else { OpenFlags::empty() }
+    }
+
     /// Runs `call` with other status flags. A call that would block with them lets others see them meanwhile.
     pub fn with_flags<T>(&self, set: OpenFlags, clear: OpenFlags, call: impl FnOnce() -> T) -> T {
         let flags = self.flags.get();

@@ -1,12 +1,13 @@
 //! RLIMIT_FSIZE: how large a process may make files (setrlimit(2)).
 
 use crate::errno::{Errno, Result};
-use crate::task::current;
-use crate::task::limits::Resource;
+use crate::task::limits::{INFINITY, Resource};
 use crate::task::signal::{SIGXFSZ, send_self};
+use crate::task::try_current;
 
+/// Of the current process; the kernel itself, before there is one, has none.
 fn limit() -> u64 {
-    current().process.limit(Resource::FileSize)
+    try_current().map_or(INFINITY, |me| me.process.limit(Resource::FileSize))
 }
 
 /// Sends the signal that comes with the error.

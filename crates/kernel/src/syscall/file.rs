@@ -196,12 +196,7 @@ fn sys_fcntl(args: Args) -> Result<u64> {
             files.set_close_on_exec(fd, args.u64(2) & 1 != 0)?;
             Ok(0)
         }
-        linux::F_GETFL => {
-            // As on every 64-bit Linux, open(2) always sets O_LARGEFILE.
-            let flags = opened.flags.get();
-            let large = opened.location.is_some() && !flags.contains(OpenFlags::PATH);
-            Ok(u64::from((flags | if large { OpenFlags::LARGEFILE } else { OpenFlags::empty() }).bits()))
-        }
+        linux::F_GETFL => Ok(u64::from(opened.shown_flags().bits())),
         linux::F_SETFL => {
             let wanted = OpenFlags::from_bits_truncate(args.u32(2)) & SETTABLE;
             opened.flags.set((opened.flags.get() - SETTABLE) | wanted);

@@ -8,6 +8,8 @@ use crate::fs::inode::FileType;
 use crate::fs::{access, notify};
 use crate::mm::addr::{USER_END, UserAddr};
 use crate::mm::user::{self, Dest, Segment, Source};
+use crate::task::current;
+use crate::task::process::TransferCounts;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use linux_raw_sys::general as linux;
@@ -95,8 +97,11 @@ fn read(file: &Rc<OpenFile>, segments: &[Segment]) -> Result<u64> {
     Ok(n as u64)
 }
 
-/// What follows from a read of `n` bytes: access time, inotify.
+/// What follows from a read of `n` bytes: it is counted; access time, inotify.
 pub(super) fn note_read(file: &OpenFile, n: usize) {
+    let transfers = &current().process.transfers;
+    let counts = transfers.get();
+    transfers.set(TransferCounts { read_bytes: counts.read_bytes + n as u64, reads: counts.reads + 1, ..counts });
     if let Some(location) = file.location.as_ref().filter(|_| n > 0) {
         if !file.flags.get().contains(OpenFlags::NOATIME) {
             access::note_access(location);
@@ -111,8 +116,15 @@ fn write(file: &Rc<OpenFile>, segments: &[Segment]) -> Result<u64> {
     Ok(n as u64)
 }
 
-/// What follows from a write of `n` bytes: inotify.
+/// What follows from a write of `n` bytes: it is counted; inotify.
 pub(super) fn note_write(file: &OpenFile, n: usize) {
+    let transfers = &current().process.transfers;
+    let counts = transfers.get();
+    transfers.set(TransferCounts {
+        written_bytes: counts.written_bytes + n as u64,
+        writes: counts.writes + 1,
+        ..counts
+    });
     if let Some(location) = file.location.as_ref().filter(|_| n > 0) {
         notify::event(location, notify::mask::IN_MODIFY);
     }

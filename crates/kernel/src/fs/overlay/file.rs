@@ -13,7 +13,7 @@ use crate::mm::addr::PAGE_BYTES;
 use crate::mm::frame::Frame;
 use crate::mm::pages::PageSource;
 use crate::mm::user::{Dest, Source};
-use crate::task::current;
+use crate::task::try_current;
 use alloc::rc::Rc;
 use core::any::Any;
 use linux_raw_sys::general::{
@@ -257,8 +257,10 @@ impl FileOps for Node {
     fn write(&self, file: &OpenFile, src: &mut Source<'_>, offset: u64) -> Result<(usize, u64)> {
         let offset = if file.flags.get().contains(OpenFlags::APPEND) { self.data()?.size() } else { offset };
         let n = self.write_data(src, offset)?;
+        // Before there is a first process, the kernel itself writes.
         if n > 0
-            && let Some(mode) = access::mode_after_write(&self.stat(), &current().creds())
+            && let Some(me) = try_current()
+            && let Some(mode) = access::mode_after_write(&self.stat(), &me.creds())
         {
             self.change(|attributes, _| attributes.mode = mode);
         }
