@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt conformance soak test-stock-kvm bench-guest bench-images test-examples rootfs lock clean
+.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images test-examples rootfs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: build ## everything that guards the project
 
 lint: setup ## ruff, mypy, cargo fmt --check, cargo clippy
 	$(BIN)/python scripts/run_tests.py --only lint
+
+docs: setup ## documents that are made from the source: docs/syscalls.md
+	TORPOR_REWRITE_DOCS=1 cargo test --locked --quiet -p torpor-kernel --test syscalls
 
 fmt: setup ## format Python and Rust
 	$(BIN)/ruff check --fix --quiet

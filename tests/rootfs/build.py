@@ -36,6 +36,7 @@ _FILES = {
     ),
     "etc/group": "root:x:0:\nstaff:x:50:app\napp:x:1000:\nnogroup:x:65534:\n",
     "etc/hosts": "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+    "etc/resolv.conf": "nameserver 192.0.2.3\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 

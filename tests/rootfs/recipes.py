@@ -39,6 +39,8 @@ RECIPES = {
         ),
         Recipe("node", (*_RUNTIME, "busybox-static"), node=True),
         Recipe("bun", (*_RUNTIME, "busybox-static"), bun=True),
+        Recipe("nginx", ("nginx-light", "busybox-static")),
+        Recipe("redis", ("redis-server", "busybox-static")),
         Recipe("perl", ("perl", "busybox-static")),
         Recipe("php", ("php8.2-cli", "busybox-static"), links=(("usr/bin/php", "php8.2"),)),
         Recipe("ruby", ("ruby3.1", "busybox-static"), links=(("usr/bin/ruby", "ruby3.1"),)),

@@ -35,6 +35,11 @@ _OPTIONS = (
     _Option(("-u", "--user"), "UID:GID", "user, and group, by number or by name in the image"),
     _Option(("--entrypoint",), "E", "program in place of the image's entry point"),
     _Option(("--name",), "NAME", "name and host name of the VM"),
+    _Option(("-p", "--publish"), "[ADDR:]HOST:GUEST", "publish a port (/udp for UDP)"),
+    _Option(("--egress",), "SCOPE", "own connections to: none, public (default), private"),
+    _Option(("--egress-allow",), "CIDR", "a network that may be reached besides"),
+    _Option(("--egress-deny",), "CIDR", "a network that may not be reached"),
+    _Option(("--vsock",), "PATH", "Unix socket for the program's vsock"),
     _Option(("--data",), "DIR", "data directory (else TORPOR_DATA, else the default)"),
     _Option(("-h", "--help"), "", "print this help"),
 )
@@ -179,6 +184,9 @@ def _vmm_arguments(line: _CommandLine, program: _Program) -> list[str]:
     memory = line.last("--memory")
     if memory is not None:
         words += ["--memory", memory]
+    for option in ("--publish", "--egress", "--egress-allow", "--egress-deny", "--vsock"):
+        for value in line.options.get(option, []):
+            words += [option, value]
     for variable in _environment(program.env, line.options.get("--env", [])):
         words += ["--env", variable]
     for option, default in (("--workdir", program.workdir), ("--user", program.user)):

@@ -1,13 +1,14 @@
 //! The socket itself: what it is, whom it is connected to, and its life.
 
-use super::address::{Address, InetAddress, UnixName};
+use super::address::{Address, InetAddress, UnixName, VsockAddress};
 use super::options::{Options, level, name};
 use super::queue::{Message, Queue, Sender};
-use super::{bound, inet, unix};
+use super::{bound, inet, outside, unix, vsock};
 use crate::errno::{Errno, Result};
 use crate::event::anon;
 use crate::fs::file::{FileOps, OpenFile};
 use crate::fs::inode::{FileType, Metadata, SetMetadata};
+use crate::host::connection::Connection;
 use crate::mm::addr::UserAddr;
 use crate::mm::user::{self, Dest, Source};
 use crate::task::current;
@@ -50,6 +51,7 @@ pub enum Family {
     Unix = 1,
     Inet = 2,
     Inet6 = 10,
+    Vsock = 40,
 }
 
 /// Connections that nobody has accepted yet.
@@ -63,6 +65,8 @@ pub(super) enum State {
     Listening(Listener),
     /// The other end; it may be gone.
     Connected(Weak<Socket>),
+    /// With an end outside: connected, or about to be.
+    Outside(Rc<Connection>),
 }
 
 /// A socket.
@@ -89,6 +93,8 @@ pub struct Socket {
     pub(super) peer_sender: Cell<Sender>,
     /// A connect(2) that was answered with EINPROGRESS and not asked about since.
     pub(super) connecting: Cell<bool>,
+    /// A datagram socket's way to the outside, once it was used.
+    pub(super) outside_datagrams: RefCell<Option<Rc<Connection>>>,
     send_buffer_bytes: Cell<usize>,
     receive_timeout_ns: Cell<u64>,
     send_timeout_ns: Cell<u64>,
@@ -136,6 +142,7 @@ impl Socket {
         })?;
         let local = match family {
             Family::Unix => Address::Unix(UnixName::Unnamed),
+            Family::Vsock => Address::Vsock(VsockAddress { cid: u32::MAX, port: u32::MAX }),
             _ => Address::Inet(InetAddress::any(family == Family::Inet6)),
         };
         Ok(Rc::new(Self {
@@ -153,6 +160,7 @@ impl Socket {
             error: Cell::new(None),
             peer_sender: Cell::new([0, u32::MAX, u32::MAX]),
             connecting: Cell::new(false),
+            outside_datagrams: RefCell::new(None),
             send_buffer_bytes: Cell::new(DEFAULT_BUFFER_BYTES),
             receive_timeout_ns: Cell::new(0),
             send_timeout_ns: Cell::new(0),
@@ -182,7 +190,19 @@ impl Socket {
     }
 
     pub(super) fn is_inet(&self) -> bool {
-        self.family != Family::Unix
+        matches!(self.family, Family::Inet | Family::Inet6)
+    }
+
+    pub(super) fn is_unix(&self) -> bool {
+        self.family == Family::Unix
+    }
+
+    /// What an accepted socket has from its listener.
+    pub(super) fn inherit(&self, listener: &Socket) {
+        self.options.inherit(&listener.options);
+        self.send_buffer_bytes.set(listener.send_buffer_bytes.get());
+        self.incoming.limit_bytes.set(listener.incoming.limit_bytes.get());
+        self.linger.set(listener.linger.get());
     }
 
     pub(super) fn is_v6(&self) -> bool {
@@ -210,7 +230,41 @@ impl Socket {
     }
 
     pub(super) fn is_connected(&self) -> bool {
-        matches!(*self.state.borrow(), State::Connected(_))
+        matches!(*self.state.borrow(), State::Connected(_) | State::Outside(_))
+    }
+
+    /// The connection of a socket whose other end is outside.
+    pub(super) fn outside(&self) -> Option<Rc<Connection>> {
+        match &*self.state.borrow() {
+            State::Outside(connection) => Some(Rc::clone(connection)),
+            _ => None,
+        }
+    }
+
+    /// What connect(2) says to a stream socket that was told to connect before; None where it may do so now.
+    pub(super) fn connecting_again(self: &Rc<Self>, nonblocking: bool) -> Option<Result<()>> {
+        if let Some(error) = self.take_error() {
+            if self.outside().is_some_and(|connection| !connection.is_opened()) {
+                outside::failed(self);
+            }
+            return Some(Err(error));
+        }
+        match self.outside() {
+            Some(connection) if !connection.is_opened() => {
+                return Some(if nonblocking { Err(Errno::EALREADY) } else { outside::await_connection(self) });
+            }
+            None if !self.is_connected() => return None,
+            _ => {}
+        }
+        Some(if self.connecting.replace(false) { Ok(()) } else { Err(Errno::EISCONN) })
+    }
+
+    /// Local address of a vsock socket.
+    pub(super) fn local_vsock(&self) -> VsockAddress {
+        match &*self.local.borrow() {
+            Address::Vsock(address) => *address,
+            _ => VsockAddress { cid: u32::MAX, port: u32::MAX },
+        }
     }
 
     /// Local address of an inet socket.
@@ -239,7 +293,8 @@ impl Socket {
     /// # Errors
     /// ENOTCONN.
     pub fn remote_address(&self) -> Result<Address> {
-        if self.kind != Kind::Datagram && !self.is_connected() {
+        let opened = self.outside().is_none_or(|connection| connection.is_opened());
+        if self.kind != Kind::Datagram && !(self.is_connected() && opened) {
             return Err(Errno::ENOTCONN);
         }
         self.remote.borrow().clone().ok_or(Errno::ENOTCONN)
@@ -252,7 +307,8 @@ impl Socket {
     pub fn bind(self: &Rc<Self>, address: &Address) -> Result<()> {
         match (self.family, address) {
             (Family::Unix, Address::Unix(name)) => unix::bind(self, name),
-            (Family::Unix, _) => Err(Errno::EINVAL),
+            (Family::Vsock, Address::Vsock(address)) => vsock::bind(self, *address),
+            (Family::Unix | Family::Vsock, _) => Err(Errno::EINVAL),
             (_, Address::Inet(address)) => inet::bind(self, *address),
             (Family::Inet, Address::Unspecified) => inet::bind(self, InetAddress::any(false)),
             _ => Err(Errno::EAFNOSUPPORT),
@@ -277,8 +333,9 @@ impl Socket {
         }
         match self.family {
             Family::Unix if self.local_address() == Address::Unix(UnixName::Unnamed) => return Err(Errno::EINVAL),
-            Family::Unix => {}
-            _ => inet::before_listen(self)?,
+            Family::Vsock if self.local_vsock().port == u32::MAX => return Err(Errno::EINVAL),
+            Family::Unix | Family::Vsock => {}
+            Family::Inet | Family::Inet6 => inet::before_listen(self)?,
         }
         self.peer_sender.set(sender());
         *self.state.borrow_mut() = State::Listening(Listener { pending: VecDeque::new(), backlog });
@@ -338,9 +395,13 @@ impl Socket {
             (_, Address::Unspecified) if self.kind == Kind::Datagram => {
                 *self.state.borrow_mut() = State::Idle;
                 *self.remote.borrow_mut() = None;
+                if let Some(connection) = self.outside_datagrams.take() {
+                    connection.close(0);
+                }
                 Ok(())
             }
-            (Family::Unix, _) => Err(Errno::EINVAL),
+            (Family::Vsock, Address::Vsock(address)) => vsock::connect(self, *address, nonblocking),
+            (Family::Unix | Family::Vsock, _) => Err(Errno::EINVAL),
             (_, Address::Inet(address)) => inet::connect(self, *address, nonblocking),
             _ => Err(Errno::EAFNOSUPPORT),
         }
@@ -393,19 +454,22 @@ impl Socket {
         let peer = self.peer();
         if how != 1 {
             self.read_ended.set(true);
-            if let Some(peer) = peer.as_ref().filter(|_| !self.is_inet() && self.kind != Kind::Datagram) {
+            if let Some(peer) = peer.as_ref().filter(|_| self.is_unix() && self.kind != Kind::Datagram) {
                 peer.write_ended.set(true);
                 peer.queue.wake_all(Events::WRITABLE | Events::HUP);
             }
         }
         if how != 0 {
             self.write_ended.set(true);
+            if let Some(connection) = self.outside() {
+                connection.shutdown();
+            }
             if let Some(peer) = peer.as_ref().filter(|_| self.kind != Kind::Datagram) {
                 peer.read_ended.set(true);
                 peer.queue.wake_all(Events::READABLE | Events::RDHUP | Events::HUP);
             }
         }
-        if listening && self.is_inet() && how != 1 {
+        if listening && !self.is_unix() && how != 1 {
             let gone = self.state.replace(State::Idle);
             reset_pending(gone);
         }
@@ -416,17 +480,26 @@ impl Socket {
     /// The last descriptor is closed.
     fn close(&self) {
         let state = self.state.replace(State::Idle);
+        let reset = !self.incoming.is_empty() || self.linger.get() == [1, 0];
+        if let State::Outside(connection) = &state {
+            // As Linux: whoever leaves data unread, or an attempt unfinished, resets.
+            let in_order = connection.is_opened() && !reset;
+            connection.close(if in_order { 0 } else { Errno::ECONNRESET.0.unsigned_abs() });
+        }
+        if let Some(connection) = self.outside_datagrams.take() {
+            connection.close(0);
+        }
         if let State::Connected(peer) = &state
             && let Some(peer) = peer.upgrade()
         {
             let points_back = matches!(&*peer.state.borrow(), State::Connected(p) if core::ptr::eq(p.as_ptr(), self));
             if points_back && self.kind != Kind::Datagram {
                 // Data that nobody read, or SO_LINGER with 0, resets the connection.
-                if !self.incoming.is_empty() || self.linger.get() == [1, 0] {
+                if reset {
                     peer.error.set(Some(Errno::ECONNRESET));
                 }
                 peer.read_ended.set(true);
-                if !self.is_inet() {
+                if self.is_unix() {
                     peer.write_ended.set(true);
                 }
             } else if points_back && self.kind == Kind::Datagram {
@@ -435,12 +508,18 @@ impl Socket {
             peer.queue.wake_all(Events::all());
         }
         reset_pending(state);
-        if self.is_inet() && self.local_inet().port != 0 {
-            bound::release_port(self, self.local_inet().port);
-        }
+        self.release_port();
         let unread = self.incoming.take_all();
         drop(unread);
         self.queue.wake_all(Events::all());
+    }
+
+    fn release_port(&self) {
+        if self.is_inet() && self.local_inet().port != 0 {
+            bound::release_port(self, self.local_inet().port);
+        } else if self.family == Family::Vsock {
+            vsock::release(self);
+        }
     }
 
     /// Takes the pending error (SO_ERROR).
@@ -472,6 +551,12 @@ impl Socket {
             }
             if (self.read_ended.get() && self.write_ended.get()) || !self.is_connected() {
                 ready |= Events::HUP;
+            }
+            if let Some(connection) = self.outside() {
+                if self.write_ended.get() || connection.write_room() > 0 {
+                    ready |= Events::WRITABLE;
+                }
+                return ready;
             }
             match self.peer() {
                 Some(peer) if self.send_room(&peer) > self.send_buffer_bytes.get() / 4 => ready |= Events::WRITABLE,
@@ -564,7 +649,7 @@ impl Socket {
                 name::LINGER => Ok(self.linger.get().iter().flat_map(|v| v.to_ne_bytes()).collect()),
                 name::RCVTIMEO | name::RCVTIMEO_NEW => time(self.receive_timeout_ns.get()),
                 name::SNDTIMEO | name::SNDTIMEO_NEW => time(self.send_timeout_ns.get()),
-                name::PEERCRED if !self.is_inet() => {
+                name::PEERCRED if self.is_unix() => {
                     Ok(self.peer_sender.get().iter().flat_map(|v| v.to_ne_bytes()).collect())
                 }
                 _ => int(self.options.get(level, name, self.what())?),
@@ -574,11 +659,12 @@ impl Socket {
             return Ok(b"cubic\0\0\0\0\0\0\0\0\0\0\0".to_vec());
         }
         if level == level::TCP && name == name::TCP_INFO && self.is_inet() && self.kind == Kind::Stream {
-            // struct tcp_info: the state (TCP_ESTABLISHED 1, CLOSE 7, CLOSE_WAIT 8, LISTEN 10), all else zero.
+            // struct tcp_info: the state (TCP_ESTABLISHED 1, SYN_SENT 2, CLOSE 7, CLOSE_WAIT 8, LISTEN 10), all else zero.
             let mut info = alloc::vec![0; 104];
             info[0] = match () {
                 () if self.is_listening() => 10,
                 () if !self.is_connected() => 7,
+                () if self.outside().is_some_and(|connection| !connection.is_opened()) => 2,
                 () if self.read_ended.get() => 8,
                 () => 1,
             };
@@ -592,6 +678,9 @@ impl Socket {
 fn reset_pending(state: State) {
     if let State::Listening(listener) = state {
         for child in listener.pending {
+            if let Some(connection) = child.outside() {
+                connection.close(Errno::ECONNRESET.0.unsigned_abs());
+            }
             if let Some(peer) = child.peer() {
                 peer.error.set(Some(Errno::ECONNRESET));
                 peer.read_ended.set(true);
@@ -605,9 +694,7 @@ fn reset_pending(state: State) {
 impl Drop for Socket {
     fn drop(&mut self) {
         COUNT.with(|count| count.set(count.get() - 1));
-        if self.is_inet() && self.local_inet().port != 0 {
-            bound::release_port(self, self.local_inet().port);
-        }
+        self.release_port();
     }
 }
 

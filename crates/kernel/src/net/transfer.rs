@@ -2,9 +2,10 @@
 
 use super::address::Address;
 use super::control::Passed;
+use super::inet::{self, DatagramTarget};
 use super::queue::{Message, Sender};
 use super::socket::{Kind, Socket, message};
-use super::{inet, unix};
+use super::{outside, unix};
 use crate::errno::{Errno, Result};
 use crate::fs::file::OpenFile;
 use crate::mm::user::{Dest, Source};
@@ -62,7 +63,7 @@ impl Socket {
             return Err(Errno::EINVAL);
         }
         if self.kind != Kind::Datagram && !self.is_connected() {
-            return Err(if self.kind == Kind::Stream && !self.is_inet() { Errno::EINVAL } else { Errno::ENOTCONN });
+            return Err(if self.kind == Kind::Stream && self.is_unix() { Errno::EINVAL } else { Errno::ENOTCONN });
         }
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
         let deadline = self.receive_deadline();
@@ -103,7 +104,8 @@ impl Socket {
             if let Some(error) = self.take_error() {
                 return Err(error);
             }
-            return Ok((self.read_ended.get() || self.peer().is_none()).then(Received::end));
+            let over = self.read_ended.get() || (self.peer().is_none() && self.outside().is_none());
+            return Ok(over.then(Received::end));
         }
         if dst.remaining() == 0 {
             return Ok(Some(Received::end()));
@@ -115,7 +117,10 @@ impl Socket {
             self.incoming.peek().map(|m| m.rights).unwrap_or_default()
         } else {
             let rights = self.incoming.consume(bytes);
-            self.room_made();
+            match self.outside() {
+                Some(connection) => connection.consumed(bytes),
+                None => self.room_made(),
+            }
             rights
         };
         Ok(Some(Received { bytes, from: None, rights, sender, truncated: false }))
@@ -158,7 +163,7 @@ impl Socket {
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
         let sent = match self.kind {
             Kind::Datagram => self.send_datagram(src, to, passed, nonblocking),
-            _ if to.is_some() && !self.is_inet() => {
+            _ if to.is_some() && self.is_unix() => {
                 Err(if self.is_connected() { Errno::EISCONN } else { Errno::EOPNOTSUPP })
             }
             Kind::SeqPacket => self.send_packet(src, passed, nonblocking),
@@ -172,7 +177,7 @@ impl Socket {
 
     fn send_stream(&self, src: &mut Source<'_>, passed: &Passed, nonblocking: bool) -> Result<usize> {
         if !self.is_connected() {
-            return Err(if self.is_inet() { Errno::EPIPE } else { Errno::ENOTCONN });
+            return Err(if self.is_unix() { Errno::ENOTCONN } else { Errno::EPIPE });
         }
         let deadline = self.send_deadline();
         let mut sent = 0;
@@ -197,6 +202,9 @@ impl Socket {
         if self.write_ended.get() {
             return Err(Errno::EPIPE);
         }
+        if let Some(connection) = self.outside() {
+            return connection.write(src);
+        }
         let Some(peer) = self.peer() else {
             // The peer is gone. TCP finds out by the reset that answers its first bytes.
             if self.is_inet() && src.remaining() > 0 {
@@ -217,7 +225,7 @@ impl Socket {
         bytes.truncate(taken);
         // What the peer will not read (SHUT_RD) is thrown away, as on Linux for TCP.
         if taken > 0 && !(peer.read_ended.get() && self.is_inet()) {
-            peer.incoming.push_stream(message(bytes, None, passed, !self.is_inet()));
+            peer.incoming.push_stream(message(bytes, None, passed, self.is_unix()));
             peer.queue.wake(Events::READABLE);
         }
         Ok(Some(taken))
@@ -269,7 +277,7 @@ impl Socket {
         if !fits {
             return Ok(None);
         }
-        target.incoming.push(message(bytes.to_vec(), from, passed, !self.is_inet()));
+        target.incoming.push(message(bytes.to_vec(), from, passed, self.is_unix()));
         target.queue.wake(Events::READABLE);
         Ok(Some(bytes.len()))
     }
@@ -283,7 +291,7 @@ impl Socket {
     ) -> Result<usize> {
         let bytes = self.whole_message(src)?;
         if self.is_inet() {
-            return self.send_udp(&bytes, to);
+            return self.send_udp(&bytes, to, nonblocking);
         }
         let target = match to {
             Some(Address::Unix(name)) => Some(unix::find(name)?),
@@ -307,8 +315,8 @@ impl Socket {
         })
     }
 
-    /// UDP never waits: what does not fit is lost.
-    fn send_udp(self: &Rc<Self>, bytes: &[u8], to: Option<&Address>) -> Result<usize> {
+    /// Inside the guest UDP never waits: what does not fit is lost. To the outside it waits for room on the way.
+    fn send_udp(self: &Rc<Self>, bytes: &[u8], to: Option<&Address>, nonblocking: bool) -> Result<usize> {
         if let Some(error) = self.take_error() {
             return Err(error);
         }
@@ -318,18 +326,26 @@ impl Socket {
             None => self.remote_inet().ok_or(Errno::EDESTADDRREQ)?,
         };
         match inet::datagram_target(self, to)? {
-            Some((target, source)) if self.send_room(&target) >= bytes.len().max(1) && !target.read_ended.get() => {
+            DatagramTarget::Outside { to, from } => {
+                self.wait(nonblocking, self.send_deadline(), &self.queue, || {
+                    let sent = outside::send_datagram(self, to, from, bytes);
+                    sent.map(|sent| sent.then_some(())).transpose()
+                })?;
+            }
+            DatagramTarget::Local(Some((target, source)))
+                if self.send_room(&target) >= bytes.len().max(1) && !target.read_ended.get() =>
+            {
                 target.incoming.push(Message::new(bytes.to_vec(), Some(Address::Inet(source)), Vec::new(), None));
                 target.queue.wake(Events::READABLE);
             }
             // What does not fit is lost.
-            Some(_) => {}
+            DatagramTarget::Local(Some(_)) => {}
             // ICMP port unreachable reaches a connected socket.
-            None if self.remote_inet().is_some() => {
+            DatagramTarget::Local(None) if self.remote_inet().is_some() => {
                 self.error.set(Some(Errno::ECONNREFUSED));
                 self.queue.wake_all(Events::ERR | Events::READABLE);
             }
-            None => {}
+            DatagramTarget::Local(None) => {}
         }
         Ok(bytes.len())
     }

@@ -54,7 +54,7 @@ pub(super) fn connect(socket: &Rc<Socket>, name: &UnixName, nonblocking: bool) -
     let child = Socket::new(socket.family, socket.kind, 0)?;
     *child.local.borrow_mut() = target.local_address();
     *child.remote.borrow_mut() = Some(socket.local_address());
-    child.options.inherit(&target.options);
+    child.inherit(&target);
     child.peer_sender.set(sender());
     let deadline = socket.send_deadline();
     let mut offered = Some(child);

@@ -49,7 +49,7 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_renameat2 as u16,
         "renameat2",
         sys_renameat2,
-        &[Arg::DirFd, Arg::Path, Arg::DirFd, Arg::Path, Arg::Hex],
+        &[Arg::DirFd, Arg::Path, Arg::DirFd, Arg::Path, Arg::RenameFlags],
     ),
     Syscall::full(linux::__NR_readlink as u16, "readlink", sys_readlink, &[Arg::Path, Arg::BufOut, Arg::Size]),
     Syscall::full(

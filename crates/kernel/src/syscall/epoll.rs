@@ -21,7 +21,7 @@ const MAX_EVENTS: i32 = i32::MAX / EVENT_BYTES as i32;
 
 pub(super) const CALLS: &[Syscall] = &[
     Syscall::full(linux::__NR_epoll_create as u16, "epoll_create", sys_epoll_create, &[Arg::Int]),
-    Syscall::full(linux::__NR_epoll_create1 as u16, "epoll_create1", sys_epoll_create1, &[Arg::Hex]),
+    Syscall::full(linux::__NR_epoll_create1 as u16, "epoll_create1", sys_epoll_create1, &[Arg::EpollFlags]),
     Syscall::full(
         linux::__NR_epoll_ctl as u16,
         "epoll_ctl",
@@ -32,19 +32,19 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_epoll_wait as u16,
         "epoll_wait",
         sys_epoll_wait,
-        &[Arg::Fd, Arg::Ptr, Arg::Int, Arg::Int],
+        &[Arg::Fd, Arg::EpollEvents, Arg::Int, Arg::Int],
     ),
     Syscall::full(
         linux::__NR_epoll_pwait as u16,
         "epoll_pwait",
         sys_epoll_pwait,
-        &[Arg::Fd, Arg::Ptr, Arg::Int, Arg::Int, Arg::SigSet, Arg::Size],
+        &[Arg::Fd, Arg::EpollEvents, Arg::Int, Arg::Int, Arg::SigSet, Arg::Size],
     ),
     Syscall::full(
         linux::__NR_epoll_pwait2 as u16,
         "epoll_pwait2",
         sys_epoll_pwait2,
-        &[Arg::Fd, Arg::Ptr, Arg::Int, Arg::Timespec, Arg::SigSet, Arg::Size],
+        &[Arg::Fd, Arg::EpollEvents, Arg::Int, Arg::Timespec, Arg::SigSet, Arg::Size],
     ),
 ];
 

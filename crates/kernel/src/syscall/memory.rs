@@ -30,7 +30,7 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_mremap as u16,
         "mremap",
         sys_mremap,
-        &[Arg::Ptr, Arg::Size, Arg::Size, Arg::Hex, Arg::Ptr],
+        &[Arg::Ptr, Arg::Size, Arg::Size, Arg::MremapFlags, Arg::Ptr],
     ),
     Syscall::full(linux::__NR_brk as u16, "brk", sys_brk, &[Arg::Ptr]),
     Syscall::partial(

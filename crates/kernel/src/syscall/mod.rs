@@ -1,5 +1,6 @@
 //! System calls: one file per group, each with its table; [`table`] joins them.
 
+pub mod absent;
 pub mod attributes;
 pub mod directory;
 pub mod dispatch;

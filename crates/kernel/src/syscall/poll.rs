@@ -27,13 +27,13 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_select as u16,
         "select",
         sys_select,
-        &[Arg::Int, Arg::Ptr, Arg::Ptr, Arg::Ptr, Arg::Timeval],
+        &[Arg::Int, Arg::FdSet, Arg::FdSet, Arg::FdSet, Arg::Timeval],
     ),
     Syscall::full(
         linux::__NR_pselect6 as u16,
         "pselect6",
         sys_pselect6,
-        &[Arg::Int, Arg::Ptr, Arg::Ptr, Arg::Ptr, Arg::Timespec, Arg::Ptr],
+        &[Arg::Int, Arg::FdSet, Arg::FdSet, Arg::FdSet, Arg::Timespec, Arg::Ptr],
     ),
 ];
 

@@ -33,11 +33,31 @@ pub(super) const CALLS: &[Syscall] = &[
     ),
     Syscall::full(linux::__NR_bind as u16, "bind", sys_bind, &[Arg::Fd, Arg::SockAddr, Arg::Size]),
     Syscall::full(linux::__NR_listen as u16, "listen", sys_listen, &[Arg::Fd, Arg::Int]),
-    Syscall::full(linux::__NR_accept as u16, "accept", sys_accept, &[Arg::Fd, Arg::Ptr, Arg::Ptr]),
-    Syscall::full(linux::__NR_accept4 as u16, "accept4", sys_accept4, &[Arg::Fd, Arg::Ptr, Arg::Ptr, Arg::Hex]),
+    Syscall::full(
+        linux::__NR_accept as u16,
+        "accept",
+        sys_accept,
+        &[Arg::Fd, Arg::Out(&Arg::SockAddr), Arg::Out(&Arg::IntAt)],
+    ),
+    Syscall::full(
+        linux::__NR_accept4 as u16,
+        "accept4",
+        sys_accept4,
+        &[Arg::Fd, Arg::Out(&Arg::SockAddr), Arg::Out(&Arg::IntAt), Arg::SocketFlags],
+    ),
     Syscall::full(linux::__NR_connect as u16, "connect", sys_connect, &[Arg::Fd, Arg::SockAddr, Arg::Size]),
-    Syscall::full(linux::__NR_getsockname as u16, "getsockname", sys_getsockname, &[Arg::Fd, Arg::Ptr, Arg::Ptr]),
-    Syscall::full(linux::__NR_getpeername as u16, "getpeername", sys_getpeername, &[Arg::Fd, Arg::Ptr, Arg::Ptr]),
+    Syscall::full(
+        linux::__NR_getsockname as u16,
+        "getsockname",
+        sys_getsockname,
+        &[Arg::Fd, Arg::Out(&Arg::SockAddr), Arg::Out(&Arg::IntAt)],
+    ),
+    Syscall::full(
+        linux::__NR_getpeername as u16,
+        "getpeername",
+        sys_getpeername,
+        &[Arg::Fd, Arg::Out(&Arg::SockAddr), Arg::Out(&Arg::IntAt)],
+    ),
     Syscall::partial(
         linux::__NR_sendto as u16,
         "sendto",
@@ -50,7 +70,7 @@ pub(super) const CALLS: &[Syscall] = &[
         "recvfrom",
         "no out-of-band data",
         sys_recvfrom,
-        &[Arg::Fd, Arg::BufOut, Arg::Size, Arg::MsgFlags, Arg::Ptr, Arg::Ptr],
+        &[Arg::Fd, Arg::BufOut, Arg::Size, Arg::MsgFlags, Arg::Out(&Arg::SockAddr), Arg::Out(&Arg::IntAt)],
     ),
     Syscall::partial(
         linux::__NR_sendmsg as u16,
@@ -64,7 +84,7 @@ pub(super) const CALLS: &[Syscall] = &[
         "recvmsg",
         "no out-of-band data",
         sys_recvmsg,
-        &[Arg::Fd, Arg::MsgHdr, Arg::MsgFlags],
+        &[Arg::Fd, Arg::Out(&Arg::MsgHdr), Arg::MsgFlags],
     ),
     Syscall::partial(
         linux::__NR_sendmmsg as u16,
@@ -80,20 +100,20 @@ pub(super) const CALLS: &[Syscall] = &[
         sys_recvmmsg,
         &[Arg::Fd, Arg::Ptr, Arg::Size, Arg::MsgFlags, Arg::Timespec],
     ),
-    Syscall::full(linux::__NR_shutdown as u16, "shutdown", sys_shutdown, &[Arg::Fd, Arg::Int]),
+    Syscall::full(linux::__NR_shutdown as u16, "shutdown", sys_shutdown, &[Arg::Fd, Arg::ShutdownHow]),
     Syscall::partial(
         linux::__NR_setsockopt as u16,
         "setsockopt",
         "options that have a meaning on the loopback interface",
         sys_setsockopt,
-        &[Arg::Fd, Arg::SocketLevel, Arg::Int, Arg::Ptr, Arg::Size],
+        &[Arg::Fd, Arg::SocketLevel, Arg::SocketOption, Arg::IntAt, Arg::Size],
     ),
     Syscall::partial(
         linux::__NR_getsockopt as u16,
         "getsockopt",
         "options that have a meaning on the loopback interface",
         sys_getsockopt,
-        &[Arg::Fd, Arg::SocketLevel, Arg::Int, Arg::Ptr, Arg::Ptr],
+        &[Arg::Fd, Arg::SocketLevel, Arg::SocketOption, Arg::Out(&Arg::IntAt), Arg::Out(&Arg::IntAt)],
     ),
 ];
 
@@ -112,11 +132,12 @@ fn parse_kind(args: Args) -> Result<(Family, Kind, u32, OpenFlags)> {
         1 => Family::Unix,
         2 => Family::Inet,
         10 => Family::Inet6,
+        40 => Family::Vsock,
         _ => return Err(Errno::EAFNOSUPPORT),
     };
     let kind = match args.u32(1) & SOCK_TYPE {
         1 => Kind::Stream,
-        2 => Kind::Datagram,
+        2 if family != Family::Vsock => Kind::Datagram,
         5 if family == Family::Unix => Kind::SeqPacket,
         // Unix sockets take SOCK_RAW for SOCK_DGRAM.
         3 if family == Family::Unix => Kind::Datagram,
@@ -124,7 +145,7 @@ fn parse_kind(args: Args) -> Result<(Family, Kind, u32, OpenFlags)> {
         _ => return Err(Errno::ESOCKTNOSUPPORT),
     };
     let protocol = match (family, kind, args.u32(2)) {
-        (Family::Unix, _, 0 | 1) => 0,
+        (Family::Unix, _, 0 | 1) | (Family::Vsock, _, 0) => 0,
         (Family::Inet | Family::Inet6, Kind::Stream, 0 | 6) => 6,
         (Family::Inet | Family::Inet6, Kind::Datagram, 0 | 17) => 17,
         _ => return Err(Errno::EPROTONOSUPPORT),

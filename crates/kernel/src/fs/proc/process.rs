@@ -1,5 +1,6 @@
 //! /proc/PID and /proc/PID/task/TID.
 
+use super::namespace::Namespaces;
 use super::{memory, number, status};
 use crate::errno::{Errno, Result};
 use crate::fs::anonymous;
@@ -124,18 +125,6 @@ const LINKS: &[(&str, Find)] = &[
 ];
 
 const DIRECTORIES: &[&str] = &["fd", "fdinfo", "net", "ns", "task"];
-
-/// Namespaces of /proc/PID/ns with the inode numbers that Linux gives the initial ones.
-const NAMESPACES: &[(&str, u64)] = &[
-    ("cgroup", 0xefff_fffb),
-    ("ipc", 0xefff_ffff),
-    ("mnt", 0xf000_0000),
-    ("net", 0xf000_0001),
-    ("pid", 0xefff_fffc),
-    ("time", 0xefff_fffa),
-    ("user", 0xefff_fffd),
-    ("uts", 0xefff_fffe),
-];
 
 /// The score by which the OOM killer of Linux chooses, `proc_oom_score`: 0 to 2000, a process without memory or adjustment
 /// has 666.
@@ -305,28 +294,6 @@ impl Listing for Descriptors {
         let reopen = open.clone();
         let target = Rc::new(move || Ok(link_text(&anonymous::location(&open().ok_or(Errno::ENOENT)?))));
         Some(Rc::new(Link { attributes, target, magic: Some(Rc::new(move || Some(anonymous::location(&reopen()?)))) }))
-    }
-}
-
-/// /proc/PID/ns.
-struct Namespaces {
-    attributes: Attributes,
-}
-
-impl Listing for Namespaces {
-    fn names(&self) -> Vec<(Vec<u8>, FileType)> {
-        NAMESPACES.iter().map(|(name, _)| (name.as_bytes().to_vec(), FileType::Symlink)).collect()
-    }
-
-    fn find(&self, name: &[u8]) -> Option<Rc<dyn Inode>> {
-        let (name, number) = NAMESPACES.iter().find(|(n, _)| n.as_bytes() == name)?;
-        let attributes =
-            Attributes { ino: ino_of(self.attributes.ino, name.as_bytes()), mode: 0o777, ..self.attributes };
-        Some(Rc::new(Link {
-            attributes,
-            target: Rc::new(move || Ok(format!("{name}:[{number}]").into_bytes())),
-            magic: None,
-        }))
     }
 }
 

@@ -1,11 +1,13 @@
 //! Files of /proc about the machine as a whole.
 
+use crate::errno::{Errno, Result};
 use crate::fs::generated::Tree;
 use crate::mm::frame;
 use crate::task::usage::Usage;
 use crate::task::{loadavg, pid, sched};
 use crate::time;
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use core::fmt::Write;
 
@@ -32,7 +34,16 @@ pub(super) fn fill(tree: &mut Tree) {
     tree.text("diskstats", String::new);
     tree.text("modules", String::new);
     tree.text("vmstat", vmstat);
+    tree.setting("sysrq-trigger", String::new, Rc::new(sysrq));
     tree.text("interrupts", || "           CPU0       \n".into());
+}
+
+/// Of Linux's magic keys there is the one that crashes the system, so that the end of a kernel can be seen.
+fn sysrq(keys: &[u8]) -> Result<()> {
+    match keys.first() {
+        Some(b'c') => panic!("sysrq triggered crash"),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// The kernel that programs see: new enough for what this one does.

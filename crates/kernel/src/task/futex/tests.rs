@@ -10,7 +10,7 @@ fn addr(word: &u32) -> UserAddr {
 
 /// A place in the queue of a word.
 fn sleeper(word: &u32, bits: u32) -> Rc<Waiter> {
-    let waiter = Waiter::new(&current(), Key::new(addr(word), Scope::Private).expect("aligned"), bits, false);
+    let waiter = Waiter::new(&current(), Key::new(addr(word), Scope::Private).expect("aligned"), bits);
     TABLE.with(|table| table.borrow_mut().enter(&waiter));
     waiter
 }

@@ -4,7 +4,7 @@
 //! or nothing is sent at all. Besides the guest's frames the VM process sends reports about the VM: frames on stream
 //! CONTROL with kinds of [`report`], which a guest can't send.
 
-use crate::flow::Violation;
+use crate::ledger::Violation;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use std::io;
