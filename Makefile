@@ -51,7 +51,7 @@ test-stock-kvm: build ## VM process and guest kernel on a stock kernel's kvm-amd
 	$(BIN)/python -m pytest tests/stock_kvm
 
 conformance: build ## all tests, pending ones too; writes docs/conformance.md
-	$(BIN)/python -m tests.conformance.page
+	$(BIN)/python -m tests.conformance
 
 soak: build rootfs ## minutes of load and faults (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak

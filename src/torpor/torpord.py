@@ -69,6 +69,21 @@ def exclusive(data_dir: Path) -> Iterator[None]:
         yield
 
 
+def holder(data_dir: Path) -> int | None:
+    """The process that has a data directory, or None."""
+    try:
+        with (data_dir / LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        try:
+            return int((data_dir / LOCK).read_text())
+        except ValueError:
+            return None
+    return None
+
+
 @asynccontextmanager
 async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
     """A server that accepts requests for as long as the block lasts."""

@@ -1,4 +1,4 @@
-"""stress-ng's stressors with their own verification, in a microVM; natively beside, to know which run at all.
+"""stress-ng's stressors with their own verification, in a microVM and natively beside.
 
 `python -m tests.conformance.stress_ng [STRESSOR...]` runs them and prints what failed.
 """
@@ -74,9 +74,7 @@ def natively(stressor: str) -> Outcome:
 
 def in_guest(stressor: str) -> Outcome:
     try:
-        result = vm_run(
-            ROOT, *command(stressor), options=("--memory", MEMORY), timeout_s=TIMEOUT_S
-        )
+        result = vm_run(ROOT, *command(stressor), options=("--memory", MEMORY), timeout_s=TIMEOUT_S)
     except TimeoutError as error:
         return Outcome("failed", f"took longer than {TIMEOUT_S} s: {str(error)[-200:]}")
     return outcome(result)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.kvm
 
 WAIT_S = 90.0
 LOCAL = "127.0.0.1"
+Result = TypeVar("Result")
 GATEWAY = "192.0.2.1"
 """The guest's name for this machine's own loopback address."""
 
@@ -46,7 +48,19 @@ def vm_with_port(
             process.kill()
 
 
-def until_ready(attempt: Callable[[], bytes]) -> bytes:
+def greeted(address: tuple[str, int]) -> socket.socket:
+    """A connection on which the server has said "up"."""
+    connection = socket.create_connection(address, timeout=WAIT_S)
+    try:
+        if connection.recv(2) != b"up":
+            raise ConnectionResetError("closed without a word")
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def until_ready(attempt: Callable[[], Result]) -> Result:
     """What `attempt` gives once the server in the guest listens: it is refused before."""
     deadline = threading.Event()
     timer = threading.Timer(WAIT_S, deadline.set)
@@ -62,10 +76,18 @@ def until_ready(attempt: Callable[[], bytes]) -> bytes:
         timer.cancel()
 
 
-def exchange(address: tuple[str, int], request: bytes) -> bytes:
+def receive_exactly(connection: socket.socket, count: int) -> bytes:
+    received = bytearray()
+    while len(received) < count and (piece := connection.recv(count - len(received))):
+        received += piece
+    return bytes(received)
+
+
+def exchange(address: tuple[str, int], request: bytes, half_close: bool = True) -> bytes:
     with socket.create_connection(address, timeout=WAIT_S) as connection:
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
         answer = b""
         while piece := connection.recv(1 << 16):
             answer += piece
@@ -91,8 +113,8 @@ while True:
 def test_published_port_both_ways_with_half_close() -> None:
     body = os.urandom(3 << 20)
     with vm_with_port("python", 7, "python3", "-c", PYTHON_ECHO) as address:
-        assert until_ready(lambda: exchange(address, b"hello")) == f"{LOCAL} ".encode() + b"hello"
-        assert exchange(address, body) == f"{LOCAL} ".encode() + body
+        assert until_ready(lambda: exchange(address, b"hello")) == f"{GATEWAY} ".encode() + b"hello"
+        assert exchange(address, body) == f"{GATEWAY} ".encode() + body
 
 
 def test_nobody_listens_and_loopback_listeners_are_not_reached() -> None:
@@ -129,13 +151,7 @@ def test_a_stalled_reader_stalls_the_writer() -> None:
     argv = ("python3", "-c", textwrap.dedent(script))
     with vm_with_port("python", 9, *argv) as address:
 
-        def connect() -> bytes:
-            nonlocal client
-            client = socket.create_connection(address, timeout=WAIT_S)
-            return client.recv(2) or connect()
-
-        client = socket.socket()
-        assert until_ready(connect) == b"up"
+        client = until_ready(lambda: greeted(address))
         client.settimeout(2)
         digest, sent, block = hashlib.sha256(), 0, os.urandom(1 << 16)
         with pytest.raises(TimeoutError):
@@ -245,7 +261,7 @@ def test_published_udp_port() -> None:
             client.send(b"hi")
             return client.recv(100)
 
-        assert until_ready(ask) == f"{LOCAL} hi".encode()
+        assert until_ready(ask) == f"{GATEWAY} hi".encode()
 
 
 def test_vsock_both_ways(tmp_path: Path) -> None:
@@ -291,12 +307,17 @@ def test_vsock_both_ways(tmp_path: Path) -> None:
 def test_interfaces() -> None:
     result = vm_run("busybox", "sh", "-c", "ip -o addr; ip route; ifconfig eth0")
     text = result.stdout.decode()
-    for part in ("inet 127.0.0.1/8", "inet 192.0.2.2/24", "default via 192.0.2.1", "02:00:00:00:00:02"):
+    for part in (
+        "inet 127.0.0.1/8",
+        "inet 192.0.2.2/24",
+        "default via 192.0.2.1",
+        "02:00:00:00:00:02",
+    ):
         assert part in text, str(result)
 
 
 NGINX = """
-daemon off; user root; worker_processes 2; pid /tmp/nginx.pid; error_log /dev/stderr;
+daemon off; user root; worker_processes 2; pid /tmp/nginx.pid; error_log stderr;
 events {{ worker_connections 256; }}
 http {{ access_log off; client_body_temp_path /tmp/a; proxy_temp_path /tmp/b;
   fastcgi_temp_path /tmp/c; uwsgi_temp_path /tmp/d; scgi_temp_path /tmp/e;
@@ -317,7 +338,7 @@ def nginx_argv(port: int = 80) -> tuple[str, ...]:
 
 def get(address: tuple[str, int], path: str) -> bytes:
     request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
-    return exchange(address, request)
+    return exchange(address, request, half_close=False)  # nginx gives up at a half-close
 
 
 def test_nginx_under_load() -> None:
@@ -391,9 +412,9 @@ def test_a_gibibyte_each_way() -> None:
             for _ in range(256):
                 connection.sendall(block)
             connection.shutdown(socket.SHUT_WR)
-            assert connection.recv(100, socket.MSG_WAITALL) == str(256 << 20).encode()
+            assert receive_exactly(connection, 9) == str(256 << 20).encode()
         with socket.create_connection(address, timeout=WAIT_S) as connection:
             connection.sendall(b"o")
             for _ in range(256):
-                assert connection.recv(len(block), socket.MSG_WAITALL) == block
+                assert receive_exactly(connection, len(block)) == block
             assert connection.recv(1) == b""

@@ -1,6 +1,7 @@
 """The controller: everything that clients can ask for, on instances, templates and checkpoints."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torpor.controller.creating import Creation
 from torpor.controller.errors import Code, ItemError, from_store, invalid
 from torpor.controller.events import Events, now_ms
 from torpor.controller.groups import ServiceGroups
-from torpor.controller.lifecycle import Lifecycle
+from torpor.controller.lifecycle import Lifecycle, Live
 from torpor.controller.machines import Machines
 from torpor.controller.model import (
     Autokill,
@@ -94,6 +95,23 @@ class Controller:
     def _keep(self, task: "asyncio.Task[Any]") -> None:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    async def quiesce(self, timeout_s: float) -> int:
+        """Puts what is stateful into standby, stops the rest; how many run on after that time."""
+
+        async def one(live: Live) -> None:
+            policy = live.config.scale_to_zero
+            if policy is not None and policy.stateful and live.state == "running":
+                await self.lifecycle.suspend(live.row, "system")
+                return
+            await self.lifecycle.stop(live.row, force=False)
+            await self.wait(live.row, "stopped", timeout_s)
+
+        lives = self.lifecycle.all_live()
+        work = asyncio.gather(*(one(live) for live in lives), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(work, timeout_s)
+        return len([live for live in self.lifecycle.all_live() if live.vm is not None])
 
     # Finding ------------------------------------------------------------------------------------
 

@@ -1,11 +1,12 @@
 """Torpor's own operations, below /torpor/v1: tokens, users, quotas, counts."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import msgspec
 
 from torpor.api.auth import SCOPES, TokenScope, new_token
+from torpor.api.dispatch import failed
 from torpor.api.operations import Call, operation
 from torpor.api.wire import Item, TokenAnswer, moment
 from torpor.controller import Code, ItemError
@@ -17,6 +18,7 @@ from torpor.controller.rules import check_name
 from torpor.store import Owner, StoreError, Token
 
 GROUP = "Torpor"
+QUIESCE_S = 10.0
 
 
 class CreateToken(Request, frozen=True):
@@ -94,6 +96,39 @@ async def get_status(call: Call) -> dict[str, Any]:
             states[live.row.state] = states.get(live.row.state, 0) - 1
             states[live.state] = states.get(live.state, 0) + 1
     return {"counts": counts, "quotas": msgspec.to_builtins(Quotas.of(owner))}
+
+
+class ResolveQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Names, uuids or beginnings of uuids of one kind of object."""
+
+    kind: Literal["instance", "template", "checkpoint", "service"] = "instance"
+    ref: list[str] = []
+
+
+@operation("GET", "/torpor/v1/resolve", "resolve", "Find by name, uuid or beginning of a uuid",
+           group=GROUP, key="objects", answer=Item, query=ResolveQuery)  # fmt: skip
+async def resolve(call: Call) -> list[Any]:
+    store, owner_id = call.service.store, call.principal.owner.id
+    answers = []
+    for reference in call.query.ref:
+        if call.query.kind == "service":
+            found = store.services.matching(owner_id, reference)
+        else:
+            found = store.instances.matching(owner_id, call.query.kind, reference)
+        if len(found) == 1:
+            uuid, name = found[0]
+            answers.append(Item(status="success", uuid=uuid, name=name))
+        else:
+            code = Code.CONFLICTING if found else Code.NOT_FOUND
+            words = "several begin with" if found else f"No {call.query.kind} is"
+            answers.append(failed(ItemError(code, f"{words} '{reference}'", name=reference)))
+    return answers
+
+
+@operation("POST", "/torpor/v1/quiesce", "quiesce", "Standby for stateful VMs, stop others",
+           group=GROUP, scope="admin")  # fmt: skip
+async def quiesce(call: Call) -> dict[str, Any]:
+    return {"left_running": await call.service.controller.quiesce(QUIESCE_S)}
 
 
 async def _owner(call: Call, name: str | None) -> Owner:
