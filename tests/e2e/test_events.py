@@ -6,7 +6,8 @@ from tests.e2e.test_programs import compare
 
 pytestmark = pytest.mark.kvm
 
-COMPARED = ["event_pipes", "event_polls", "event_epoll", "event_timers", "event_files"]
+COMPARED = ["event_pipes", "event_polls", "event_epoll", "event_timers", "event_files",
+            "file_locks"]
 
 
 @pytest.mark.parametrize("name", COMPARED)

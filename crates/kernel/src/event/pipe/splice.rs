@@ -70,22 +70,15 @@ fn check_data(file: &OpenFile) -> Result<()> {
         return Err(Errno::EINVAL); // sendfile(2) takes none; splice(2) has a way of its own between pipes
     }
     match file.metadata().file_type {
-        FileType::Anonymous => Err(Errno::EINVAL),
-        FileType::Directory => Err(Errno::EISDIR),
+        FileType::Anonymous | FileType::Directory => Err(Errno::EINVAL),
         _ => Ok(()),
     }
 }
 
 /// Runs `call` with the file in non-blocking mode. The call itself does not block then, so nobody else sees the mode.
 fn without_blocking<T>(file: &OpenFile, nonblock: bool, call: impl FnOnce() -> T) -> T {
-    let flags = file.flags.get();
-    if !nonblock || file.nonblocking() {
-        return call();
-    }
-    file.flags.set(flags | OpenFlags::NONBLOCK);
-    let result = call();
-    file.flags.set(flags);
-    result
+    let set = if nonblock { OpenFlags::NONBLOCK } else { OpenFlags::empty() };
+    file.with_flags(set, OpenFlags::empty(), call)
 }
 
 /// splice(2) from a file into a pipe: one read's worth of data.
