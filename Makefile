@@ -57,7 +57,9 @@ soak: build rootfs ## minutes of load and faults (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak
 
 bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
+	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.guest
+	@$(BIN)/python -m tests.bench.network
 
 bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test
