@@ -608,7 +608,10 @@ impl Socket {
             ready |= Events::READABLE;
         }
         if self.error.get().is_some() {
-            ready |= Events::ERR | Events::READABLE | Events::WRITABLE;
+            ready |= Events::ERR;
+            // Whoever has disconnected has nothing to read, not even an end.
+            let disconnected = self.is_inet() && connection && !self.is_connected() && !self.connecting.get();
+            ready |= if disconnected { Events::empty() } else { Events::READABLE | Events::WRITABLE };
         }
         if connection {
             if self.read_ended.get() {

@@ -184,7 +184,8 @@ impl Socket {
 
     fn send_stream(&self, src: &mut Source<'_>, passed: &Passed, nonblocking: bool) -> Result<usize> {
         if !self.is_connected() {
-            return Err(if self.is_unix() { Errno::ENOTCONN } else { Errno::EPIPE });
+            let lost = self.take_error_if(self.is_inet()).unwrap_or(Errno::EPIPE);
+            return Err(if self.is_unix() { Errno::ENOTCONN } else { lost });
         }
         let deadline = self.send_deadline();
         let mut sent = 0;
@@ -295,6 +296,9 @@ impl Socket {
         passed: &Passed,
         nonblocking: bool,
     ) -> Result<usize> {
+        if self.is_inet() && src.remaining() > usize::from(u16::MAX) {
+            return Err(Errno::EMSGSIZE);
+        }
         if !self.has_target(to.is_some()) {
             return Err(Errno::EDESTADDRREQ);
         }
@@ -332,6 +336,7 @@ impl Socket {
     pub fn has_target(&self, is_named: bool) -> bool {
         match self.kind {
             Kind::Stream if self.is_inet() => self.is_connected() && !self.write_ended.get(),
+            Kind::SeqPacket => self.is_connected(),
             Kind::Datagram if self.is_inet() => is_named || self.remote_inet().is_some(),
             _ => true,
         }
@@ -343,7 +348,9 @@ impl Socket {
             return Err(error);
         }
         let to = match to {
-            Some(Address::Inet(address)) if address.port == 0 => return Err(Errno::EINVAL),
+            Some(Address::Inet(address)) if address.port == 0 && address.ip.is_ipv6() == self.is_v6() => {
+                return Err(Errno::EINVAL);
+            }
             Some(Address::Inet(address)) => *address,
             Some(_) => return Err(Errno::EAFNOSUPPORT),
             None => self.remote_inet().ok_or(Errno::EDESTADDRREQ)?,

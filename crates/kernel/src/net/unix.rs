@@ -48,6 +48,9 @@ pub(super) fn connect(socket: &Rc<Socket>, name: &UnixName, nonblocking: bool) -
         *socket.remote.borrow_mut() = Some(target.local_address());
         return Ok(());
     }
+    if !target.is_listening() {
+        return Err(Errno::ECONNREFUSED);
+    }
     if socket.is_connected() {
         return Err(Errno::EISCONN);
     }

@@ -244,8 +244,9 @@ fn sys_ioctl(args: Args) -> Result<u64> {
             Ok(0)
         }
         io::FIONREAD if opened.metadata().file_type == FileType::Regular => {
-            let left = opened.metadata().size.saturating_sub(opened.position.get());
-            user::write(UserAddr(argument), &(left.min(i32::MAX as u64) as i32))?;
+            // As on Linux, less than nothing behind the end, and cut to an int.
+            let left = opened.metadata().size.wrapping_sub(opened.position.get());
+            user::write(UserAddr(argument), &(left as i32))?;
             Ok(0)
         }
         _ => opened.ops.ioctl(&opened, request, argument),

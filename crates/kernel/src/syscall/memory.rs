@@ -94,11 +94,11 @@ fn sys_mmap(args: Args) -> Result<u64> {
         return Err(Errno::EBADF);
     }
     let fixed = flags & (linux::MAP_FIXED | linux::MAP_FIXED_NOREPLACE) != 0;
-    if bytes == 0 || fixed && !addr.is_multiple_of(PAGE_BYTES) {
-        return Err(Errno::EINVAL);
-    }
     if bytes > u64::MAX - PAGE_BYTES {
         return Err(Errno::ENOMEM);
+    }
+    if bytes == 0 || fixed && !addr.is_multiple_of(PAGE_BYTES) {
+        return Err(Errno::EINVAL);
     }
     if flags & linux::MAP_FIXED_NOREPLACE != 0 && space().is_mapped(addr, bytes) {
         return Err(Errno::EEXIST); // before any look at what shall be mapped

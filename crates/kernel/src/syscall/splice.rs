@@ -159,6 +159,9 @@ fn sys_sendfile(args: Args) -> Result<u64> {
     let to = opened(args.i32(0))?;
     check_modes(&from, &to)?;
     let len = args.usize(3).min(MAX_BYTES);
+    if len == 0 {
+        return Ok(0);
+    }
     let mut source = Place { file: &from, offset };
     let n = if let Some(target) = PipeEnd::of(&to) {
         splice::from_file(&mut source, target, len, to.nonblocking())?
