@@ -1,4 +1,4 @@
-"""`make bench-network`: connections through the broker beside native ones, in the same run."""
+"""The network part of `make bench-guest`: through the broker and natively, in one run."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from torpor.bench import Bar, Report, WrongAnswerError, refuse_debug_build
 
 GIB = 1 << 30
 BLOCK_BYTES = 1 << 20
-ROUNDS = 5
+ROUNDS = 3
 LOAD_S = 5
 
 STREAMER = """

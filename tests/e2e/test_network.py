@@ -1,4 +1,4 @@
-"""The outside: published ports, the program's own connections, names, and servers that nobody changed."""
+"""The outside: published ports, a program's own connections, names, and unchanged servers."""
 
 import hashlib
 import os
@@ -32,9 +32,8 @@ def vm_with_port(
     root: str, guest_port: int, *argv: str, options: tuple[str, ...] = (), kind: str = "tcp"
 ) -> Iterator[tuple[str, int]]:
     """A microVM with a port published on a free one of ours; the address of that."""
-    command = [
-        TORPOR, "vm", "run", "-p", f"{LOCAL}:0:{guest_port}/{kind}", *options, root_image(root), *argv,
-    ]  # fmt: skip
+    command: list[str | Path] = [TORPOR, "vm", "run", "-p", f"{LOCAL}:0:{guest_port}/{kind}"]
+    command += [*options, root_image(root), *argv]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         try:
             assert process.stderr is not None
@@ -150,15 +149,19 @@ def test_a_stalled_reader_stalls_the_writer() -> None:
     """
     argv = ("python3", "-c", textwrap.dedent(script))
     with vm_with_port("python", 9, *argv) as address:
-
         client = until_ready(lambda: greeted(address))
         client.settimeout(2)
         digest, sent, block = hashlib.sha256(), 0, os.urandom(1 << 16)
-        with pytest.raises(TimeoutError):
-            while sent < 256 << 20:
+        stalled = False
+        while not stalled and sent < 256 << 20:
+            try:
                 count = client.send(block)
+            except TimeoutError:
+                stalled = True
+            else:
                 digest.update(block[:count])
                 sent += count
+        assert stalled
         assert sent < 64 << 20
         with socket.create_connection(address, timeout=WAIT_S) as control:
             control.sendall(b"x")
@@ -237,7 +240,8 @@ def test_the_host_is_not_reached_by_default() -> None:
     with echo_server() as port:
         script = f"nc -w 5 {GATEWAY} {port} </dev/null; echo $?"
         result = vm_run("busybox", "sh", "-c", script)
-    assert result.stdout == b"1\n" and b"Permission denied" in result.stderr
+    assert result.stdout == b"1\n"
+    assert b"Permission denied" in result.stderr
 
 
 def test_published_udp_port() -> None:
@@ -350,7 +354,9 @@ def test_nginx_under_load() -> None:
         url = f"http://{address[0]}:{address[1]}/small.html"
         loaded = run_command([wrk, "-t1", "-c32", "-d5", "--timeout", "30s", url])
         text = loaded.stdout.decode()
-        assert loaded.status == 0 and "Non-2xx" not in text and "Socket errors" not in text, text
+        assert loaded.status == 0, text
+        assert "Non-2xx" not in text, text
+        assert "Socket errors" not in text, text
         assert b"200 OK" in get(address, "/small.html")
 
 
@@ -361,7 +367,8 @@ def test_redis_under_load() -> None:
     with vm_with_port("redis", 6379, *argv) as address:
         assert until_ready(lambda: exchange(address, b"PING\r\nQUIT\r\n")).startswith(b"+PONG")
         loaded = run_command([
-            benchmark, "-h", address[0], "-p", str(address[1]), "-t", "set,get", "-n", "20000", "-q",
+            benchmark, "-h", address[0], "-p", str(address[1]), "-t", "set,get", "-n", "20000",
+            "-q",
         ])  # fmt: skip
         assert loaded.status == 0, str(loaded)
         assert loaded.stdout.count(b"requests per second") == 2, str(loaded)
@@ -371,7 +378,8 @@ def test_python_http_server() -> None:
     argv = ("python3", "-m", "http.server", "80", "--directory", "/etc")
     with vm_with_port("python", 80, *argv) as address:
         first = until_ready(lambda: get(address, "/passwd"))
-        assert b"200 OK" in first and b"root:x:0:0" in first
+        assert b"200 OK" in first
+        assert b"root:x:0:0" in first
         for _ in range(50):
             assert get(address, "/passwd").split(b"\r\n\r\n")[1] == first.split(b"\r\n\r\n")[1]
 

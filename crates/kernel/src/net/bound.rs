@@ -25,7 +25,7 @@ crate::global! {
 }
 
 crate::global! {
-    /// Where the search for a free port and the choice among SO_REUSEPORT sockets go on.
+    /// Where the search for a free port goes on.
     static NEXT: Cell<u16> = Cell::new(0);
 }
 
@@ -146,7 +146,7 @@ pub(super) fn release_port(socket: &Socket, port: u16) {
     });
 }
 
-/// Who receives what is sent to an address: the most specific binding; among equals (SO_REUSEPORT) one in turn. For
+/// Who receives what is sent to an address: the most specific binding; among equals (SO_REUSEPORT) any one. For
 /// streams only listeners count. `from` matters to connected datagram sockets.
 pub(super) fn find_port(stream: bool, to: InetAddress, from: InetAddress) -> Option<Rc<Socket>> {
     let to = to.canonical();
@@ -172,6 +172,5 @@ pub(super) fn find_port(stream: bool, to: InetAddress, from: InetAddress) -> Opt
     };
     let best = holders.iter().filter_map(score).max()?;
     let equals: Vec<_> = holders.iter().filter(|s| score(s) == Some(best)).collect();
-    let turn = NEXT.with(|next| next.replace(next.get().wrapping_add(1)));
-    equals.get(usize::from(turn) % equals.len()).map(|s| Rc::clone(s))
+    equals.get(crate::random::u64() as usize % equals.len()).map(|s| Rc::clone(s))
 }

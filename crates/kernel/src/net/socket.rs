@@ -530,6 +530,10 @@ impl Socket {
         let listening = self.is_listening();
         let associated = self.kind == Kind::Datagram && self.remote.borrow().is_some();
         if self.is_inet() && !self.is_connected() && !listening && !associated {
+            // Linux shuts it down all the same.
+            self.read_ended.set(self.read_ended.get() || how != 1);
+            self.write_ended.set(self.write_ended.get() || how != 0);
+            self.queue.wake_all(Events::all());
             return Err(Errno::ENOTCONN);
         }
         let peer = self.peer();

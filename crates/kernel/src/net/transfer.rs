@@ -63,6 +63,9 @@ impl Socket {
             return Err(Errno::EINVAL);
         }
         if self.kind != Kind::Datagram && !self.is_connected() {
+            if self.is_inet() && self.read_ended.get() && !self.is_listening() {
+                return Ok(Received::end());
+            }
             return Err(if self.kind == Kind::Stream && self.is_unix() { Errno::EINVAL } else { Errno::ENOTCONN });
         }
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;

@@ -6,7 +6,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::file::{OpenFile, OpenFlags};
 use crate::fs::inode::FileType;
 use crate::fs::{access, notify};
-use crate::mm::addr::{USER_END, UserAddr};
+use crate::mm::addr::UserAddr;
 use crate::mm::user::{self, Dest, Segment, Source};
 use crate::task::current;
 use crate::task::process::TransferCounts;
@@ -58,9 +58,7 @@ const MAX_PIECES: usize = 1024;
 
 /// The buffer that arguments 1 and 2 tell of. One that does not lie in user space is refused whatever there is to move.
 fn one(args: Args) -> Result<[Segment; 1]> {
-    if args.u64(1).checked_add(args.u64(2)).is_none_or(|end| end > USER_END) {
-        return Err(Errno::EFAULT);
-    }
+    user::check_range(args.addr(1), args.u64(2))?;
     Ok([Segment { addr: args.addr(1), len: args.usize(2).min(MAX_TRANSFER_BYTES) }])
 }
 
