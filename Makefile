@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images test-examples rootfs lock clean
+.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-api test-examples rootfs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,17 +51,22 @@ test-stock-kvm: build ## VM process and guest kernel on a stock kernel's kvm-amd
 	$(BIN)/python -m pytest tests/stock_kvm
 
 conformance: build ## all tests, pending ones too; writes docs/conformance.md
-	$(BIN)/python -m tests.conformance.page
+	$(BIN)/python -m tests.conformance
 
 soak: build rootfs ## minutes of load and faults (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak
 
 bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
+	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.guest
+	@$(BIN)/python -m tests.bench.network
 
 bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.images
+
+bench-api: build ## torpord with a million instances: speed, memory, start-up
+	@$(BIN)/python -m tests.bench.api
 
 test-examples: build ## sample applications, natively and in microVMs; makes base images
 	@scripts/system-packages test

@@ -98,7 +98,7 @@ def native_command(root: str, *argv: str, alone: bool = False) -> list[str | Pat
         mount -t tmpfs -o mode=1777 shm /mnt/root/dev/shm
         cd /mnt/root
         ulimit -Sn 1024
-        exec chroot . "$@"
+        exec env -u PWD -u OLDPWD chroot . "$@"
     """
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
     others = ["--pid", "--fork", "--kill-child", "--ipc", "--net"] if alone else []

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.harness import DEFAULT_ENVIRONMENT, REPOSITORY, TORPOR, native_command
-from tests.rootfs.build import ROOTS, root_image
+from tests.rootfs.build import SCRIPTS, root_image
+from tests.rootfs.lock import read_lock
 
 ROOT = "cpython-tests"
 KEPT = REPOSITORY / "build" / "conformance" / "cpython"
@@ -141,9 +142,11 @@ class Run:
 
 
 def identity(side: str) -> str:
-    """Changes when outcomes of `side` may: with the root file system, and the guest's binary."""
-    root_image(ROOT)
-    digest = hashlib.sha256((ROOTS / f"{ROOT}.stamp").read_bytes())
+    """Changes when outcomes of `side` may: with the tests' packages, and the guest's binary."""
+    lock = read_lock()
+    packages = {name: lock.debian[name].version for name in lock.roots[ROOT]}
+    digest = hashlib.sha256(json.dumps(packages, sort_keys=True).encode())
+    digest.update((SCRIPTS / ROOT / "cases.py").read_bytes())
     if side == "guest":
         digest.update((TORPOR.parent / "torpor-vmm").read_bytes())
     return digest.hexdigest()

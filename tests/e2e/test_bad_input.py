@@ -219,9 +219,8 @@ class TestWithKvm:
             "rbp ",
             "r15 ",
             "system call 1",
-            "sysrq",
             "sys_write",
-            "system_call",
+            "handle_syscall",
         ):
             assert part in text, text
 
@@ -244,7 +243,7 @@ class TestWithKvm:
     def test_fuzzed_elf_headers(self, tmp_path: Path) -> None:
         """Whatever the headers say, the VM process ends by itself with a status of its own."""
         original = (make_root("programs") / "usr/bin/true").read_bytes()
-        chance = random.Random(1)  # noqa: S311 -- repeatable on purpose
+        chance = random.Random(1)
         tree = tmp_path / "tree"
         (tree / "bin").mkdir(parents=True)
         for number in range(FUZZ_RUNS):
@@ -265,7 +264,7 @@ class TestWithKvm:
     def test_fuzzed_erofs_metadata(self, tmp_path: Path) -> None:
         original = root_image("busybox").read_bytes()
         metadata_bytes = 64 << 10
-        chance = random.Random(2)  # noqa: S311 -- repeatable on purpose
+        chance = random.Random(2)
         image = tmp_path / "image"
         for number in range(FUZZ_RUNS):
             content = bytearray(original)
@@ -276,7 +275,10 @@ class TestWithKvm:
             result = vm(image, "sh", "-c", "ls -lR / >/dev/null 2>&1; cat /etc/*", timeout_s=20)
             # Programs fail as they like with damaged bytes; the VM process does not.
             assert b"panic" not in result.stderr.lower(), (number, result)
-            assert result.status == 125 or b"torpor" not in result.stderr, (number, result)
+            assert result.status in (125, 126, 127) or b"torpor" not in result.stderr, (
+                number,
+                result,
+            )
 
     def test_image_that_shrinks_while_it_is_mapped(self, tmp_path: Path) -> None:
         image = tmp_path / "image"

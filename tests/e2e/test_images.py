@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.harness import DEFAULT_ENVIRONMENT, REPOSITORY, TORPOR, Result, run_command
 from tests.images.checks import CHECKS
-from tests.images.running import in_vm, relay
+from tests.images.running import in_vm
 from tests.rootfs.build import make_root
 from torpor.images.build import Builder, BuildOptions
 from torpor.images.config import ImageConfig
@@ -46,18 +45,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
     subprocess.run([REPOSITORY / "scripts" / "system-packages", "build", "test"], check=True)
     directory = tmp_path_factory.mktemp("images")
     store = ImageStore(directory / "data")
-    relay(directory)
-    with tarfile.open(directory / "relay.tar", "w") as archive_of_relay:
-        archive_of_relay.add(directory / "relay", "relay")
     for name, root in BASES.items():
         archive = directory / f"{root}.tar"
         in_root = ["-C", str(make_root(root)), "."]
         subprocess.run(["tar", "--numeric-owner", "-cf", str(archive), *in_root], check=True)
         config = ImageConfig(env=(f"PATH={DEFAULT_ENVIRONMENT['PATH']}",), cmd=("sh",))
-        layers = [Layer(archive, name), Layer(directory / "relay.tar", "relay")]
         with store.staging() as staging:
             tag = parse_reference(name)
-            convert(store, staging, layers, config, limits=Limits(), tag=tag)
+            convert(store, staging, [Layer(archive, name)], config, limits=Limits(), tag=tag)
         archive.unlink()
     context = directory / "context"
     context.mkdir()
@@ -84,7 +79,7 @@ def vm(store: ImageStore, *words: str) -> str:
 @pytest.mark.parametrize("name", ["bun-counter", "bun-chat", "php"])
 def test_sample_applications(store: ImageStore, name: str) -> None:
     build(store, REPOSITORY / "examples" / name, name)
-    with in_vm(store.data_dir, name, store.resolve(name).config.argv()) as server:
+    with in_vm(store.data_dir, name) as server:
         CHECKS[name](server)
 
 

@@ -33,6 +33,12 @@ def test_streams_hold_the_programs_bytes_and_nothing_else() -> None:
     assert sh("printf 'out\\0put'; printf error >&2") == (0, "out\0put", "error")
 
 
+@pytest.mark.parametrize("options", [(), ("-u", "app")])
+def test_streams_can_be_opened_by_name(options: tuple[str, ...]) -> None:
+    script = "cat /dev/stdin; echo out >> /dev/stdout; echo err > /proc/self/fd/2"
+    assert sh(script, *options, stdin=b"in\n") == (0, "in\nout\n", "err\n")
+
+
 @pytest.mark.parametrize("status", [0, 1, 42, 255])
 def test_exit_status(status: int) -> None:
     assert sh(f"exit {status}") == (status, "", "")

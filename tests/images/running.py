@@ -1,15 +1,15 @@
 """Running an image's server natively, and in a microVM, with its port on the loopback interface."""
 
 import json
-import os
+import re
 import socket
-import struct
 import subprocess
-import threading
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tests.harness import REPOSITORY, TORPOR
 from tests.images.checks import Server
@@ -17,7 +17,6 @@ from torpor.images import ResolvedImage
 
 PORT = 8080
 START_TIMEOUT_S = 60
-_FRAME = struct.Struct(">II")
 
 
 @contextmanager
@@ -69,77 +68,43 @@ def mount(*words: "str | Path") -> None:
     subprocess.run(["mount", *words], check=True)
 
 
-def relay(directory: Path) -> Path:
-    """Builds the relay program (Go, static) into a directory."""
-    subprocess.run(
-        ["go", "build", "-trimpath", "-o", directory / "relay", "main.go"],
-        cwd=Path(__file__).parent / "relay",
-        env={**os.environ, "CGO_ENABLED": "0"},
-        check=True,
-    )
-    return directory / "relay"
-
-
 @contextmanager
-def in_vm(data: Path, name: str, argv: Sequence[str]) -> Iterator[Server]:
-    """`argv` in a microVM of an image that has /relay, which carries connections over stdio."""
-    command: list[str | Path] = [TORPOR, "--data", data, "vm", "run", "-i"]
-    command += ["--entrypoint", "/relay", name, str(PORT), *argv]
+def in_vm(data: Path, name: str) -> Iterator[Server]:
+    """An image in a microVM, port 8080 of which is published on a free port of this machine."""
+    command: list[str | Path] = [TORPOR, "--data", data, "vm", "run", "-p"]
+    command += [f"127.0.0.1:0:{PORT}", name]
     with (
+        tempfile.TemporaryFile() as output,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=REPOSITORY
         ) as process,
-        socket.create_server(("127.0.0.1", 0)) as listener,
     ):
         try:
-            threading.Thread(target=_Carrier(process, listener).run, daemon=True).start()
-            yield Server(listener.getsockname()[1])
+            yield Server(_wait_for_server(process, output))
         finally:
             process.kill()
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):
-                process.stdin.close()
 
 
-class _Carrier:
-    """The host's end of the relay; tests/images/relay has the format."""
+def _wait_for_server(process: subprocess.Popen[bytes], output: IO[bytes]) -> int:
+    """The published port, once the program in the microVM listens on its own."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline_s:
+        output.seek(0)
+        published = re.search(rb"127\.0\.0\.1:(\d+)", output.read())
+        if published and _is_kept_open(int(published[1])):
+            return int(published[1])
+        time.sleep(0.05)
+    output.seek(0)
+    raise RuntimeError(f"does not listen: {output.read().decode(errors='replace')}")
 
-    def __init__(self, process: subprocess.Popen[bytes], listener: socket.socket) -> None:
-        self._process = process
-        self._listener = listener
-        self._sending = threading.Lock()
-        self._connections: dict[int, socket.socket] = {}
 
-    def run(self) -> None:
-        """Accepts connections until the listener is closed."""
-        threading.Thread(target=self._receive, daemon=True).start()
-        with suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                number = len(self._connections) + 1
-                self._connections[number] = connection
-                threading.Thread(target=self._carry, args=(number,), daemon=True).start()
-
-    def _carry(self, number: int) -> None:
-        assert self._process.stdin is not None
-        with suppress(OSError, ValueError):  # the VM or its standard input is gone
-            while True:
-                data = self._connections[number].recv(16_384)
-                with self._sending:
-                    self._process.stdin.write(_FRAME.pack(number, len(data)) + data)
-                    self._process.stdin.flush()
-                if not data:
-                    return
-
-    def _receive(self) -> None:
-        assert self._process.stdout is not None
-        while head := self._process.stdout.read(_FRAME.size):
-            number, length = _FRAME.unpack(head)
-            with suppress(OSError):
-                if length:
-                    self._connections[number].sendall(self._process.stdout.read(length))
-                else:
-                    self._connections[number].shutdown(socket.SHUT_WR)
-        # The VM has ended: nobody waits for its answers.
-        for connection in self._connections.values():
-            connection.close()
+def _is_kept_open(port: int) -> bool:
+    """Whether a connection is left open: without a listener in the guest it is reset at once."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as connection:
+            connection.settimeout(0.5)
+            return connection.recv(1) != b""
+    except TimeoutError:
+        return True
+    except OSError:
+        return False

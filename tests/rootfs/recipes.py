@@ -39,7 +39,7 @@ RECIPES = {
         ),
         Recipe("node", (*_RUNTIME, "busybox-static"), node=True),
         Recipe("bun", (*_RUNTIME, "busybox-static"), bun=True),
-        Recipe("nginx", ("nginx-light", "busybox-static")),
+        Recipe("nginx", ("nginx", "busybox-static")),
         Recipe("redis", ("redis-server", "busybox-static")),
         Recipe("perl", ("perl", "busybox-static")),
         Recipe("php", ("php8.2-cli", "busybox-static"), links=(("usr/bin/php", "php8.2"),)),

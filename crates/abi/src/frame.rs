@@ -22,7 +22,8 @@
 //! # Moving to another VM process
 //! A stopped guest takes its half of every stream along, byte counts included. The host names each stream with ATTACH,
 //! then says RESUMED, and then sends again what had not reached the old VM process's ring. The guest compares the counts
-//! with its own and answers with ATTACH, or with CLOSE where they differ or there is no such stream; streams that were
+//! with its own and answers with ATTACH, or with CLOSE where they differ or there is no such stream; before it has
+//! answered it says nothing on that stream. Streams on which the guest has said CLOSE are not named; others that are
 //! not named are reset. [`ATTACH_BYTES`] tells the payload.
 
 /// Size of a frame's header.
@@ -85,9 +86,10 @@ pub mod kind {
     pub const CLOSE: u16 = 8;
     /// From the host, on a datagram stream: an earlier datagram met the errno in the argument.
     pub const FAULT: u16 = 9;
-    /// See the module's text.
+    /// See the module's text; the argument is the incarnation that begins, modulo 2^32. The guest ignores others: they
+    /// are left from a move before, and it has moved again since.
     pub const ATTACH: u16 = 10;
-    /// On CONTROL, from the host: all streams that go on were named.
+    /// On CONTROL, from the host: all streams that go on were named. Argument as for ATTACH.
     pub const RESUMED: u16 = 11;
 }
 

@@ -135,7 +135,7 @@ fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
     let thread = task::make_first(first).map_err(fail("cannot make the first process"))?;
     task::init::on_exit_of(&thread.process, over);
     host::stream::register(stream::CONTROL, Rc::new(Control { program: Rc::downgrade(&thread.process) }));
-    open_stdio(boot, &thread)?;
+    open_stdio(boot, &thread, account.uid)?;
     enter_workdir(boot, &fs)?;
     run(boot, &account)?;
     // The first program does not return from a system call.
@@ -171,7 +171,7 @@ fn credentials(account: &Account) -> Credentials {
     creds
 }
 
-fn open_stdio(boot: &Boot, thread: &Thread) -> Result<(), StartError> {
+fn open_stdio(boot: &Boot, thread: &Thread, owner_uid: u32) -> Result<(), StartError> {
     let files = thread.files();
     let opened = if boot.info.flags & flags::TTY != 0 {
         let console = tty::console::open(boot.info.rows, boot.info.cols);
@@ -182,7 +182,7 @@ fn open_stdio(boot: &Boot, thread: &Thread) -> Result<(), StartError> {
         let file = OpenFile::anonymous(ops, OpenFlags::RDWR);
         [Rc::clone(&file), Rc::clone(&file), file]
     } else {
-        host::console::open_stdio(boot.info.flags & flags::STDIN != 0)
+        host::console::open_stdio(boot.info.flags & flags::STDIN != 0, owner_uid)
     };
     for file in opened {
         files.insert(file, false, 0, 3).map_err(|e| (e, String::from("cannot open standard input and output")))?;
@@ -295,7 +295,7 @@ impl Receiver for Control {
                     let _ = signal::send_to_process(&process, info);
                 }
             }
-            kind::RESUMED => host::connection::resumed(),
+            kind::RESUMED => host::connection::resumed(header.argument),
             _ => {}
         }
     }

@@ -269,7 +269,7 @@ impl Ledger {
             return Err(Violation::Stream { stream: number, kind: what });
         };
         let [mine, theirs] = [side as usize, side.other() as usize];
-        if connection.halves[mine].closed {
+        if connection.halves[mine].closed && !(what == kind::ATTACH && side == Side::Host) {
             return Err(Violation::AfterClose { stream: number, kind: what });
         }
         if self.moving.contains_key(&number) && side == Side::Guest && !matches!(what, kind::ATTACH | kind::CLOSE) {

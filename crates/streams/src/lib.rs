@@ -5,6 +5,7 @@
 pub mod ledger;
 pub mod link;
 pub mod outbox;
+pub mod parked;
 
 pub mod policy;
 pub mod sockets;

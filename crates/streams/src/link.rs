@@ -48,6 +48,12 @@ impl Message {
         self.bytes.len() + frame <= MESSAGE_MAX_BYTES
     }
 
+    /// Its frames, for who keeps them instead of sending them.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// Whether there is nothing to send.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -10,7 +10,18 @@ from torpor.cli.vm_run import vm_run
 _LAZY: dict[str, tuple[str, str]] = {
     "base-image": ("torpor.cli.base_image", "make base images from Debian, npm and PyPI packages"),
     "build": ("torpor.cli.build", "build an image from a Dockerfile"),
+    "deploy": ("torpor.cli.deploy", "run a directory or an image behind a URL"),
+    "down": ("torpor.cli.server", "end the server"),
     "image": ("torpor.cli.image", "list, fetch, export and remove images"),
+    "instance": ("torpor.cli.instance", "make, start, stop and remove instances"),
+    "node": ("torpor.cli.account", "show the machines of the server"),
+    "quota": ("torpor.cli.account", "show and set quotas"),
+    "service": ("torpor.cli.service", "host names and ports that lead to instances"),
+    "status": ("torpor.cli.server", "show how many there are of what"),
+    "store": ("torpor.cli.store", "check and back up what is on the disk"),
+    "template": ("torpor.cli.template", "instances that others are cloned from"),
+    "token": ("torpor.cli.account", "make and revoke API tokens"),
+    "up": ("torpor.cli.server", "start the server"),
 }
 """Top-level command: the module that defines it, and one line of help."""
 

@@ -19,6 +19,7 @@ from torpor.store.records import (
     Owner,
     ServiceRow,
     Snapshot,
+    State,
     Token,
     Total,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "QuotaError",
     "ServiceRow",
     "Snapshot",
+    "State",
     "Store",
     "StoreError",
     "Token",

@@ -86,6 +86,19 @@ class Instances:
             raise MissingError(f"No {kind} with {what}")
         return _row(found)
 
+    def matching(self, owner_id: int, kind: Kind, text: str) -> list[tuple[str, str]]:
+        """Uuid and name of the one of this name, else of up to two whose uuid begins so."""
+        sql = "SELECT uuid, name FROM instances WHERE owner_id = ? AND kind = ? AND name = ?"
+        found: list[Any] = self._database.reader.execute(sql, (owner_id, kind, text)).fetchall()
+        bounds = uuid_bounds(text)
+        if not found and bounds is not None:
+            sql = (
+                "SELECT uuid, name FROM instances "
+                "WHERE uuid BETWEEN ? AND ? AND owner_id = ? AND kind = ? LIMIT 2"
+            )
+            found = self._database.reader.execute(sql, (*bounds, owner_id, kind)).fetchall()
+        return [(uuid_text(uuid), name) for uuid, name in found]
+
     def by_id(self, instance_id: int) -> InstanceRow | None:
         """The one of this id, or None if it is gone."""
         sql = f"SELECT {_COLUMNS} FROM instances i WHERE i.id = ?"
@@ -315,6 +328,14 @@ def _uuid_bytes(text: str) -> bytes:
         return UUID(text).bytes
     except ValueError as error:
         raise MissingError(f"Invalid uuid '{text}'") from error
+
+
+def uuid_bounds(prefix: str) -> tuple[bytes, bytes] | None:
+    """The lowest and highest uuid that begins with some digits; None if none can."""
+    digits = prefix.lower().replace("-", "")
+    if not 4 <= len(digits) <= 32 or not set(digits) <= set("0123456789abcdef"):
+        return None
+    return bytes.fromhex(digits.ljust(32, "0")), bytes.fromhex(digits.ljust(32, "f"))
 
 
 def uuid_text(raw: bytes) -> str:

@@ -5,6 +5,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["instance", "template", "checkpoint"]
+State = Literal[
+    "stopped",
+    "starting",
+    "running",
+    "draining",
+    "stopping",
+    "standby",
+    "template",
+    "checkpoint",
+    "deleted",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +24,7 @@ class NewInstance:
 
     uuid: str
     name: str
-    state: str
+    state: State
     memory_mb: int
     vcpus: int
     created_ms: int
@@ -35,7 +46,7 @@ class InstanceRow:
     owner_id: int
     kind: Kind
     name: str
-    state: str
+    state: State
     revision: int
     """Counts changes; an update is refused if it is made from an older one."""
     generation: int
@@ -54,7 +65,7 @@ class Total:
     """How much there is of one kind in one state."""
 
     kind: Kind
-    state: str
+    state: State
     instances: int
     memory_mb: int
     vcpus: int

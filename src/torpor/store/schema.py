@@ -4,21 +4,14 @@ A migration that was released is never edited: a new one is appended. Times are 
 1970, uuids are their 16 bytes, documents are JSON whose shape belongs to the layers above.
 """
 
+from typing import get_args
+
 import apsw
 
 from torpor.store.errors import DamagedError
+from torpor.store.records import State
 
-STATES = (
-    "stopped",
-    "starting",
-    "running",
-    "draining",
-    "stopping",
-    "standby",
-    "template",
-    "checkpoint",
-    "deleted",
-)
+STATES: tuple[str, ...] = get_args(State)
 
 _FIRST = f"""
 CREATE TABLE owners(

@@ -8,7 +8,7 @@ import apsw
 
 from torpor.store.database import Database
 from torpor.store.errors import ConflictError, InUseError, MissingError, NameTakenError, QuotaError
-from torpor.store.instances import uuid_text
+from torpor.store.instances import uuid_bounds, uuid_text
 from torpor.store.records import NewService, ServiceRow
 
 _COLUMNS = "s.id, s.uuid, s.owner_id, s.name, s.revision, s.created_ms, s.document"
@@ -62,6 +62,19 @@ class Services:
             what = f"uuid '{uuid}'" if uuid else f"name '{name}'"
             raise MissingError(f"No service group with {what}")
         return self._row(found)
+
+    def matching(self, owner_id: int, text: str) -> list[tuple[str, str]]:
+        """Uuid and name of the one of this name, else of up to two whose uuid begins so."""
+        sql = "SELECT uuid, name FROM services WHERE owner_id = ? AND name = ?"
+        found: list[Any] = self._database.reader.execute(sql, (owner_id, text)).fetchall()
+        bounds = uuid_bounds(text)
+        if not found and bounds is not None:
+            sql = (
+                "SELECT uuid, name FROM services "
+                "WHERE uuid BETWEEN ? AND ? AND owner_id = ? LIMIT 2"
+            )
+            found = self._database.reader.execute(sql, (*bounds, owner_id)).fetchall()
+        return [(uuid_text(uuid), name) for uuid, name in found]
 
     def by_id(self, service_id: int) -> ServiceRow | None:
         """The one of this id, or None."""

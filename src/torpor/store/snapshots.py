@@ -121,6 +121,13 @@ class Snapshots:
             )
         return content
 
+    async def discard(self, instance_id: int) -> None:
+        """Removes an instance's committed state; its generations go on counting."""
+        dropped = await self._database.write(
+            lambda connection: _drop_snapshot(connection, instance_id)
+        )
+        await self._remove_files(dropped)
+
     async def cool(self, unused_since_ms: int, keep_bytes: int) -> int:
         """Moves blobs to the lower tier: those not used since, then the oldest over `keep_bytes`.
 

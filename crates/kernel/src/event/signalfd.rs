@@ -98,6 +98,10 @@ impl FileOps for SignalFd {
         self
     }
 
+    fn can_write(&self) -> bool {
+        false
+    }
+
     fn read(&self, file: &OpenFile, dst: &mut Dest<'_>, _offset: u64) -> Result<usize> {
         if dst.remaining() < INFO_BYTES {
             return Err(Errno::EINVAL);

@@ -8,6 +8,7 @@ use crate::mm::user::Source;
 use crate::wait::WaitQueue;
 use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use torpor_abi::endpoint::{ENDPOINT_BYTES, Endpoint, Transport};
 use torpor_abi::frame::{
@@ -54,8 +55,10 @@ pub struct Connection {
     /// Payload bytes of all DATA frames, for moving to another VM process.
     sent_bytes: Cell<u64>,
     received_bytes: Cell<u64>,
-    /// The host has named it since the last move, or it is younger.
+    /// The host has named it since the last move, or it is younger. Until then nothing is said.
     attached: Cell<bool>,
+    /// Kinds and arguments of the frames that wait for that.
+    held: RefCell<Vec<(u16, u32)>>,
 }
 
 #[derive(Default)]
@@ -64,6 +67,9 @@ struct Table {
     last_number: Cell<u32>,
     opened: Cell<usize>,
     used_bytes: Cell<u64>,
+    /// After a move, until the host has named what goes on.
+    resuming: Cell<bool>,
+    incarnation: Cell<u32>,
 }
 
 crate::global! {
@@ -72,6 +78,8 @@ crate::global! {
         last_number: Cell::new(stream::FIRST_DYNAMIC - 1),
         opened: Cell::new(0),
         used_bytes: Cell::new(0),
+        resuming: Cell::new(false),
+        incarnation: Cell::new(0),
     };
 }
 
@@ -107,7 +115,8 @@ impl Connection {
             owed_bytes: Cell::new(0),
             sent_bytes: Cell::new(0),
             received_bytes: Cell::new(0),
-            attached: Cell::new(true),
+            attached: Cell::new(!TABLE.with(|table| table.resuming.get())),
+            held: RefCell::default(),
         });
         register(number, new.clone());
         TABLE.with(|table| table.connections.borrow_mut().insert(number, Rc::downgrade(&new)));
@@ -144,6 +153,7 @@ impl Connection {
         });
         let there = matches!(to, Endpoint::Inet(to) if transport == Transport::Udp && to.port() == 0);
         let new = Self::new(number, transport, there, owner, queue);
+        new.attached.set(true);
         send_soon(number, kind::OPEN, transport as u32, &[to.encode(), from.encode()].concat());
         new.offer_datagrams();
         Ok(new)
@@ -169,7 +179,7 @@ impl Connection {
     /// Accepts a connection of the host's.
     pub fn accept(&self) {
         self.opened.set(true);
-        send_soon(self.number, kind::OPENED, 0, &[]);
+        self.say(kind::OPENED, 0);
         self.offer_datagrams();
     }
 
@@ -179,8 +189,16 @@ impl Connection {
             let growth = 3 * CONNECTION_WINDOW_BYTES;
             if reserve(growth) {
                 self.window_bytes.set(self.window_bytes.get() + growth);
-                send_soon(self.number, kind::CREDIT, growth, &[]);
+                self.say(kind::CREDIT, growth);
             }
+        }
+    }
+
+    fn say(&self, what: u16, argument: u32) {
+        if self.attached.get() {
+            send_soon(self.number, what, argument, &[]);
+        } else {
+            self.held.borrow_mut().push((what, argument));
         }
     }
 
@@ -193,7 +211,8 @@ impl Connection {
     /// Bytes that [`Connection::write`] would take now.
     #[must_use]
     pub fn write_room(&self) -> usize {
-        if !self.opened.get() || self.closed.get() || self.ended.get() || self.may_send_bytes.get() == 0 {
+        let mute = !self.opened.get() || !self.attached.get() || self.closed.get() || self.ended.get();
+        if mute || self.may_send_bytes.get() == 0 {
             return 0;
         }
         room_for_data(1, &self.queue).min(self.may_send_bytes.get() as usize)
@@ -204,7 +223,7 @@ impl Connection {
     /// # Errors
     /// EFAULT.
     pub fn write(&self, src: &mut Source<'_>) -> Result<Option<usize>> {
-        if !self.opened.get() {
+        if !self.opened.get() || !self.attached.get() {
             return Ok(None);
         }
         let wanted = src.remaining().min(MAX_PAYLOAD_BYTES as usize).min(self.may_send_bytes.get() as usize);
@@ -223,7 +242,7 @@ impl Connection {
     /// Sends a datagram of at most [`DATAGRAM_MAX_BYTES`]; false while there is no room.
     pub fn write_datagram(&self, to: Endpoint, bytes: &[u8]) -> bool {
         let len = ENDPOINT_BYTES + bytes.len();
-        if (self.may_send_bytes.get() as usize) < len || room_for_data(len, &self.queue) < len {
+        if !self.attached.get() || (self.may_send_bytes.get() as usize) < len || room_for_data(len, &self.queue) < len {
             return false;
         }
         ring::send(self.number, kind::DATA, 0, &[&to.encode(), bytes]);
@@ -252,13 +271,13 @@ impl Connection {
         let growth = if reserve(growth) { growth } else { 0 };
         self.window_bytes.set(window + growth);
         self.owed_bytes.set(0);
-        send_soon(self.number, kind::CREDIT, owed + growth, &[]);
+        self.say(kind::CREDIT, owed + growth);
     }
 
     /// No more bytes will be sent.
     pub fn shutdown(&self) {
         if self.opened.get() && !self.closed.get() && !self.ended.replace(true) {
-            send_soon(self.number, kind::SHUTDOWN, 0, &[]);
+            self.say(kind::SHUTDOWN, 0);
         }
     }
 
@@ -268,7 +287,7 @@ impl Connection {
             return;
         }
         release(self.window_bytes.get());
-        send_soon(self.number, kind::CLOSE, errno, &[]);
+        self.say(kind::CLOSE, errno);
         self.forget_if_over();
     }
 
@@ -289,7 +308,10 @@ impl Connection {
     }
 
     /// The host's picture of a connection after a move, compared with ours.
-    fn attach(&self, payload: &[u8]) {
+    fn attach(&self, incarnation: u32, payload: &[u8]) {
+        if is_stale(incarnation) {
+            return;
+        }
         let count = |at: usize| payload.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
         let agree = count(0) == Some(self.received_bytes.get()) && count(8) == Some(self.sent_bytes.get());
         if agree {
@@ -297,9 +319,21 @@ impl Connection {
             let mut counts = [0; ATTACH_BYTES as usize];
             counts[..8].copy_from_slice(&self.sent_bytes.get().to_le_bytes());
             counts[8..].copy_from_slice(&self.received_bytes.get().to_le_bytes());
-            send_soon(self.number, kind::ATTACH, 0, &counts);
+            send_soon(self.number, kind::ATTACH, incarnation, &counts);
+            for (what, argument) in self.held.take() {
+                self.say(what, argument);
+            }
+            if let Some(owner) = self.owner() {
+                owner.writable();
+            }
         } else {
+            self.attached.set(true);
+            self.held.take();
             self.reset();
+            if self.closed.get() {
+                // Its CLOSE was held back.
+                self.say(kind::CLOSE, Errno::ECONNRESET.0.unsigned_abs());
+            }
             self.close(Errno::ECONNRESET.0.unsigned_abs());
         }
     }
@@ -343,14 +377,17 @@ impl Receiver for Connection {
                     owner.fault(header.argument);
                 }
             }
-            kind::ATTACH => self.attach(&[first, second].concat()),
+            kind::ATTACH => self.attach(header.argument, &[first, second].concat()),
             kind::CLOSE => {
                 self.host_closed.set(true);
                 if let Some(owner) = owner {
                     owner.closed(header.argument);
                 }
-                self.close(0);
-                self.forget_if_over();
+                if self.closed.get() {
+                    self.forget_if_over();
+                } else {
+                    self.close(0);
+                }
             }
             _ => {}
         }
@@ -362,35 +399,47 @@ pub fn refuse(number: u32, errno: Errno) {
     send_soon(number, kind::CLOSE, errno.0.unsigned_abs(), &[]);
 }
 
+/// Whether a frame about moving is left from an earlier move.
+fn is_stale(incarnation: u32) -> bool {
+    TABLE.with(|table| table.incarnation.get() != incarnation)
+}
+
 /// A frame on a number that is not in use here.
 pub(super) fn unknown(header: Header, payload: &[u8]) {
     match header.kind {
         kind::OPEN => crate::net::outside::incoming(header, payload),
         // After a move the host still knows what we have no memory of.
-        kind::ATTACH => refuse(header.stream, Errno::ECONNRESET),
+        kind::ATTACH if !is_stale(header.argument) => refuse(header.stream, Errno::ECONNRESET),
         _ => {}
     }
 }
 
 /// The guest has moved to another VM process, and the host has named all connections that go on.
-pub fn resumed() {
-    let all: alloc::vec::Vec<_> =
-        TABLE.with(|table| table.connections.borrow().values().filter_map(Weak::upgrade).collect());
+pub fn resumed(incarnation: u32) {
+    if is_stale(incarnation) {
+        return;
+    }
+    TABLE.with(|table| table.resuming.set(false));
+    let all: Vec<_> = TABLE.with(|table| table.connections.borrow().values().filter_map(Weak::upgrade).collect());
     for connection in all {
-        if !connection.attached.get() {
+        let told = connection.attached.get() || (connection.closed.get() && connection.held.borrow().is_empty());
+        if !told {
             connection.reset();
             connection.host_closed.set(true);
-            connection.closed.set(true);
-            release(connection.window_bytes.get());
+            if !connection.closed.replace(true) {
+                release(connection.window_bytes.get());
+            }
             connection.forget_if_over();
         }
     }
 }
 
-/// To be called once in a VM process that continues this guest, before it hears from the host: connections that the host
-/// does not name until it says RESUMED are gone.
-pub fn moved() {
+/// To be called once in a VM process that continues this guest, before it looks at its rings: connections that the host
+/// does not name until it says RESUMED are gone. `incarnation` is the one that begins, modulo 2^32.
+pub fn moved(incarnation: u32) {
     TABLE.with(|table| {
+        table.incarnation.set(incarnation);
+        table.resuming.set(true);
         for connection in table.connections.borrow().values().filter_map(Weak::upgrade) {
             connection.attached.set(false);
         }

@@ -3,7 +3,7 @@
 use crate::errno::{Errno, Result};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use linux_raw_sys::net::{AF_INET, AF_INET6, AF_UNIX, AF_VSOCK};
+use linux_raw_sys::net::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, AF_VSOCK};
 
 /// Bytes of `sun_path`.
 const UNIX_PATH_BYTES: usize = 108;
@@ -76,6 +76,8 @@ pub enum Address {
     Inet(InetAddress),
     /// AF_VSOCK.
     Vsock(VsockAddress),
+    /// AF_NETLINK: the port number; 0 is the kernel.
+    Netlink(u32),
 }
 
 impl Address {
@@ -108,6 +110,10 @@ impl Address {
                 let mut ip = [0; 16];
                 ip.copy_from_slice(&b[8..24]);
                 Ok(Address::Inet(InetAddress { ip: ip.into(), port: u16::from_be_bytes([b[2], b[3]]) }))
+            }
+            AF_NETLINK => {
+                let b = bytes.get(..12).ok_or(Errno::EINVAL)?;
+                Ok(Address::Netlink(u32::from_ne_bytes([b[4], b[5], b[6], b[7]])))
             }
             AF_VSOCK => {
                 let b = bytes.get(..16).ok_or(Errno::EINVAL)?;
@@ -151,6 +157,12 @@ impl Address {
                 out.extend(ip.octets());
                 out.extend([0; 4]);
             }
+            Address::Netlink(port) => {
+                out.extend((AF_NETLINK as u16).to_ne_bytes());
+                out.extend([0; 2]);
+                out.extend(port.to_ne_bytes());
+                out.extend([0; 4]);
+            }
             Address::Vsock(VsockAddress { cid, port }) => {
                 out.extend((AF_VSOCK as u16).to_ne_bytes());
                 out.extend([0; 2]);
@@ -176,6 +188,7 @@ mod tests {
             Address::Inet(InetAddress { ip: [127, 0, 0, 1].into(), port: 80 }),
             Address::Inet(InetAddress { ip: IpAddr::V6(Ipv6Addr::LOCALHOST), port: 8080 }),
             Address::Vsock(VsockAddress { cid: 2, port: 1 << 20 }),
+            Address::Netlink(1),
         ] {
             assert_eq!(Address::decode(&address.encode()), Ok(address));
         }

@@ -104,9 +104,6 @@ pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bo
         *socket.remote.borrow_mut() = Some(Address::Inet(to));
         return Ok(());
     }
-    if let Some(done) = socket.connecting_again(nonblocking) {
-        return done;
-    }
     ensure_bound(socket)?;
     let source = source_for(socket, to);
     if is_outside {
@@ -180,9 +177,6 @@ pub(super) enum DatagramTarget {
 /// Who receives what `socket` sends to `to`.
 pub(super) fn datagram_target(socket: &Rc<Socket>, to: InetAddress) -> Result<DatagramTarget> {
     let (to, is_outside) = route(of_family(socket, to)?);
-    if to.port == 0 {
-        return Err(Errno::EINVAL);
-    }
     ensure_bound(socket)?;
     let source = source_for(socket, to);
     if is_outside {

@@ -5,6 +5,8 @@ pub mod address;
 mod bound;
 pub mod control;
 mod inet;
+mod interfaces;
+mod netlink;
 pub mod options;
 pub mod outside;
 mod path;

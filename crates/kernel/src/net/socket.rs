@@ -3,7 +3,7 @@
 use super::address::{Address, InetAddress, UnixName, VsockAddress};
 use super::options::{Options, level, name};
 use super::queue::{Message, Queue, Sender};
-use super::{bound, inet, outside, unix, vsock};
+use super::{bound, inet, interfaces, outside, unix, vsock};
 use crate::errno::{Errno, Result};
 use crate::event::anon;
 use crate::fs::file::{FileOps, OpenFile};
@@ -36,7 +36,7 @@ const SOCKET_DEV: u64 = 8;
 const MAX_SOCKETS: usize = 1 << 20;
 
 /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the names of socket(2)")]
 pub enum Kind {
     Stream = 1,
@@ -51,6 +51,7 @@ pub enum Family {
     Unix = 1,
     Inet = 2,
     Inet6 = 10,
+    Netlink = 16,
     Vsock = 40,
 }
 
@@ -142,6 +143,7 @@ impl Socket {
         })?;
         let local = match family {
             Family::Unix => Address::Unix(UnixName::Unnamed),
+            Family::Netlink => Address::Netlink(0),
             Family::Vsock => Address::Vsock(VsockAddress { cid: u32::MAX, port: u32::MAX }),
             _ => Address::Inet(InetAddress::any(family == Family::Inet6)),
         };
@@ -246,6 +248,9 @@ impl Socket {
         if let Some(error) = self.take_error() {
             if self.outside().is_some_and(|connection| !connection.is_opened()) {
                 outside::failed(self);
+            } else if self.is_inet() {
+                self.disconnect();
+                self.error.set(None);
             }
             return Some(Err(error));
         }
@@ -257,6 +262,15 @@ impl Socket {
             _ => {}
         }
         Some(if self.connecting.replace(false) { Ok(()) } else { Err(Errno::EISCONN) })
+    }
+
+    /// Takes a netlink port; without a wish one that nobody has.
+    pub(super) fn bind_netlink(&self, port: u32) {
+        let known = matches!(*self.local.borrow(), Address::Netlink(known) if known != 0);
+        if !known {
+            let port = if port == 0 { anon::unique_ino() as u32 | 1 << 31 } else { port };
+            *self.local.borrow_mut() = Address::Netlink(port);
+        }
     }
 
     /// Local address of a vsock socket.
@@ -308,7 +322,11 @@ impl Socket {
         match (self.family, address) {
             (Family::Unix, Address::Unix(name)) => unix::bind(self, name),
             (Family::Vsock, Address::Vsock(address)) => vsock::bind(self, *address),
-            (Family::Unix | Family::Vsock, _) => Err(Errno::EINVAL),
+            (Family::Netlink, Address::Netlink(port)) => {
+                self.bind_netlink(*port);
+                Ok(())
+            }
+            (Family::Unix | Family::Vsock | Family::Netlink, _) => Err(Errno::EINVAL),
             (_, Address::Inet(address)) => inet::bind(self, *address),
             (Family::Inet, Address::Unspecified) => inet::bind(self, InetAddress::any(false)),
             _ => Err(Errno::EAFNOSUPPORT),
@@ -334,7 +352,7 @@ impl Socket {
         match self.family {
             Family::Unix if self.local_address() == Address::Unix(UnixName::Unnamed) => return Err(Errno::EINVAL),
             Family::Vsock if self.local_vsock().port == u32::MAX => return Err(Errno::EINVAL),
-            Family::Unix | Family::Vsock => {}
+            Family::Unix | Family::Vsock | Family::Netlink => {}
             Family::Inet | Family::Inet6 => inet::before_listen(self)?,
         }
         self.peer_sender.set(sender());
@@ -387,24 +405,87 @@ impl Socket {
     /// # Errors
     /// As connect(2).
     pub fn connect(self: &Rc<Self>, address: &Address, nonblocking: bool) -> Result<()> {
-        if self.is_listening() {
-            return Err(if self.is_inet() { Errno::EISCONN } else { Errno::EINVAL });
-        }
         match (self.family, address) {
-            (Family::Unix, Address::Unix(name)) => unix::connect(self, name, nonblocking),
-            (_, Address::Unspecified) if self.kind == Kind::Datagram => {
-                *self.state.borrow_mut() = State::Idle;
-                *self.remote.borrow_mut() = None;
-                if let Some(connection) = self.outside_datagrams.take() {
-                    connection.close(0);
-                }
+            (_, Address::Unspecified) if self.is_inet() || self.kind == Kind::Datagram => {
+                self.disconnect();
                 Ok(())
             }
+            _ if self.is_listening() => Err(if self.is_inet() { Errno::EISCONN } else { Errno::EINVAL }),
+            // A stream's state comes before the address.
+            (Family::Inet | Family::Inet6, address) if self.kind == Kind::Stream => {
+                match (self.connecting_again(nonblocking), address) {
+                    (Some(done), _) => done,
+                    (None, Address::Inet(address)) => inet::connect(self, *address, nonblocking),
+                    (None, _) => Err(Errno::EAFNOSUPPORT),
+                }
+            }
+            (Family::Unix, Address::Unix(name)) => unix::connect(self, name, nonblocking),
             (Family::Vsock, Address::Vsock(address)) => vsock::connect(self, *address, nonblocking),
-            (Family::Unix | Family::Vsock, _) => Err(Errno::EINVAL),
+            (Family::Netlink, Address::Netlink(0)) => {
+                self.bind_netlink(0);
+                *self.remote.borrow_mut() = Some(Address::Netlink(0));
+                Ok(())
+            }
+            (Family::Unix | Family::Vsock | Family::Netlink, _) => Err(Errno::EINVAL),
             (_, Address::Inet(address)) => inet::connect(self, *address, nonblocking),
             _ => Err(Errno::EAFNOSUPPORT),
         }
+    }
+
+    /// connect(2) to AF_UNSPEC: the socket is as new again, but for its own address.
+    pub(super) fn disconnect(&self) {
+        let state = self.state.replace(State::Idle);
+        let was_connected = matches!(state, State::Connected(_) | State::Outside(_));
+        if self.kind == Kind::Datagram {
+            self.leave(&state, false);
+        } else {
+            // TCP resets a connection that it gives up so, and hears of that itself.
+            self.leave(&state, true);
+            self.read_ended.set(false);
+            self.write_ended.set(false);
+            self.connecting.set(false);
+            self.error.set(was_connected.then_some(Errno::ECONNRESET));
+            drop(self.incoming.take_all());
+        }
+        reset_pending(state);
+        *self.remote.borrow_mut() = None;
+        self.queue.wake_all(Events::all());
+    }
+
+    /// A reset has come from the other end. One that had already ended its half finds nobody for ours: EPIPE.
+    pub(super) fn reset(&self) {
+        self.error.set(Some(if self.is_inet() && self.read_ended.get() { Errno::EPIPE } else { Errno::ECONNRESET }));
+        self.read_ended.set(true);
+        self.write_ended.set(true);
+        if self.is_inet() {
+            *self.remote.borrow_mut() = None;
+        }
+        self.queue.wake_all(Events::all());
+    }
+
+    /// Tells the other end that this one is gone, in order or by a reset.
+    fn leave(&self, state: &State, reset: bool) {
+        if let State::Outside(connection) = state {
+            // An attempt that is not finished is reset as well.
+            let in_order = connection.is_opened() && !reset;
+            connection.close(if in_order { 0 } else { Errno::ECONNRESET.0.unsigned_abs() });
+        }
+        if let Some(connection) = self.outside_datagrams.take() {
+            connection.close(0);
+        }
+        let State::Connected(peer) = state else { return };
+        let Some(peer) = peer.upgrade() else { return };
+        let points_back = matches!(&*peer.state.borrow(), State::Connected(p) if core::ptr::eq(p.as_ptr(), self));
+        if points_back && self.kind != Kind::Datagram {
+            if reset {
+                peer.reset();
+            }
+            peer.read_ended.set(true);
+            if self.is_unix() {
+                peer.write_ended.set(true);
+            }
+        }
+        peer.queue.wake_all(Events::all());
     }
 
     /// Waits on `queue` as a blocking socket operation does: EAGAIN when it must not, or when its timeout is over.
@@ -448,7 +529,11 @@ impl Socket {
         }
         let listening = self.is_listening();
         let associated = self.kind == Kind::Datagram && self.remote.borrow().is_some();
-        if !self.is_connected() && !listening && !associated {
+        if self.is_inet() && !self.is_connected() && !listening && !associated {
+            // Linux shuts it down all the same.
+            self.read_ended.set(self.read_ended.get() || how != 1);
+            self.write_ended.set(self.write_ended.get() || how != 0);
+            self.queue.wake_all(Events::all());
             return Err(Errno::ENOTCONN);
         }
         let peer = self.peer();
@@ -472,6 +557,8 @@ impl Socket {
         if listening && !self.is_unix() && how != 1 {
             let gone = self.state.replace(State::Idle);
             reset_pending(gone);
+            self.read_ended.set(false);
+            self.write_ended.set(false);
         }
         self.queue.wake_all(Events::all());
         Ok(())
@@ -480,35 +567,13 @@ impl Socket {
     /// The last descriptor is closed.
     fn close(&self) {
         let state = self.state.replace(State::Idle);
-        let reset = !self.incoming.is_empty() || self.linger.get() == [1, 0];
-        if let State::Outside(connection) = &state {
-            // As Linux: whoever leaves data unread, or an attempt unfinished, resets.
-            let in_order = connection.is_opened() && !reset;
-            connection.close(if in_order { 0 } else { Errno::ECONNRESET.0.unsigned_abs() });
-        }
-        if let Some(connection) = self.outside_datagrams.take() {
-            connection.close(0);
-        }
-        if let State::Connected(peer) = &state
-            && let Some(peer) = peer.upgrade()
-        {
-            let points_back = matches!(&*peer.state.borrow(), State::Connected(p) if core::ptr::eq(p.as_ptr(), self));
-            if points_back && self.kind != Kind::Datagram {
-                // Data that nobody read, or SO_LINGER with 0, resets the connection.
-                if reset {
-                    peer.error.set(Some(Errno::ECONNRESET));
-                }
-                peer.read_ended.set(true);
-                if self.is_unix() {
-                    peer.write_ended.set(true);
-                }
-            } else if points_back && self.kind == Kind::Datagram {
-                peer.error.set(Some(Errno::ECONNREFUSED));
-            }
-            peer.queue.wake_all(Events::all());
-        }
+        // Data that nobody read, or SO_LINGER with 0, resets the connection.
+        self.leave(&state, !self.incoming.is_empty() || self.linger.get() == [1, 0]);
         reset_pending(state);
         self.release_port();
+        if let Address::Unix(UnixName::Abstract(name)) = &*self.local.borrow() {
+            bound::release_abstract(self, name);
+        }
         let unread = self.incoming.take_all();
         drop(unread);
         self.queue.wake_all(Events::all());
@@ -566,8 +631,14 @@ impl Socket {
             if self.write_ended.get() {
                 ready |= Events::WRITABLE;
             }
-        } else if self.peer().is_none_or(|peer| self.send_room(&peer) > 0) {
-            ready |= Events::WRITABLE;
+        } else {
+            if self.peer().is_none_or(|peer| self.send_room(&peer) > 0) {
+                ready |= Events::WRITABLE;
+            }
+            if self.read_ended.get() {
+                ready |= Events::RDHUP;
+                ready |= if self.write_ended.get() { Events::HUP } else { Events::empty() };
+            }
         }
         ready
     }
@@ -581,6 +652,9 @@ impl Socket {
             let word = bytes.get(at..at + 4).ok_or(Errno::EINVAL)?;
             Ok(i32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
         };
+        if self.is_unix() && level != level::SOCKET {
+            return Err(Errno::EOPNOTSUPP);
+        }
         if level == level::SOCKET {
             match name {
                 name::SNDBUF | name::SNDBUFFORCE | name::RCVBUF | name::RCVBUFFORCE => {
@@ -623,7 +697,10 @@ impl Socket {
             let algorithm = bytes.split(|b| *b == 0).next().unwrap_or(&[]);
             return if matches!(algorithm, b"cubic" | b"reno") { Ok(()) } else { Err(Errno::ENOENT) };
         }
-        self.options.set(level, name, self.what(), int(0)?)
+        // Options of IP may be given as one byte (ip(7)).
+        let value =
+            if level == level::IP && bytes.len() < 4 { bytes.first().map_or(0, |b| i32::from(*b)) } else { int(0)? };
+        self.options.set(level, name, self.what(), value)
     }
 
     /// getsockopt(2): the value's bytes.
@@ -682,10 +759,7 @@ fn reset_pending(state: State) {
                 connection.close(Errno::ECONNRESET.0.unsigned_abs());
             }
             if let Some(peer) = child.peer() {
-                peer.error.set(Some(Errno::ECONNRESET));
-                peer.read_ended.set(true);
-                peer.write_ended.set(true);
-                peer.queue.wake_all(Events::all());
+                peer.reset();
             }
         }
     }
@@ -713,7 +787,7 @@ impl FileOps for SocketFile {
     }
 
     fn read(&self, file: &OpenFile, dst: &mut Dest<'_>, _offset: u64) -> Result<usize> {
-        if dst.remaining() == 0 && self.0.kind == Kind::Stream {
+        if dst.remaining() == 0 {
             return Ok(0);
         }
         Ok(self.0.receive(dst, 0, file.nonblocking())?.bytes)
@@ -739,8 +813,10 @@ impl FileOps for SocketFile {
             io::FIONREAD if socket.is_listening() => return Err(Errno::EINVAL),
             io::FIONREAD if socket.kind == Kind::Stream => socket.incoming.readable_bytes(),
             io::FIONREAD => socket.incoming.first_bytes(),
+            io::SIOCATMARK if socket.kind == Kind::Stream => 0, // there is no out-of-band data
+            io::SIOCATMARK if !socket.is_inet() => return Err(Errno::EOPNOTSUPP),
             io::TIOCOUTQ => socket.peer().map_or(0, |peer| peer.incoming.readable_bytes()),
-            _ => return Err(Errno::ENOTTY),
+            _ => return interfaces::ioctl(request, argument),
         };
         user::write(UserAddr(argument), &(value.min(i32::MAX as usize) as i32))?;
         Ok(0)

@@ -4,8 +4,8 @@ use super::address::Address;
 use super::control::Passed;
 use super::inet::{self, DatagramTarget};
 use super::queue::{Message, Sender};
-use super::socket::{Kind, Socket, message};
-use super::{outside, unix};
+use super::socket::{Family, Kind, Socket, message};
+use super::{netlink, outside, unix};
 use crate::errno::{Errno, Result};
 use crate::fs::file::OpenFile;
 use crate::mm::user::{Dest, Source};
@@ -63,6 +63,9 @@ impl Socket {
             return Err(Errno::EINVAL);
         }
         if self.kind != Kind::Datagram && !self.is_connected() {
+            if self.is_inet() && self.read_ended.get() && !self.is_listening() {
+                return Ok(Received::end());
+            }
             return Err(if self.kind == Kind::Stream && self.is_unix() { Errno::EINVAL } else { Errno::ENOTCONN });
         }
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
@@ -89,6 +92,10 @@ impl Socket {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    fn take_error_if(&self, heard: bool) -> Option<Errno> {
+        if heard { self.take_error() } else { None }
     }
 
     /// The peer may go on: there is room in our queue.
@@ -163,13 +170,13 @@ impl Socket {
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
         let sent = match self.kind {
             Kind::Datagram => self.send_datagram(src, to, passed, nonblocking),
-            _ if to.is_some() && self.is_unix() => {
+            Kind::Stream if to.is_some() && self.is_unix() => {
                 Err(if self.is_connected() { Errno::EISCONN } else { Errno::EOPNOTSUPP })
             }
             Kind::SeqPacket => self.send_packet(src, passed, nonblocking),
             Kind::Stream => self.send_stream(src, passed, nonblocking),
         };
-        if sent == Err(Errno::EPIPE) && self.kind != Kind::Datagram && flags & msg::NOSIGNAL == 0 {
+        if sent == Err(Errno::EPIPE) && self.kind == Kind::Stream && flags & msg::NOSIGNAL == 0 {
             signal::send_self(signal::SIGPIPE);
         }
         sent
@@ -196,7 +203,8 @@ impl Socket {
     }
 
     fn try_send_stream(&self, src: &mut Source<'_>, passed: &Passed) -> Result<Option<usize>> {
-        if let Some(error) = self.take_error() {
+        // Who sends on a Unix socket does not hear of what the peer left unread.
+        if let Some(error) = self.take_error_if(self.is_inet()) {
             return Err(error);
         }
         if self.write_ended.get() {
@@ -208,9 +216,7 @@ impl Socket {
         let Some(peer) = self.peer() else {
             // The peer is gone. TCP finds out by the reset that answers its first bytes.
             if self.is_inet() && src.remaining() > 0 {
-                self.write_ended.set(true);
-                self.error.set(Some(Errno::ECONNRESET));
-                self.read_ended.set(true);
+                self.reset();
                 let mut lost = vec![0; src.remaining().min(PIECE_BYTES)];
                 return src.take(&mut lost).map(Some);
             }
@@ -223,8 +229,8 @@ impl Socket {
         let mut bytes = vec![0; n];
         let taken = src.take(&mut bytes)?;
         bytes.truncate(taken);
-        // What the peer will not read (SHUT_RD) is thrown away, as on Linux for TCP.
-        if taken > 0 && !(peer.read_ended.get() && self.is_inet()) {
+        // TCP takes what comes after SHUT_RD, too.
+        if taken > 0 {
             peer.incoming.push_stream(message(bytes, None, passed, self.is_unix()));
             peer.queue.wake(Events::READABLE);
         }
@@ -289,12 +295,19 @@ impl Socket {
         passed: &Passed,
         nonblocking: bool,
     ) -> Result<usize> {
+        if !self.has_target(to.is_some()) {
+            return Err(Errno::EDESTADDRREQ);
+        }
         let bytes = self.whole_message(src)?;
+        if self.family == Family::Netlink {
+            self.bind_netlink(0);
+            return netlink::send(self, &bytes);
+        }
         if self.is_inet() {
             return self.send_udp(&bytes, to, nonblocking);
         }
         let target = match to {
-            Some(Address::Unix(name)) => Some(unix::find(name)?),
+            Some(Address::Unix(name)) => Some(unix::find(self.kind, name)?),
             Some(_) => return Err(Errno::EINVAL),
             None if self.is_connected() => self.peer(),
             None => return Err(Errno::ENOTCONN),
@@ -315,12 +328,22 @@ impl Socket {
         })
     }
 
+    /// Whether it is known where a message goes; for what comes before a look at the message.
+    pub fn has_target(&self, is_named: bool) -> bool {
+        match self.kind {
+            Kind::Stream if self.is_inet() => self.is_connected() && !self.write_ended.get(),
+            Kind::Datagram if self.is_inet() => is_named || self.remote_inet().is_some(),
+            _ => true,
+        }
+    }
+
     /// Inside the guest UDP never waits: what does not fit is lost. To the outside it waits for room on the way.
     fn send_udp(self: &Rc<Self>, bytes: &[u8], to: Option<&Address>, nonblocking: bool) -> Result<usize> {
         if let Some(error) = self.take_error() {
             return Err(error);
         }
         let to = match to {
+            Some(Address::Inet(address)) if address.port == 0 => return Err(Errno::EINVAL),
             Some(Address::Inet(address)) => *address,
             Some(_) => return Err(Errno::EAFNOSUPPORT),
             None => self.remote_inet().ok_or(Errno::EDESTADDRREQ)?,

@@ -1,4 +1,4 @@
-//! What is known of files: stat, permissions, owners, times, extended attributes, file systems.
+//! What is known of files: stat, permissions, owners, extended attributes, file systems.
 
 use super::file::path;
 use super::table::{Arg, Args, Syscall};
@@ -7,13 +7,13 @@ use crate::fs::access::{self, is_owner};
 use crate::fs::caller::{Caller, Target};
 use crate::fs::context::Location;
 use crate::fs::device::{major, minor};
-use crate::fs::inode::{FileType, Metadata, SetMetadata, Timestamp, may_access};
+use crate::fs::inode::{FileType, Metadata, SetMetadata, may_access};
 use crate::fs::notify;
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task::creds::Credentials;
 use crate::task::current;
-use crate::time;
+use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
 use linux_raw_sys::general as linux;
@@ -55,13 +55,6 @@ pub(super) const CALLS: &[Syscall] = &[
         sys_fchownat,
         &[Arg::DirFd, Arg::Path, Arg::Uid, Arg::Uid, Arg::AtFlags],
     ),
-    Syscall::full(
-        linux::__NR_utimensat as u16,
-        "utimensat",
-        sys_utimensat,
-        &[Arg::DirFd, Arg::Path, Arg::Ptr, Arg::AtFlags],
-    ),
-    Syscall::full(linux::__NR_utimes as u16, "utimes", sys_utimes, &[Arg::Path, Arg::Ptr]),
     Syscall::full(linux::__NR_umask as u16, "umask", sys_umask, &[Arg::Mode]),
     Syscall::full(linux::__NR_statfs as u16, "statfs", sys_statfs, &[Arg::Path, Arg::Ptr]),
     Syscall::full(linux::__NR_fstatfs as u16, "fstatfs", sys_fstatfs, &[Arg::Fd, Arg::Ptr]),
@@ -191,7 +184,8 @@ fn sys_newfstatat(args: Args) -> Result<u64> {
 fn sys_statx(args: Args) -> Result<u64> {
     const STATX_RESERVED: u32 = 0x8000_0000;
     let flags = args.u32(2);
-    if flags & !STAT_FLAGS != 0 || args.u32(3) & STATX_RESERVED != 0 {
+    let both = flags & linux::AT_STATX_SYNC_TYPE == linux::AT_STATX_SYNC_TYPE;
+    if flags & !STAT_FLAGS != 0 || both || args.u32(3) & STATX_RESERVED != 0 {
         return Err(Errno::EINVAL);
     }
     // A null path with AT_EMPTY_PATH is the descriptor itself, since Linux 6.11.
@@ -199,9 +193,9 @@ fn sys_statx(args: Args) -> Result<u64> {
         if args.addr(1).is_null() && flags & linux::AT_EMPTY_PATH != 0 { Vec::new() } else { path(args.addr(1))? };
     let target = Caller::current().target(args.i32(0), &path, flags)?;
     let m = target.metadata();
-    let mount_id = match &target {
-        Target::Location(place) => Some(place.mount.id),
-        Target::Anonymous(_) => None,
+    let (mount_id, mount_root) = match &target {
+        Target::Location(place) => (Some(place.mount.id), Rc::ptr_eq(&place.mount.root, &place.entry)),
+        Target::Anonymous(_) => (None, false),
     };
     let mut mask = linux::STATX_BASIC_STATS;
     mask |= if m.btime.is_some() { linux::STATX_BTIME } else { 0 };
@@ -222,7 +216,16 @@ fn sys_statx(args: Args) -> Result<u64> {
         put(at, &word.to_ne_bytes());
     }
     put(28, &((m.file_type as u32 | m.mode) as u16).to_ne_bytes());
-    for (at, value) in [(32, m.ino), (40, m.size), (48, m.blocks), (144, u64::from(mount_id.unwrap_or(0)))] {
+    let known_attributes = u64::from(linux::STATX_ATTR_MOUNT_ROOT);
+    let attributes = if mount_root { known_attributes } else { 0 };
+    for (at, value) in [
+        (8, attributes),
+        (56, known_attributes),
+        (32, m.ino),
+        (40, m.size),
+        (48, m.blocks),
+        (144, u64::from(mount_id.unwrap_or(0))),
+    ] {
         put(at, &value.to_ne_bytes());
     }
     for (at, time) in [(64, m.atime), (80, m.btime.unwrap_or_default()), (96, m.ctime), (112, m.mtime)] {
@@ -271,14 +274,14 @@ fn sys_faccessat2(args: Args) -> Result<u64> {
 }
 
 /// EROFS where nothing may be changed.
-fn check_writable(target: &Target) -> Result<()> {
+pub(super) fn check_writable(target: &Target) -> Result<()> {
     match target {
         Target::Location(place) => place.mount.check_writable(),
         Target::Anonymous(_) => Ok(()),
     }
 }
 
-fn change(target: &Target, change: &SetMetadata) -> Result<u64> {
+pub(super) fn change(target: &Target, change: &SetMetadata) -> Result<u64> {
     match target {
         Target::Location(place) => {
             place.inode.set_metadata(change)?;
@@ -372,69 +375,6 @@ fn sys_fchownat(args: Args) -> Result<u64> {
     }
     let target = Caller::current().target(args.i32(0), &path(args.addr(1))?, args.u32(4))?;
     chown(&target, args.u32(2), args.u32(3))
-}
-
-fn now() -> Timestamp {
-    let ns = time::realtime_ns();
-    Timestamp { sec: (ns / 1_000_000_000).cast_signed(), nsec: (ns % 1_000_000_000) as u32 }
-}
-
-/// `times` as utimensat(2) takes them: `None` for UTIME_OMIT; the flag says that all are "now".
-fn set_times(target: &Target, times: [Option<Timestamp>; 2], all_now: bool) -> Result<u64> {
-    let caller = Caller::current();
-    let meta = target.metadata();
-    check_writable(target)?;
-    if times.iter().flatten().any(|time| time.nsec >= 1_000_000_000) {
-        return Err(Errno::EINVAL);
-    }
-    if !is_owner(&meta, &caller.creds) {
-        let refused = if all_now { Errno::EACCES } else { Errno::EPERM };
-        if !all_now || !may_access(&meta, &caller.creds, access::WRITE) {
-            return Err(refused);
-        }
-    }
-    change(target, &SetMetadata { atime: times[0], mtime: times[1], ..SetMetadata::default() })
-}
-
-fn sys_utimensat(args: Args) -> Result<u64> {
-    let mut times = [Some(now()); 2];
-    let mut all_now = true;
-    if !args.addr(2).is_null() {
-        let words = user::read::<[i64; 4]>(args.addr(2))?;
-        all_now = words[1] == i64::from(linux::UTIME_NOW) && words[3] == i64::from(linux::UTIME_NOW);
-        for (slot, pair) in times.iter_mut().zip(words.chunks_exact(2)) {
-            *slot = match u32::try_from(pair[1]).unwrap_or(u32::MAX) {
-                linux::UTIME_NOW => *slot,
-                linux::UTIME_OMIT => None,
-                nsec => Some(Timestamp { sec: pair[0], nsec }),
-            };
-        }
-        if times == [None, None] {
-            return Ok(0); // without a look at the path
-        }
-    }
-    let flags = args.u32(3);
-    if flags & !(linux::AT_SYMLINK_NOFOLLOW | linux::AT_EMPTY_PATH) != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let target = if args.addr(1).is_null() {
-        opened(args.i32(0))? // futimens(3)
-    } else {
-        Caller::current().target(args.i32(0), &path(args.addr(1))?, flags)?
-    };
-    set_times(&target, times, all_now)
-}
-
-fn sys_utimes(args: Args) -> Result<u64> {
-    let mut times = [Some(now()); 2];
-    if !args.addr(1).is_null() {
-        let words = user::read::<[i64; 4]>(args.addr(1))?;
-        for (slot, pair) in times.iter_mut().zip(words.chunks_exact(2)) {
-            let micros = u32::try_from(pair[1]).ok().filter(|m| *m < 1_000_000).ok_or(Errno::EINVAL)?;
-            *slot = Some(Timestamp { sec: pair[0], nsec: micros * 1000 });
-        }
-    }
-    set_times(&Caller::current().target(CWD, &path(args.addr(0))?, 0)?, times, args.addr(1).is_null())
 }
 
 fn sys_umask(args: Args) -> Result<u64> {

@@ -97,6 +97,12 @@ fn sys_mmap(args: Args) -> Result<u64> {
     if bytes == 0 || fixed && !addr.is_multiple_of(PAGE_BYTES) {
         return Err(Errno::EINVAL);
     }
+    if bytes > u64::MAX - PAGE_BYTES {
+        return Err(Errno::ENOMEM);
+    }
+    if flags & linux::MAP_FIXED_NOREPLACE != 0 && space().is_mapped(addr, bytes) {
+        return Err(Errno::EEXIST); // before any look at what shall be mapped
+    }
     if flags & linux::MAP_HUGETLB != 0 && (anonymous || file.is_some()) {
         return Err(if anonymous { Errno::ENOMEM } else { Errno::EINVAL });
     }
@@ -169,6 +175,9 @@ fn backing_of(file: &Rc<OpenFile>, prot: Prot, shared: bool, bytes: u64, offset:
     }
     if !flags.readable() || shared && prot.contains(Prot::WRITE) && !flags.writable() {
         return Err(Errno::EACCES);
+    }
+    if file.location.is_none() && prot.contains(Prot::EXEC) {
+        return Err(Errno::EPERM); // pipes, sockets and their like are on file systems without execution
     }
     let source = file.ops.pages().ok_or(Errno::ENODEV)?;
     if source.is_zeros() {
@@ -285,8 +294,9 @@ fn sys_msync(args: Args) -> Result<u64> {
     {
         return Err(Errno::EINVAL);
     }
-    let end =
-        bytes.checked_next_multiple_of(PAGE_BYTES).and_then(|bytes| start.checked_add(bytes)).ok_or(Errno::ENOMEM)?;
+    // As on Linux, a length that rounds up to more than there is comes out as none.
+    let bytes = bytes.wrapping_add(PAGE_BYTES - 1) & !(PAGE_BYTES - 1);
+    let end = start.checked_add(bytes).ok_or(Errno::ENOMEM)?;
     if start == end {
         return Ok(0);
     }

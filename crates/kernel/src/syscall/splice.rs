@@ -1,7 +1,7 @@
 //! splice(2), tee(2), vmsplice(2), sendfile(2), copy_file_range(2).
 
-use super::file::{note_read, note_write, segments};
 use super::table::{Arg, Args, Syscall};
+use super::transfer::{note_read, note_write, segments};
 use crate::errno::{Errno, Result};
 use crate::event::pipe::PipeEnd;
 use crate::event::pipe::splice::{self, MAX_BYTES, Place};
@@ -180,10 +180,11 @@ fn sys_sendfile(args: Args) -> Result<u64> {
 
 fn sys_copy_file_range(args: Args) -> Result<u64> {
     let (in_offset, out_offset) = (args.addr(1), args.addr(3));
-    let table = task::current().files();
-    let (from, to) = (table.get(args.i32(0))?, table.get(args.i32(2))?);
-    let mut source = Place { file: &from, offset: read_offset(in_offset)? };
-    let mut target = Place { file: &to, offset: read_offset(out_offset)? };
+    let (from, to) = (opened(args.i32(0))?, opened(args.i32(2))?);
+    // Negative ones are refused with the range.
+    let raw = |addr: UserAddr| if addr.is_null() { Ok(None) } else { user::read::<u64>(addr).map(Some) };
+    let mut source = Place { file: &from, offset: raw(in_offset)? };
+    let mut target = Place { file: &to, offset: raw(out_offset)? };
     if args.u32(5) != 0 {
         return Err(Errno::EINVAL);
     }
@@ -205,8 +206,11 @@ fn sys_copy_file_range(args: Args) -> Result<u64> {
     let at = |place: &Place<'_>| place.offset.unwrap_or(place.file.position.get());
     let (start, target_start) = (at(&source), at(&target));
     let len = args.u64(4);
-    if start.checked_add(len).is_none() || target_start.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
-        return Err(Errno::EOVERFLOW);
+    for start in [start, target_start] {
+        let end = start.checked_add(len).ok_or(Errno::EOVERFLOW)?;
+        if end > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
     }
     let len = len.min(from_meta.size.saturating_sub(start)).min(MAX_BYTES as u64);
     if from_meta.ino == to_meta.ino && start < target_start + len && target_start < start + len {

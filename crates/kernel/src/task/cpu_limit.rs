@@ -73,3 +73,32 @@ fn enforce(process: &Rc<Process>) {
     }
     CpuLimit::watch(process);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::signal::SignalSet;
+    use crate::task::{sched, testing};
+
+    #[test]
+    fn a_signal_every_second_and_the_end_at_the_hard_limit() {
+        let start = time::Instant(5_000_000_000);
+        time::set_now(start);
+        let me = testing::enter();
+        signal::block(SignalSet::of(SIGXCPU));
+        me.process.set_limits(Resource::Cpu, Limit { soft: 1, hard: 3 });
+        CpuLimit::watch(&me.process);
+        sched::leave_kernel();
+        let run_until = |ms: u64| {
+            time::set_now(start.after_ns(ms * 1_000_000));
+            sched::run_expired(time::now());
+            signal::take_of(SignalSet::of(SIGXCPU)).is_some()
+        };
+        assert!(!run_until(990));
+        assert!(run_until(1010) && !run_until(1020));
+        assert!(run_until(2010));
+        assert_eq!(me.process.limits(Resource::Cpu), Limit { soft: 3, hard: 3 });
+        assert!(!me.dying() && !run_until(3010) && me.dying());
+        assert_eq!(me.process.group_exit.get(), Some(WaitStatus::signaled(9, false)));
+    }
+}

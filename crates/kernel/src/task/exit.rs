@@ -116,7 +116,7 @@ pub(super) fn close_files(thread: &Thread) {
     let Some(files) = thread.set_files(None) else { return };
     if Rc::strong_count(&files) == 1 {
         for file in files.drain(0, usize::MAX, |_| true) {
-            file.ops.closed(&file);
+            files.closed(file);
         }
     }
 }

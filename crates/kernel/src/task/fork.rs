@@ -168,6 +168,10 @@ pub fn clone(args: &CloneArgs) -> Result<u32> {
     let signals = ThreadSignals::inherit(&me.signals);
     let thread = Thread::new(tid, &process, state, me.creds(), signals, shared);
     thread.inherit(&me);
+    // A copy of the memory, or the memory itself until execve(2), keeps its alternate stack; a thread needs its own.
+    if !flags.contains(CloneFlags::VM) || flags.contains(CloneFlags::VFORK) {
+        thread.signals.set_alt_stack(me.signals.alt_stack());
+    }
     if flags.contains(CloneFlags::CHILD_CLEARTID) {
         thread.clear_child_tid.set(args.child_tid);
     }

@@ -67,6 +67,21 @@ pub struct Process {
     pub membarrier: Cell<u32>,
     /// Score adjustment for the OOM killer: -1000 to 1000.
     pub oom_score_adj: Cell<i16>,
+    /// What it has read and written, for /proc/PID/io.
+    pub transfers: Cell<TransferCounts>,
+}
+
+/// Data that went through read(2) and write(2) and their kin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransferCounts {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Calls that read.
+    pub reads: u64,
+    /// Calls that wrote.
+    pub writes: u64,
 }
 
 /// Where execve(2) put a program's arguments and environment, for /proc/PID/cmdline and /proc/PID/environ: addresses in
@@ -129,6 +144,7 @@ impl Process {
             personality: Cell::new(0),
             membarrier: Cell::new(0),
             oom_score_adj: Cell::new(0),
+            transfers: Cell::default(),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Chunk, errno_of};
 use crate::outbox::Outbox;
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
@@ -39,8 +40,10 @@ pub(super) struct ByteStream {
     socket: OwnedFd,
     phase: Phase,
     /// What epoll, edge-triggered, has said and was not found wrong since.
-    pub(super) readable: bool,
-    pub(super) writable: bool,
+    readable: bool,
+    writable: bool,
+    /// The end or an error lies behind what can be read: no other edge will tell of it.
+    hung_up: bool,
     /// SHUTDOWN was sent to the guest.
     read_ended: bool,
     /// From the guest, for the socket.
@@ -64,6 +67,7 @@ impl ByteStream {
             phase,
             readable: false,
             writable: false,
+            hung_up: false,
             read_ended: false,
             to_write: VecDeque::new(),
             written_bytes: 0,
@@ -87,6 +91,13 @@ impl ByteStream {
 
     pub(super) fn is_offered(&self) -> bool {
         self.phase == Phase::Offered
+    }
+
+    /// What epoll says.
+    pub(super) fn ready(&mut self, flags: EventFlags) {
+        self.hung_up |= flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        self.readable |= self.hung_up || flags.contains(EventFlags::IN);
+        self.writable |= flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
     }
 
     /// Bytes that wait for the socket.
@@ -194,7 +205,7 @@ impl ByteStream {
                 }
                 Ok((len, _)) => {
                     // A short read has emptied the socket; what comes later is a new edge.
-                    self.readable = len == room as usize;
+                    self.readable = self.hung_up || len == room as usize;
                     let header =
                         Header { stream: number, kind: kind::DATA, len: u32::try_from(len).unwrap_or(0), argument: 0 };
                     out.push(header, &buffer[..len]);

@@ -4,7 +4,7 @@
 //! A published port has the one socket that is bound to it.
 
 use super::names::Asker;
-use super::{Chunk, Reach, errno_of};
+use super::{Chunk, Reach, errno_of, guests_name, hosts_name};
 use crate::outbox::Outbox;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -83,10 +83,9 @@ impl DatagramStream {
             return Ok(());
         }
         if let Some((socket, callers)) = &mut self.published {
-            if !callers.contains(&to) {
-                reach.judge(to)?;
-            }
-            return send_to(socket, bytes, Some(to));
+            let caller = hosts_name(to);
+            let target = if callers.contains(&caller) { caller } else { reach.judge(to)? };
+            return send_to(socket, bytes, Some(target));
         }
         let peer = self.peer(to, reach, number)?;
         send_to(&peer.socket, bytes, None)
@@ -246,7 +245,7 @@ fn receive(
                     && len <= DATAGRAM_MAX_BYTES
                 {
                     heard(source);
-                    push_datagram(number, out, source, &buffer[..len]);
+                    push_datagram(number, out, guests_name(source), &buffer[..len]);
                 }
             }
             Err(Errno::INTR) => {}

@@ -105,13 +105,11 @@ impl Reach<'_> {
 
     /// Where a connection to `to` really goes, if it may.
     fn judge(&self, to: SocketAddr) -> Result<SocketAddr, Errno> {
-        let ip = match to.ip().to_canonical() {
-            IpAddr::V4(network::GATEWAY_V4) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(network::GATEWAY_V6) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            ip if is_guest_network(ip) => return Err(Errno::HOSTUNREACH),
-            ip => ip,
-        };
-        if self.policy.allows(ip, policy::is_own) { Ok(SocketAddr::new(ip, to.port())) } else { Err(Errno::ACCESS) }
+        let target = hosts_name(to);
+        if is_guest_network(target.ip()) {
+            return Err(Errno::HOSTUNREACH);
+        }
+        if self.policy.allows(target.ip(), policy::is_own) { Ok(target) } else { Err(Errno::ACCESS) }
     }
 
     fn watch_peer(&mut self, socket: &OwnedFd, number: u32) -> Result<u64, Errno> {
@@ -125,6 +123,26 @@ impl Reach<'_> {
     fn forget(&mut self, token: u64) {
         self.peers.remove(&token);
     }
+}
+
+/// An address of the guest's as the host knows it: the gateway is the host's loopback address.
+fn hosts_name(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip().to_canonical() {
+        IpAddr::V4(network::GATEWAY_V4) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(network::GATEWAY_V6) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// The other way round. Loopback addresses mean the guest itself there, and programs trust them.
+fn guests_name(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip().to_canonical() {
+        IpAddr::V4(v4) if v4.is_loopback() => IpAddr::V4(network::GATEWAY_V4),
+        IpAddr::V6(v6) if v6.is_loopback() => IpAddr::V6(network::GATEWAY_V6),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 fn is_guest_network(ip: IpAddr) -> bool {
@@ -279,12 +297,8 @@ impl Sockets {
     }
 
     fn stream_ready(&mut self, number: u32, token: u64, flags: EventFlags) {
-        let trouble = EventFlags::ERR | EventFlags::HUP;
         match self.streams.get_mut(&number) {
-            Some(Stream::Bytes(bytes)) => {
-                bytes.readable |= flags.intersects(EventFlags::IN | EventFlags::RDHUP | trouble);
-                bytes.writable |= flags.intersects(EventFlags::OUT | trouble);
-            }
+            Some(Stream::Bytes(bytes)) => bytes.ready(flags),
             Some(Stream::Datagrams(datagrams)) => datagrams.ready(token),
             None => return,
         }
@@ -528,9 +542,9 @@ impl Sockets {
 
     fn offer_tcp(&mut self, out: &Outbox, socket: OwnedFd, peer: SocketAddr, guest_port: u16) {
         let number = self.free_number(|number| out.ledger.connection(number).is_some());
-        let from = peer.ip().to_canonical();
+        let from = guests_name(peer);
         let to = if from.is_ipv6() { IpAddr::V6(network::GUEST_V6) } else { IpAddr::V4(network::GUEST_V4) };
-        self.announce(number, Transport::Tcp, [inet(to, guest_port), inet(from, peer.port())]);
+        self.announce(number, Transport::Tcp, [inet(to, guest_port), Endpoint::Inet(from)]);
         self.add_bytes(number, ByteStream::offered(socket, None));
     }
 

@@ -173,14 +173,14 @@ mod tests {
         #[test]
         fn hostile_rings_are_refused(
             bytes in proptest::collection::vec(any::<u8>(), 0..300),
-            small in proptest::collection::vec((0_u32..6, 0_u16..4, 0_u32..64), 0..20),
+            small in proptest::collection::vec((prop_oneof![0_u32..6, 16_u32..20], 0_u16..13, 0_u32..64, 0_u32..4), 0..20),
             head: u32, near in 0_u32..400, tail: u32, use_near: bool,
         ) {
             let memory = memory();
             let (mut ring, mut ledger) = (TransmitRing { tail }, Ledger::new(false));
             Control(&memory).tx_head().store(tail, Ordering::Relaxed);
-            for (stream, kind, len) in small {
-                guest_sends(&memory, &Header { stream, kind, len, argument: 0 }, &vec![1; len as usize]);
+            for (stream, kind, len, argument) in small {
+                guest_sends(&memory, &Header { stream, kind, len, argument }, &vec![1; len as usize]);
             }
             memory.write(Gpa(TX_RING_GPA + u64::from(tail % (CAPACITY - 300))), &bytes).expect("in range");
             if use_near {

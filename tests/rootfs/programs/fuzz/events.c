@@ -8,22 +8,15 @@
 #include <sys/timerfd.h>
 #include <time.h>
 
+static int epolls[3] = {-1, -1, -1};
+
 static void make_epoll(void) {
     say("epoll_create1");
-    keep(result(epoll_create1(one_in(3) ? EPOLL_CLOEXEC : one_in(9) ? 1 : 0)));
+    epolls[below(COUNT(epolls))] = keep(result(epoll_create1(one_in(3) ? EPOLL_CLOEXEC : one_in(9) ? 1 : 0)));
 }
 
-static int an_epoll(void) {
-    int fd = any_fd();
-    for (unsigned i = 0; i < 8 && !one_in(9); i++) { /* mostly one that is */
-        char path[64], target[64] = "";
-        snprintf(path, sizeof path, "self/fd/%d", fd);
-        if (readlinkat(PROC, path, target, sizeof target - 1) > 0 && strstr(target, "eventpoll"))
-            break;
-        fd = any_fd();
-    }
-    return fd;
-}
+/* Mostly one that is. */
+static int an_epoll(void) { return one_in(6) ? any_fd() : PICK(epolls); }
 
 static void control(void) {
     static const struct named operations[] = {NAMED(EPOLL_CTL_ADD), NAMED(EPOLL_CTL_ADD), NAMED(EPOLL_CTL_ADD), NAMED(EPOLL_CTL_MOD), NAMED(EPOLL_CTL_DEL), {"7", 7}};

@@ -2,7 +2,9 @@
 #include "fuzz.h"
 #include <setjmp.h>
 #include <signal.h>
+#include <netinet/in.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 
 enum { PAGE = 4096, PAGES = 64 };
 #define ARENA ((char *)0x1000000000)
@@ -26,7 +28,12 @@ static long protection(void) {
         strcpy(flag_names, "rw");
         return PROT_READ | PROT_WRITE;
     }
-    return pick_flags(protections, COUNT(protections), 2);
+    long value = pick_flags(protections, COUNT(protections), 2);
+    if (value != PROT_EXEC)
+        return value;
+    /* Where there are protection keys, memory that can only be executed has one. */
+    strcpy(flag_names, "rx");
+    return PROT_READ | PROT_EXEC;
 }
 
 static char *place(void) { return ARENA + below(PAGES) * PAGE + (one_in(20) ? 100 : 0); }
@@ -49,6 +56,11 @@ static void map(void) {
     size_t size = length();
     bool anonymous = !one_in(3);
     int fd = anonymous ? -1 : any_fd();
+    /* TCP sockets can be mapped on Linux to receive without copies. */
+    int protocol = 0;
+    socklen_t size_of_protocol = sizeof protocol;
+    if (getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size_of_protocol) == 0 && protocol == IPPROTO_TCP)
+        fd = -1;
     long offset = one_in(10) ? 100 : below(4) * PAGE;
     struct named kind = PICK(kinds);
     long protect = protection();

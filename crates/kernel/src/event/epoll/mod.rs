@@ -370,6 +370,14 @@ impl FileOps for Epoll {
         self
     }
 
+    fn can_read(&self) -> bool {
+        false
+    }
+
+    fn can_write(&self) -> bool {
+        false
+    }
+
     fn poll(&self, _file: &OpenFile) -> Events {
         loop {
             let Some(item) = self.ready.borrow().front().cloned() else { return Events::empty() };
@@ -384,6 +392,10 @@ impl FileOps for Epoll {
 
     fn wait_queue(&self) -> Option<Rc<WaitQueue>> {
         Some(Rc::clone(&self.pollers))
+    }
+
+    fn ioctl(&self, _: &OpenFile, _: u32, _: u64) -> Result<u64> {
+        Err(Errno::EINVAL)
     }
 
     fn metadata(&self) -> Metadata {

@@ -34,7 +34,8 @@ impl AddressSpace {
         keep: bool,
         limits: &MemoryLimits,
     ) -> Result<u64> {
-        let old_bytes = page_round_up(old_bytes).ok_or(Errno::EINVAL)?;
+        // As on Linux, a length that rounds up to more than there is comes out as none.
+        let old_bytes = page_round_up(old_bytes).unwrap_or(0);
         let new_bytes = page_round_up(new_bytes).filter(|n| *n > 0 && *n < USER_END).ok_or(Errno::EINVAL)?;
         if !old.is_multiple_of(PAGE_BYTES) {
             return Err(Errno::EINVAL);

@@ -32,7 +32,7 @@ fn attempt(addr: UserAddr, key: Key, announce: bool) -> Result<Attempt> {
     })?;
     match old & FUTEX_TID_MASK {
         0 => Ok(Attempt::Taken),
-        owner if owner == tid => Err(Errno::EDEADLOCK),
+        owner if owner == tid => Err(Errno::EDEADLK),
         owner => Ok(Attempt::Held(owner)),
     }
 }

@@ -100,7 +100,7 @@ fn offer(lock: UserAddr, key: Key, waiter: &Waiter, others: bool) -> Result<bool
     let waiters = if queued { FUTEX_WAITERS } else { 0 };
     let owner = user::load_u32(lock)? & FUTEX_TID_MASK;
     if owner == thread.tid() {
-        return Err(Errno::EDEADLOCK);
+        return Err(Errno::EDEADLK);
     }
     if owner != 0 && pid::thread(owner).is_none() {
         return Err(Errno::ESRCH);
