@@ -4,6 +4,7 @@ import importlib
 
 import click
 
+from torpor.cli.complete import image_names
 from torpor.cli.vm_run import vm_run
 
 _LAZY: dict[str, tuple[str, str]] = {
@@ -58,7 +59,7 @@ def vm() -> None:
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED, shell_complete=image_names)
 @click.pass_obj
 def vm_run_command(data: str | None, args: tuple[str, ...]) -> int:
     """Run a program in a microVM in the foreground."""

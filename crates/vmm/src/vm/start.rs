@@ -6,8 +6,6 @@ use super::memory::{Gpa, GuestMemory, Hva, ImageMapping};
 use super::process::{self, ResidentMemory};
 use super::timer::Timer;
 use super::{End, Fatal, Given, Machine, Transmit, boot, cpu, io, tables, traps, vcpu};
-use crate::flow::Ledger;
-use crate::link::{Message, report};
 use kvm_bindings::{KVM_API_VERSION, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use rustix::process::Pid;
@@ -18,6 +16,8 @@ use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::sync::Mutex;
 use torpor_abi::boot::flags;
 use torpor_abi::layout::{BOOT_INFO_GPA, IMAGE_GPA, ram_bytes};
+use torpor_streams::ledger::Ledger;
+use torpor_streams::link::{Message, report};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 const RAM_SLOT: u32 = 0;
@@ -83,12 +83,13 @@ fn build(given: Given) -> Result<(Machine, VmFd, VcpuFd), Fatal> {
     let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
     // SAFETY: the page is mapped as long as the vCPU's owner lives, which never returns.
     let kicker = unsafe { Kicker::new(immediate_exit) }.map_err(Fatal::system("sigaction"))?;
+    let timer = Timer::new(&memory).map_err(Fatal::system("timerfd_create"))?;
     let machine = Machine {
         memory,
         link: given.link,
         transmit: Mutex::new(Transmit::default()),
         ledger: Mutex::new(Ledger::new(given.program.flags & flags::TTY != 0)),
-        timer: Timer::new().map_err(Fatal::system("timerfd_create"))?,
+        timer,
         kicker,
         notify,
         resident: ResidentMemory::new(given.memory_limit_bytes)?,
