@@ -14,7 +14,7 @@ const EPHEMERAL: core::ops::RangeInclusive<u16> = 32768..=60999;
 
 crate::global! {
     /// By type and name: sockets of different types don't meet (unix(7)).
-    static ABSTRACT: RefCell<BTreeMap<(Kind, Vec<u8>), Weak<Socket>>> = RefCell::new(BTreeMap::new());
+    static ABSTRACT: RefCell<AbstractNames> = RefCell::new(BTreeMap::new());
 }
 
 crate::global! {
@@ -26,6 +26,9 @@ crate::global! {
     /// Where the search for a free port goes on.
     static NEXT: Cell<u16> = Cell::new(0);
 }
+
+/// By type and name.
+type AbstractNames = BTreeMap<(Kind, Vec<u8>), Weak<Socket>>;
 
 /// Sockets that share a port.
 type Holders = Vec<Weak<Socket>>;
