@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images test-examples rootfs lock clean
+.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-api test-examples rootfs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-guest: build ## start-up, memory and speed of a microVM beside native Linu
 bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.images
+
+bench-api: build ## torpord with a million instances: speed, memory, start-up
+	@$(BIN)/python -m tests.bench.api
 
 test-examples: build ## sample applications, natively and in microVMs; makes base images
 	@scripts/system-packages test

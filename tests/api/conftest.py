@@ -9,11 +9,9 @@ import pytest
 import unikraft_cloud
 
 from tests.fake_vm import FakeHost
+from tests.images.single import add_single_file_image
 from torpor.api.service import Service
 from torpor.controller.restart import Backoff
-from torpor.images.config import ImageConfig
-from torpor.images.names import parse_reference
-from torpor.images.store import ImageStore, NewImage
 from torpor.torpord import Settings, serving
 
 FAST = Backoff(first_s=0.01, limit_s=0.05, healthy_s=1000)
@@ -22,16 +20,6 @@ FAST = Backoff(first_s=0.01, limit_s=0.05, healthy_s=1000)
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-def add_image(data_dir: Path, name: str = "web", cmd: tuple[str, ...] = ("/bin/web",)) -> str:
-    """An image whose root file system nobody looks into."""
-    store = ImageStore(data_dir)
-    with store.staging() as staging:
-        erofs = staging / "root.erofs"
-        erofs.write_bytes(name.encode() * 1024)
-        config = ImageConfig(cmd=cmd, env=("PATH=/bin",))
-        return store.add(NewImage(erofs, config, 1, 1), parse_reference(name))
 
 
 @pytest.fixture
@@ -43,7 +31,7 @@ def host() -> FakeHost:
 def data_dir(tmp_path: Path) -> Path:
     directory = tmp_path / "data"
     directory.mkdir(mode=0o700)
-    add_image(directory)
+    add_single_file_image(directory, "web")
     return directory
 
 

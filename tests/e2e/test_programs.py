@@ -30,13 +30,14 @@ def test_busybox_builtins() -> None:
         ("cat", "/etc/passwd"),
         ("ls", "-lA", "/etc"),
         ("ls", "-R", "/usr"),
-        ("find", "/etc", "-type", "f"),
+        ("sh", "-c", "find /etc -type f | sort"),  # their order: likewise
         ("sha256sum", "/bin/busybox"),
         ("wc", "/etc/passwd", "/etc/group"),
         ("dd", "if=/dev/zero", "of=/tmp/zeros", "bs=64k", "count=100", "status=none"),
         ("sort", "-r", "/etc/passwd"),
         ("stat", "-c", "%n %a %u %s %h %F", "/bin", "/etc/passwd", "/dev/null"),
-        ("stat", "-c", "%n %a %u %F", "/", "/etc", "/tmp"),  # size and links: the file system's affair
+        # size and links: the file system's affair
+        ("stat", "-c", "%n %a %u %F", "/", "/etc", "/tmp"),
         ("id",),
         ("env",),
         ("false",),

@@ -51,11 +51,6 @@ RECIPES = {
         ),
         Recipe("stress", ("stress-ng", "busybox-static")),
         Recipe(
-            "tools",
-            ("bash", "coreutils", "procps", "lsof", "python3.11", "python3-psutil"),
-            links=(("usr/bin/python3", "python3.11"), ("usr/bin/sh", "bash")),
-        ),
-        Recipe(
             "applications",
             (
                 "bash",

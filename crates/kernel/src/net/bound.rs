@@ -12,9 +12,11 @@ use core::cell::{Cell, RefCell};
 /// net.ipv4.ip_local_port_range.
 const EPHEMERAL: core::ops::RangeInclusive<u16> = 32768..=60999;
 
+/// By type and name: sockets of different types don't meet (unix(7)).
+type Names = BTreeMap<(Kind, Vec<u8>), Weak<Socket>>;
+
 crate::global! {
-    /// By type and name: sockets of different types don't meet (unix(7)).
-    static ABSTRACT: RefCell<AbstractNames> = RefCell::new(BTreeMap::new());
+    static ABSTRACT: RefCell<Names> = RefCell::new(Names::new());
 }
 
 crate::global! {
@@ -26,9 +28,6 @@ crate::global! {
     /// Where the search for a free port goes on.
     static NEXT: Cell<u16> = Cell::new(0);
 }
-
-/// By type and name.
-type AbstractNames = BTreeMap<(Kind, Vec<u8>), Weak<Socket>>;
 
 /// Sockets that share a port.
 type Holders = Vec<Weak<Socket>>;

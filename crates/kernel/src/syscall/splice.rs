@@ -180,8 +180,7 @@ fn sys_sendfile(args: Args) -> Result<u64> {
 
 fn sys_copy_file_range(args: Args) -> Result<u64> {
     let (in_offset, out_offset) = (args.addr(1), args.addr(3));
-    let table = task::current().files();
-    let (from, to) = (table.get(args.i32(0))?, table.get(args.i32(2))?);
+    let (from, to) = (opened(args.i32(0))?, opened(args.i32(2))?);
     // Negative ones are refused with the range.
     let raw = |addr: UserAddr| if addr.is_null() { Ok(None) } else { user::read::<u64>(addr).map(Some) };
     let mut source = Place { file: &from, offset: raw(in_offset)? };

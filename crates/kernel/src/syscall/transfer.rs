@@ -6,7 +6,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::file::{OpenFile, OpenFlags};
 use crate::fs::inode::FileType;
 use crate::fs::{access, notify};
-use crate::mm::addr::{USER_END, UserAddr};
+use crate::mm::addr::UserAddr;
 use crate::mm::user::{self, Dest, Segment, Source};
 use crate::task::current;
 use crate::task::process::TransferCounts;
@@ -58,9 +58,7 @@ const MAX_PIECES: usize = 1024;
 
 /// The buffer that arguments 1 and 2 tell of. One that does not lie in user space is refused whatever there is to move.
 fn one(args: Args) -> Result<[Segment; 1]> {
-    if args.u64(1).checked_add(args.u64(2)).is_none_or(|end| end > USER_END) {
-        return Err(Errno::EFAULT);
-    }
+    user::check_range(args.addr(1), args.u64(2))?;
     Ok([Segment { addr: args.addr(1), len: args.usize(2).min(MAX_TRANSFER_BYTES) }])
 }
 
@@ -251,21 +249,23 @@ fn sys_pwritev(args: Args) -> Result<u64> {
 /// linux/fs.h; newer than the constants at hand.
 const RWF_NOAPPEND: u32 = 0x20;
 
-const RW_FLAGS_GAP: &str = "RWF_ATOMIC and RWF_DONTCACHE give EOPNOTSUPP";
+const RW_FLAGS_GAP: &str = "RWF_ATOMIC, RWF_DONTCACHE and, for files with positions, RWF_NOWAIT give EOPNOTSUPP";
 
 /// Runs `act` with the status flags as the RWF_* `flags` of preadv2(2) want them for this one call. Everything is memory
-/// here, so that RWF_HIPRI, RWF_DSYNC and RWF_SYNC ask for nothing.
+/// here, so that RWF_HIPRI, RWF_DSYNC and RWF_SYNC ask for nothing; and no file with positions can say that it would have
+/// to wait, as on a tmpfs.
 fn with_rw_flags<T>(file: &OpenFile, flags: u32, act: impl FnOnce() -> Result<T>) -> Result<T> {
     const IDLE: u32 = linux::RWF_HIPRI | linux::RWF_DSYNC | linux::RWF_SYNC;
     const BOTH: u32 = linux::RWF_APPEND | RWF_NOAPPEND;
-    if flags & !(IDLE | BOTH | linux::RWF_NOWAIT) != 0 {
+    let nowait = flags & linux::RWF_NOWAIT != 0;
+    if flags & !(IDLE | BOTH | linux::RWF_NOWAIT) != 0 || (nowait && file.ops.seekable()) {
         return Err(Errno::EOPNOTSUPP);
     }
     if flags & BOTH == BOTH {
         return Err(Errno::EINVAL);
     }
     let mut set = OpenFlags::empty();
-    set.set(OpenFlags::NONBLOCK, flags & linux::RWF_NOWAIT != 0);
+    set.set(OpenFlags::NONBLOCK, nowait);
     set.set(OpenFlags::APPEND, flags & linux::RWF_APPEND != 0);
     let mut clear = OpenFlags::empty();
     clear.set(OpenFlags::APPEND, flags & RWF_NOAPPEND != 0);

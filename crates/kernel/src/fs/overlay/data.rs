@@ -224,7 +224,7 @@ impl Node {
     }
 
     /// Zeros what a shared mapping may have written behind the end `size` within its page, before the end moves.
-    pub(super) fn zero_after_end(&self, size: u64) -> Result<()> {
+    fn zero_after_end(&self, size: u64) -> Result<()> {
         let data = self.data()?;
         let within = (size % PAGE_BYTES) as usize;
         if within != 0

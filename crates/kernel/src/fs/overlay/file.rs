@@ -107,7 +107,8 @@ impl Node {
             end = data.size();
         }
         if offset > data.size() {
-            self.zero_after_end(data.size())?;
+            // Even if nothing of the program's can be read then: so does tmpfs.
+            self.set_size(offset)?;
         }
         let mut at = offset;
         let mut failure = None;
