@@ -115,8 +115,8 @@ pub fn receive(link: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
             }
             Ok((_, len)) => return Ok(len),
             Err(Errno::INTR) => {}
-            // The other side closed with unread messages in its queue: an end like any other.
-            Err(Errno::CONNRESET) => return Ok(0),
+            // The other side closed with unread messages in its queue. Said once; its own last words are still to be read.
+            Err(Errno::CONNRESET) => {}
             Err(error) => return Err(error.into()),
         }
     }
