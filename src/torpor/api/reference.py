@@ -1,4 +1,4 @@
-"""docs/api.md from the table of operations: `python -m torpor.api.reference > docs/api.md`."""
+"""docs/api.md, from the table of operations: `python -m torpor.api.reference > docs/api.md`."""
 
 import re
 import sys

@@ -21,8 +21,8 @@ macro_rules! pod {
 }
 pod!(u8, u16, u32, u64, usize, i8, i16, i32, i64, [u32; 2], [i32; 2], [u64; 2], [i64; 2], [u64; 3], [u64; 4], [i64; 4]);
 
-/// Hosted, "programs' memory" is this process's own, wherever it is.
-const END: u64 = if cfg!(feature = "hosted") { u64::MAX } else { USER_END };
+/// First address behind programs' memory. Hosted, that is this process's own, which ends where the lower half does.
+const END: u64 = if cfg!(feature = "hosted") { 1 << 47 } else { USER_END };
 
 /// Whether a range lies where programs' memory can be, mapped or not.
 ///
