@@ -94,9 +94,7 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
     with exclusive(data_dir), contextlib.ExitStack() as held:
         store = Store(data_dir, lower=settings.lower_tier)
         held.callback(store.close)
-        token = await ensure_first_token(store)
-        if token is not None:
-            _write_token(data_dir / "token", token)
+        await ensure_first_token(store, lambda token: _write_token(data_dir / "token", token))
         controller = Controller(
             data_dir,
             store,

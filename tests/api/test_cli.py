@@ -16,12 +16,14 @@ pytestmark = pytest.mark.anyio
 TORPOR = REPOSITORY / ".venv" / "bin" / "torpor"
 
 
-async def torpor(data_dir: Path, *words: str, status: int = 0, **env: str) -> str:
+async def torpor(
+    data_dir: Path, *words: str, status: int = 0, env: dict[str, str] | None = None
+) -> str:
     def call() -> "subprocess.CompletedProcess[str]":
         clean = {name: value for name, value in os.environ.items() if not name.startswith("UKC_")}
         return subprocess.run(
             [TORPOR, "--data", data_dir, *words],
-            env={**clean, **env},
+            env={**clean, **(env or {})},
             capture_output=True,
             text=True,
             check=False,
@@ -62,8 +64,8 @@ async def test_services_tokens_quotas_and_deploy(server: Service, data_dir: Path
     assert url.strip().endswith(".localhost")
     token = (await torpor(data_dir, "token", "create", "ci", "--scope", "read")).strip()
     environment = {"UKC_METRO": server.endpoint, "UKC_TOKEN": token}
-    assert "app" in await torpor(data_dir, "instance", "list", **environment)
-    refused = await torpor(data_dir, "instance", "stop", "app", status=125, **environment)
+    assert "app" in await torpor(data_dir, "instance", "list", env=environment)
+    refused = await torpor(data_dir, "instance", "stop", "app", status=125, env=environment)
     assert "lacks the scope 'write'" in refused
     await torpor(data_dir, "quota", "set", "default", "instances=1")
     over = await torpor(data_dir, "instance", "create", "web", status=1)
@@ -78,7 +80,7 @@ async def test_no_token_goes_to_a_proxy_of_the_environment(server: Service, data
         trap.setblocking(False)
         proxy = f"http://127.0.0.1:{trap.getsockname()[1]}"
         names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy")
-        await torpor(data_dir, "instance", "list", **dict.fromkeys(names, proxy))
+        await torpor(data_dir, "instance", "list", env=dict.fromkeys(names, proxy))
         with pytest.raises(BlockingIOError):
             trap.accept()
 

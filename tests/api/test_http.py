@@ -12,7 +12,9 @@ import httpx
 import pytest
 
 from torpor.api import server as server_module
+from torpor.api.auth import authenticate, ensure_first_token
 from torpor.api.service import Service
+from torpor.store import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -153,6 +155,28 @@ async def test_only_hashes_are_in_the_database(server: Service, data_dir: Path, 
     content = b"".join((data_dir / name).read_bytes() for name in names)
     assert token.encode() not in content
     assert (data_dir / "token").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_set_up_that_died_half_way_is_done_again(tmp_path: Path) -> None:
+    kept: list[str] = []
+
+    def fail(token: str) -> None:
+        kept.append(token)
+        raise OSError("the disk is full")
+
+    store = Store(tmp_path)
+    try:
+        with pytest.raises(OSError, match="the disk is full"):
+            await ensure_first_token(store, fail)
+        await ensure_first_token(store, kept.append)
+        await ensure_first_token(store, kept.append)
+        assert len(kept) == 2
+        assert authenticate(store, f"Bearer {kept[0]}") is None
+        principal = authenticate(store, f"Bearer {kept[1]}")
+        assert principal is not None
+        assert principal.owner.name == "default"
+    finally:
+        store.close()
 
 
 async def test_users_are_apart_and_have_quotas(server: Service, http: httpx.AsyncClient) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from torpor.images.config import ImageConfig
 from torpor.images.names import parse_reference
-from torpor.images.store import ImageStore, NewImage
+from torpor.images.records import NewImage
+from torpor.images.store import ImageStore
 
 
 def add_single_file_image(

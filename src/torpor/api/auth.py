@@ -7,6 +7,7 @@ root get as far as this.
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 from uuid import uuid4
@@ -63,15 +64,18 @@ def local_principal(store: Store) -> Principal:
     return Principal(store.owners.find(name=FIRST_OWNER), ALL_SCOPES)
 
 
-async def ensure_first_token(store: Store) -> str | None:
-    """Makes the first owner and its token if there are none; the token if it was made now."""
+async def ensure_first_token(store: Store, keep: Callable[[str], None]) -> None:
+    """Makes the first owner and a token where there is none; `keep` puts the token on the disk.
+
+    That comes before the hash is recorded: whenever this dies, the next start makes another one.
+    """
     try:
-        store.owners.find(name=FIRST_OWNER)
+        owner = store.owners.find(name=FIRST_OWNER)
     except MissingError:
         owner = await store.owners.add(FIRST_OWNER)
-        token, hash_ = new_token()
-        await store.owners.add_token(
-            Token(str(uuid4()), owner.id, "first", SCOPES, now_ms(), None), hash_
-        )
-        return token
-    return None
+    if store.owners.tokens(owner.id):
+        return
+    token, hash_ = new_token()
+    keep(token)
+    record = Token(str(uuid4()), owner.id, "first", SCOPES, now_ms(), None)
+    await store.owners.add_token(record, hash_)

@@ -18,8 +18,6 @@ from torpor.controller.requests import Reference
 from torpor.store import StoreError
 
 JSON = "application/json"
-PARALLEL = 64
-"""Objects of one request that are dealt with at the same time."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -50,7 +48,7 @@ async def handle(
         return envelope(operation.key, answer, began)
     items = _items(operation, call)
     handler = operation.handler
-    gate = asyncio.Semaphore(PARALLEL)
+    gate = asyncio.Semaphore(operation.parallel)
 
     async def one(item: Any) -> Any:
         async with gate:

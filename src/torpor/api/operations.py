@@ -65,6 +65,8 @@ class Operation:
     query: Any = NoQuery
     body: Any = None
     """The type of one object of the body, for `each`; of the whole body otherwise."""
+    parallel: int = 64
+    """Objects of one request that are dealt with at the same time."""
     array: bool = False
     """Whether the body is an array (one object alone is understood, too)."""
     body_needed: bool = False

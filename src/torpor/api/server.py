@@ -93,6 +93,5 @@ def make_server(app: Litestar) -> uvicorn.Server:
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=64 << 10,
     )
     return _Server(config)

@@ -14,12 +14,11 @@ from unikraft_cloud import UnikraftCloud
 from unikraft_cloud.core.errors import UnikraftCloudError
 
 from torpor.cli.output import say
+from torpor.cli.server import URL_FILE
 from torpor.datadir import data_dir
 from torpor.errors import TorporError
 
 T = TypeVar("T")
-
-URL_FILE = "run/api.url"
 
 
 class Server:

@@ -6,16 +6,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from torpor.cli.client import URL_FILE, Server, run
-from torpor.cli.output import FORMATS, output_option, say
+from torpor.cli.output import FORMATS, output_option, say, show
 from torpor.datadir import data_dir
 from torpor.errors import TorporError
 
+if TYPE_CHECKING:
+    from torpor.cli.client import Server
+
 SUPERVISOR = "run/supervisor.pid"
+URL_FILE = "run/api.url"
 START_TIMEOUT_S = 60.0
 
 
@@ -80,13 +83,15 @@ def _await_url(directory: Path, process: "subprocess.Popen[bytes]", log_path: Pa
 @click.pass_obj
 def down(data: str | None, now: bool) -> None:
     """Put stateful instances into standby, stop the others, and end the server."""
+    from torpor.cli.client import run  # the SDK behind it costs `up` more than the server itself
+
     directory = data_dir(data)
     pid = _running_pid(directory)
     if pid is None:
         raise TorporError(f"no server runs on {directory}")
     if not now:
 
-        async def work(server: Server) -> int:
+        async def work(server: "Server") -> int:
             answer = await server.own("POST", "/torpor/v1/quiesce")
             return int(answer["left_running"])
 
@@ -127,15 +132,15 @@ def _supervisor_of(directory: Path, pid: int) -> int | None:
 def status(data: str | None, format_: str) -> None:
     """Show how many there are of what, and how the server is."""
 
-    async def work(server: Server) -> dict[str, Any]:
+    from torpor.cli.client import run
+
+    async def work(server: "Server") -> dict[str, Any]:
         health = await server.sdk.api.platform.node.healthz()
         counts = (await server.own("GET", "/torpor/v1/status"))["counts"]
         return {"versions": health.data.versions, "checks": health.data.checks, "counts": counts}
 
     found = run(data, work)
     if format_ != FORMATS[0]:
-        from torpor.cli.output import show
-
         show([found], format_, ())
         return
     click.echo(f"torpor {found['versions']['torpor']}")

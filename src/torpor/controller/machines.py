@@ -5,7 +5,7 @@ from torpor.controller.model import Config, service_of
 from torpor.controller.vm import Machine
 from torpor.errors import TorporError
 from torpor.images import ImageStore
-from torpor.images.store import ResolvedImage
+from torpor.images.records import ResolvedImage
 from torpor.store import InstanceRow, Store
 
 

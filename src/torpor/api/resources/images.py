@@ -9,7 +9,7 @@ from torpor.api.dispatch import RequestError
 from torpor.api.operations import Call, operation
 from torpor.api.wire import ImageAnswer, ImageTag, RegistryImage
 from torpor.controller.requests import Request
-from torpor.images.store import StoredImage
+from torpor.images.records import StoredImage
 
 GROUP = "Images"
 

@@ -9,7 +9,7 @@ from litestar import Response
 from torpor.api import listing, rendering
 from torpor.api.dispatch import JSON, RequestError, failed
 from torpor.api.listing import ListQuery, OneQuery, References
-from torpor.api.operations import Call, operation
+from torpor.api.operations import MAX_ITEMS, Call, operation
 from torpor.api.wire import (
     HistoryAnswer,
     HistoryEntry,
@@ -267,7 +267,7 @@ async def suspend_instance(call: Call, item: SuspendItem) -> TransitionAnswer:
 
 @operation("GET", PATH + "/wait", "wait_instances", "Wait for a state", group="Instances",
            form="each", key="instances", answer=TransitionAnswer, query=References, body=WaitItem,
-           array=True)  # fmt: skip
+           array=True, parallel=MAX_ITEMS)  # fmt: skip
 @operation("GET", PATH + "/{uuid:str}/wait", "wait_instance_by_uuid", "Wait for a state",
            group="Instances", form="each", key="instances", answer=TransitionAnswer,
            body=WaitItem)  # fmt: skip
