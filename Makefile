@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt conformance soak test-stock-kvm bench-guest bench-images test-examples rootfs lock clean
+.PHONY: help setup build demo test lint fmt conformance soak test-stock-kvm bench-guest bench-images bench-snapshot test-examples rootfs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ soak: build rootfs ## minutes of load and faults (SOAK_MINUTES, default 10)
 
 bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
 	@$(BIN)/python -m tests.bench.guest
+
+bench-snapshot: build rootfs ## waking, sleeping and sizes of VMs of one template
+	@$(BIN)/python -m tests.bench.snapshot
 
 bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test

@@ -10,6 +10,7 @@
 pub mod boot;
 pub mod clock;
 pub mod frame;
+pub mod handover;
 pub mod layout;
 pub mod ring;
 pub mod shared;

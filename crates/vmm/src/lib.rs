@@ -11,4 +11,6 @@ pub mod cli;
 pub mod error;
 pub mod flow;
 pub mod link;
+pub mod serve;
+pub mod snapshot;
 pub mod vm;

@@ -36,6 +36,16 @@ impl Timer {
         Ok(Self { descriptor, state: Mutex::new(State { armed_ns: NEVER, fired_ns: None }) })
     }
 
+    /// Disarms it: the guest is another one.
+    ///
+    /// # Errors
+    /// What timerfd_settime(2) gives.
+    pub(super) fn reset(&self, memory: &GuestMemory) -> io::Result<()> {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.fired_ns = None;
+        self.arm(&mut state, memory, NEVER)
+    }
+
     /// Becomes readable at the deadline.
     #[must_use]
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
