@@ -95,6 +95,11 @@ async def vm_process(directory: Path) -> AsyncIterator[VMProcess]:
     launched = await launch(directory / f"{secrets.token_hex(4)}.sock")
     try:
         yield launched.process
+    except BaseException:
+        await asyncio.sleep(0.1)
+        while not launched.process.events.empty():
+            print(launched.process.events.get_nowait())  # shown when the test fails
+        raise
     finally:
         launched.process.close()
         launched.child.kill()

@@ -256,6 +256,13 @@ impl Machine {
         Ok(true)
     }
 
+    /// Lets the I/O thread go on, and makes it look anew: it may be waiting for events of a link that was replaced.
+    fn open_gate(&self) {
+        self.gate.open();
+        // A counter that is full has been written to.
+        let _ = self.notify.write(1);
+    }
+
     /// Makes `link` the link, under the number of the former one.
     fn attach(&self, link: &OwnedFd) -> Result<(), Fatal> {
         // SAFETY: dup3(2) replaces what our own descriptor refers to at once; its owner stays its owner.

@@ -45,7 +45,7 @@ impl Vm {
         if inbox_is_empty && ring_is_empty {
             return Ok(());
         }
-        self.machine.gate.open();
+        self.machine.open_gate();
         Err(Refusal::Busy("input is on its way to the guest".into()))
     }
 

@@ -314,7 +314,7 @@ impl Vm {
     /// Lets a quiesced VM go on as if nothing had happened, with the next [`Vm::run`].
     pub fn go_on(&mut self) {
         handover::set_command(&self.machine.memory, command::CONTINUE, 0);
-        self.machine.gate.open();
+        self.machine.open_gate();
     }
 
     fn enter_at_resume(&mut self) {

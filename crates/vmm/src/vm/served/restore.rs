@@ -41,10 +41,13 @@ impl Vm {
             }
         };
         self.start_over(link)?;
+        if !self.entered {
+            self.run_to_park()?;
+        }
         handover::write_list(&self.machine.memory, &entries).map_err(Fatal::from)?;
         let count = entries.len() as u32;
         handover::write_resume(&self.machine.memory, instance, stopped_at_ns, self.tsc_hz, count)?;
-        self.machine.gate.open();
+        self.machine.open_gate();
         Ok(())
     }
 
