@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt conformance soak test-stock-kvm bench-guest bench-images bench-snapshot test-examples rootfs lock clean
+.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-snapshot bench-api test-examples rootfs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: build ## everything that guards the project
 lint: setup ## ruff, mypy, cargo fmt --check, cargo clippy
 	$(BIN)/python scripts/run_tests.py --only lint
 
+docs: setup ## documents that are made from the source: docs/syscalls.md
+	TORPOR_REWRITE_DOCS=1 cargo test --locked --quiet -p torpor-kernel --test syscalls
+
 fmt: setup ## format Python and Rust
 	$(BIN)/ruff check --fix --quiet
 	$(BIN)/ruff format --quiet
@@ -54,7 +57,9 @@ soak: build rootfs ## minutes of load and faults (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak
 
 bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
+	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.guest
+	@$(BIN)/python -m tests.bench.network
 
 bench-snapshot: build rootfs ## waking, sleeping and sizes of VMs of one template
 	@$(BIN)/python -m tests.bench.snapshot
@@ -63,7 +68,11 @@ bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.images
 
-test-examples: build ## build all sample applications and try each natively; makes base images
+bench-api: build ## torpord with a million instances: speed, memory, start-up
+	@$(BIN)/python -m tests.bench.api
+
+test-examples: build ## sample applications, natively and in microVMs; makes base images
+	@scripts/system-packages test
 	@$(BIN)/python -m tests.images.examples
 
 rootfs: setup ## root file systems for tests and demo, below build/rootfs

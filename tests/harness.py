@@ -79,14 +79,16 @@ def vm_run(
     return run_command(command, stdin=stdin or b"", timeout_s=timeout_s)
 
 
-def native_command(root: str, *argv: str) -> list[str | Path]:
+def native_command(root: str, *argv: str, alone: bool = False) -> list[str | Path]:
     """The command that runs `argv` on this machine's kernel, under chroot(2).
 
     As in a VM, what it writes is gone afterwards: an overlay on tmpfs lies over the directory.
+    `alone` adds what else a VM keeps to itself: processes, System V IPC and a network of loopback.
     """
     lower = shlex.quote(str(make_root(root)))
     setup = f"""
         set -e
+        {"ip link set lo up" if alone else ""}
         mount -t tmpfs -o mode=755 native /mnt
         mkdir /mnt/upper /mnt/work /mnt/root
         mount -t overlay native -o lowerdir={lower},upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
@@ -96,15 +98,20 @@ def native_command(root: str, *argv: str) -> list[str | Path]:
         mount -t tmpfs -o mode=1777 shm /mnt/root/dev/shm
         cd /mnt/root
         ulimit -Sn 1024
-        exec chroot . "$@"
+        exec env -u PWD -u OLDPWD chroot . "$@"
     """
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
-    return ["unshare", "--mount", "--uts", *as_root, "sh", "-c", setup, "native", *argv]
+    others = ["--pid", "--fork", "--kill-child", "--ipc", "--net"] if alone else []
+    return ["unshare", "--mount", "--uts", *others, *as_root, "sh", "-c", setup, "native", *argv]
 
 
 def run_native(
-    root: str, *argv: str, stdin: bytes | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    root: str,
+    *argv: str,
+    stdin: bytes | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    alone: bool = False,
 ) -> Result:
     """Run `argv` on this machine's kernel from the root directory `root`."""
-    command = native_command(root, *argv)
+    command = native_command(root, *argv, alone=alone)
     return run_command(command, stdin=stdin or b"", timeout_s=timeout_s, env=DEFAULT_ENVIRONMENT)

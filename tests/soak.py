@@ -44,7 +44,7 @@ class Soak:
         self.expected = {program: run_native(program[0], *program[2]) for program in PROGRAMS}
 
     def work(self, seed: int) -> None:
-        chance = random.Random(seed)  # noqa: S311 -- repeatable on purpose
+        chance = random.Random(seed)
         while time.monotonic() < self.until_s:
             program = chance.choice(PROGRAMS)
             kill_after_s = chance.uniform(0, 1) if chance.random() < KILLED_SHARE else None

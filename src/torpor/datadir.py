@@ -13,7 +13,7 @@ def data_dir(option: str | None) -> Path:
 
     `option` is the value of `--data`. Raises TorporError if the directory cannot be made or used.
     """
-    path = _chosen(option)
+    path = chosen_data_dir(option)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -28,7 +28,8 @@ def data_dir(option: str | None) -> Path:
     return path
 
 
-def _chosen(option: str | None) -> Path:
+def chosen_data_dir(option: str | None) -> Path:
+    """The data directory, absolute, whether it is there or not."""
     named = option or os.environ.get("TORPOR_DATA")
     if named:
         return Path(named).absolute()

@@ -167,12 +167,47 @@ def reading(report: Report) -> None:
         )
 
 
+# What `scheduling` does, how often in a round, and the bar for one of them.
+SCHEDULING = {
+    "getppid": (10_000, Bar(3)),
+    "yield": (2_000, None),
+    "pipe-threads": (1_000, None),
+    "pipe-processes": (1_000, None),
+    "fork-exec": (10, None),
+}
+SCHEDULING_ROUNDS = 20
+EPOLL_ROUNDS = 500
+
+
+def scheduling(report: Report) -> None:
+    """One processor's switches from thread to thread, and system calls that trap."""
+    guest = [*vmm_run(root_image("programs"), "--no-rewrite"), "scheduling"]
+    native = [*native_root("programs"), "scheduling"]
+    for suffix, prefix in (("", guest), ("-native", native)):
+        for what, (count, bar) in SCHEDULING.items():
+            lines = output([*prefix, what, str(SCHEDULING_ROUNDS), str(count)])
+            times_us = [ns / 1e3 / count for (ns,) in lines]
+            report.samples(what + suffix, times_us, "us", bar=None if suffix else bar)
+        what, bar = "epoll-beside-spin", Bar(20, "p99")
+        times_ms = [ns / 1e6 for (ns,) in output([*prefix, what, str(EPOLL_ROUNDS), "1"])]
+        report.samples(what + suffix, times_ms, "ms", bar=None if suffix else bar)
+
+
 def main() -> int:
     refuse_debug_build()
     enter_mount_namespace("tests.bench.guest")
     os.chdir(REPOSITORY)
     report = Report("guest")
-    for part in (start_up, idle_memory, program_starts, computing, touching_memory, reading):
+    parts = (
+        start_up,
+        idle_memory,
+        program_starts,
+        computing,
+        touching_memory,
+        reading,
+        scheduling,
+    )
+    for part in parts:
         try:
             part(report)
         except (WrongAnswerError, subprocess.CalledProcessError) as error:

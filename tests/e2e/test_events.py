@@ -1,4 +1,4 @@
-"""Waiting for events: what programs see of pipes, polling, timers and watches is as natively."""
+"""Waiting for events, and files: what programs see of both is as natively."""
 
 import pytest
 
@@ -6,7 +6,10 @@ from tests.e2e.test_programs import compare
 
 pytestmark = pytest.mark.kvm
 
-COMPARED = ["event_pipes", "event_polls", "event_epoll", "event_timers", "event_files"]
+COMPARED = [
+    "event_pipes", "event_polls", "event_epoll", "event_timers", "event_files",
+    "file_locks", "file_data", "file_names",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMPARED)

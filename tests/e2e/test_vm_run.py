@@ -33,6 +33,12 @@ def test_streams_hold_the_programs_bytes_and_nothing_else() -> None:
     assert sh("printf 'out\\0put'; printf error >&2") == (0, "out\0put", "error")
 
 
+@pytest.mark.parametrize("options", [(), ("-u", "app")])
+def test_streams_can_be_opened_by_name(options: tuple[str, ...]) -> None:
+    script = "cat /dev/stdin; echo out >> /dev/stdout; echo err > /proc/self/fd/2"
+    assert sh(script, *options, stdin=b"in\n") == (0, "in\nout\n", "err\n")
+
+
 @pytest.mark.parametrize("status", [0, 1, 42, 255])
 def test_exit_status(status: int) -> None:
     assert sh(f"exit {status}") == (status, "", "")
@@ -307,6 +313,33 @@ def test_ctrl_c_in_a_terminal() -> None:
     assert terminal.wait() == 130
 
 
+def test_job_control_of_a_shell() -> None:
+    terminal = Terminal("bash", "--norc", "-i", root="bash")
+    prompt = rb"bash-\S+# "
+    terminal.expect(rb"^" + prompt)  # no complaint about job control before it
+    terminal.type(b"sleep 1000\n")
+    terminal.expect(rb"sleep 1000\r\n")
+    time.sleep(0.3)  # until the shell has handed the terminal over, keys are its own
+    terminal.type(b"\x1a")
+    terminal.expect(rb"\[1\]\+  Stopped +sleep 1000")
+    terminal.type(b"bg; jobs\n")
+    terminal.expect(rb"\[1\]\+ sleep 1000 &\r\n\[1\]\+  Running +sleep 1000 &\r\n")
+    terminal.type(b"cat & wait %2; echo $?\n")
+    terminal.expect(rb"\[2\]\+  Stopped\(SIGTTIN\)|\[2\]\+  Stopped +cat")
+    terminal.type(b"kill %2; fg %1\n")
+    terminal.expect(rb"fg %1\r\n")
+    terminal.expect(rb"sleep 1000\r\n")
+    time.sleep(0.3)
+    terminal.type(b"\x03")
+    terminal.expect(prompt)
+    terminal.type(b"echo status $?; trap 'echo caught' INT\n")
+    terminal.expect(rb"status 130\r\n")
+    terminal.type(b"(kill -STOP $BASHPID; echo resumed) & sleep 0.3; fg %%\n")
+    terminal.expect(rb"resumed\r\n")
+    terminal.type(b"sleep 0.01 | cat; set -m; exit 7\n")
+    assert terminal.wait() == 7
+
+
 def test_size_change_signal() -> None:
     code = (
         "import os, signal\n"
@@ -338,13 +371,40 @@ def test_terminal_is_restored() -> None:
 
 def test_trace(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    result = vm_run("busybox", "cat", "/etc/hosts", options=(f"--trace={trace}",))
+    result = vm_run("busybox", "head", "-n", "1", "/etc/hosts", options=(f"--trace={trace}",))
     assert result.stdout.startswith(b"127.0.0.1")
     assert result.stderr == b""
     text = trace.read_text()
     assert re.search(r'open(at)?\((AT_FDCWD, )?"/etc/hosts", O_RDONLY[^)]*\)\s+= 3', text)
     assert re.search(r'write\(1, "127\.0\.0\.1.*, \d+\)\s+= \d+', text)
-    assert re.search(r"exit_group\(0\)", text)
+    assert re.search(r"exit_group\(0\) +=", text)
+
+
+def test_trace_shows_what_calls_mean(tmp_path: Path) -> None:
+    """Flags, structures, results, errors, signals and ends of processes as strace shows them."""
+    trace = tmp_path / "trace"
+    script = (
+        "ls -l /dev/null; cat /missing; sleep 0.01 & wait; trap 'echo caught' USR1; kill -USR1 $$;"
+        "kill -KILL $$"
+    )
+    assert vm_run("busybox", "sh", "-c", script, options=(f"--trace={trace}",)).status == 137
+    text = trace.read_text()
+    for line in [
+        r'^ +\d+ +\d+\.\d{6} execve\("\S+", \["cat", "/missing"\], 0x\w+\) += 0 <\d\.\d{6}>$',
+        r'stat\S*\(.*"/dev/null", \{st_mode=S_IFCHR\|0666, st_rdev=makedev\(0x1, 0x3\)',
+        r'openat\(AT_FDCWD, "/missing", O_RDONLY\) += -1 ENOENT \(No such file or directory\)',
+        r"clone3?\(.*CLONE_CHILD_CLEARTID.*SIGCHLD.*\) = \d+",
+        r"wait4\(-1 <unfinished \.\.\.>",
+        r"<\.\.\. wait4 resumed>\[\{WIFEXITED\(s\) && WEXITSTATUS\(s\) == 1\}\], 0, NULL\) = \d+",
+        r"wait4\(-1, \[\{WIFEXITED\(s\) && WEXITSTATUS\(s\) == 0\}\], WNOHANG, NULL\) = \d+",
+        r"nanosleep\(.*\{tv_sec=0, tv_nsec=10000000\}",
+        r"--- SIGCHLD \{si_signo=SIGCHLD, si_code=CLD_EXITED, si_pid=\d+, si_uid=0, si_status=0,",
+        r"rt_sigaction\(SIGUSR1, \{sa_handler=0x\w+, sa_mask=",
+        r"--- SIGUSR1 \{si_signo=SIGUSR1, si_code=SI_USER, si_pid=2, si_uid=0\} ---",
+        r"\+\+\+ exited with 1 \+\+\+",
+        r"\+\+\+ killed by SIGKILL \+\+\+",
+    ]:
+        assert re.search(line, text, re.MULTILINE), line
 
 
 def test_trace_to_standard_error() -> None:

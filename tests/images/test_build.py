@@ -19,7 +19,8 @@ from torpor.cli.commands import run
 from torpor.errors import TorporError
 from torpor.images.build import Builder, BuildOptions, build_args_from
 from torpor.images.config import ImageConfig
-from torpor.images.errors import BuildError, RegistryUnreachableError, ToolMissingError
+from torpor.images.convert import Layer, convert
+from torpor.images.errors import BuildError, ImageError, RegistryUnreachableError, ToolMissingError
 from torpor.images.names import parse_reference
 from torpor.images.settings import ImageSettings
 from torpor.images.store import ImageStore
@@ -41,10 +42,16 @@ COMMANDS = (
     "chmod",
 )
 
+BASE_CONFIG = ImageConfig(env=("PATH=/bin", "FROM_BASE=yes"), cmd=("sh",), workdir="/tmp")
+
 
 @pytest.fixture
 def base(add_layers: AddTar) -> str:
     """The image `base:1`: busybox and a file."""
+    return add_layers(tar(base_members()), tag="base:1", config=BASE_CONFIG)
+
+
+def base_members() -> list[Member]:
     busybox = Path(shutil.which("busybox") or "").read_bytes()
     members = [
         directory("bin"),
@@ -52,8 +59,7 @@ def base(add_layers: AddTar) -> str:
         Member("bin/busybox", busybox, mode=0o755),
     ]
     members += [symlink(f"bin/{name}", "busybox") for name in COMMANDS]
-    config = ImageConfig(env=("PATH=/bin", "FROM_BASE=yes"), cmd=("sh",), workdir="/tmp")
-    return add_layers(tar([*members, Member("of-base", b"base")]), tag="base:1", config=config)
+    return [*members, Member("of-base", b"base")]
 
 
 @pytest.fixture
@@ -140,6 +146,19 @@ def test_a_dockerfile_becomes_an_image(store: ImageStore, build: Build) -> None:
     assert "of-base" not in listing(store, "stage")
 
 
+def test_triggers_of_a_stored_base_run(store: ImageStore, build: Build) -> None:
+    build("FROM base:1\nONBUILD COPY file /triggered\nONBUILD RUN echo x > /ran\n", tag="parent")
+    assert store.resolve("parent").config.on_build == ("COPY file /triggered", "RUN echo x > /ran")
+    build("FROM parent\nRUN echo y > /own\n", {"file": "1"}, tag="child")
+    found = listing(store, "child")
+    assert (found["triggered"], found["ran"], found["own"]) == (b"1", b"x\n", b"y\n")
+    assert store.resolve("child").config.on_build == ()
+    with pytest.raises(BuildError, match=r"Dockerfile:2: RUN: .*exit status 1"):
+        build("FROM parent\nRUN false\n")
+    with pytest.raises(BuildError, match=r"Dockerfile:1: FROM: .*file"):
+        build("FROM parent\nRUN true\n", {".dockerignore": "file\n"})
+
+
 def test_configuration_reaches_run_steps_but_not_the_image(
     store: ImageStore, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +229,35 @@ def test_buildah_missing(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
         build("FROM base:1\n")
 
 
+def test_a_full_disk_during_a_build(tmp_path: Path) -> None:
+    data, context = tmp_path / "small", tmp_path / "context"
+    data.mkdir()
+    context.mkdir()
+    archive = tmp_path / "base.tar"
+    archive.write_bytes(tar(base_members()))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(data)], check=True)
+    try:
+        store = ImageStore(data)
+        base_tag = parse_reference("base:1")
+        settings = ImageSettings()
+        with store.staging() as staging:
+            layers = [Layer(archive, "base")]
+            convert(store, staging, layers, BASE_CONFIG, limits=settings.limits, tag=base_tag)
+
+        def build(step: str) -> str:
+            builder = Builder(store, settings, ANONYMOUS, lambda _: None)
+            text = f"FROM base:1\nRUN {step}\n"
+            return builder.build(BuildOptions(context, dockerfile_text=text))
+
+        with pytest.raises(ImageError, match=f"{data}: no room left on this disk"):
+            build("cat /dev/zero > /fill")
+        assert [image.tags for image in store.images()] == [("base:1",)]
+        assert not list((store.directory / "staging").iterdir())
+        assert listing(store, build("echo small > /small"))["small"] == b"small\n"
+    finally:
+        subprocess.run(["umount", str(data)], check=True)
+
+
 def test_a_killed_build_leaves_nothing_in_the_way(
     store: ImageStore, build: Build, tmp_path: Path
 ) -> None:
@@ -226,7 +274,7 @@ def test_a_killed_build_leaves_nothing_in_the_way(
             if line.strip() == "started":
                 break
         process.send_signal(signal.SIGKILL)
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while _running("987654"):
         assert time.monotonic() < deadline_s, "the killed build's step goes on"
         time.sleep(0.05)

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torpor.images.detect import suggest_dockerfile
-from torpor.images.dockerfile import Translation, base_images, parse_dockerfile, translate
+from torpor.images.dockerfile import base_images, parse_dockerfile
 from torpor.images.errors import BuildError, ImageError
 from torpor.images.names import parse_reference
+from torpor.images.translate import Translation, translate
 
 PATH = Path("Dockerfile")
 
@@ -67,7 +68,8 @@ FROM last:${UNKNOWN:-4}
 
 def test_translation_renames_bases_and_knows_steps() -> None:
     found, _ = translated(
-        'FROM a AS one\nRUN x\nFROM one\nCOPY --link --chmod=755 --from=b /f /f\nCMD ["c"]\n'
+        "FROM a AS one\nRUN --network=host x\n"
+        'FROM one\nCOPY --link --chmod=755 --from=b /f /f\nCMD ["c"]\n'
     )
     assert found.text.splitlines() == [
         "# escape=\\",
@@ -100,6 +102,29 @@ def test_here_documents() -> None:
         'CMD ["x"]',
     ]
     assert documents == ["$HOME\n", "plain text\n"]
+
+
+def test_here_documents_run_in_the_shell_of_their_stage() -> None:
+    found, _ = translated(
+        'FROM a AS one\nSHELL ["/bin/bash", "-ec"]\nRUN <<E\nx\nE\n'
+        "FROM ONE\nRUN <<E\ny\nE\nFROM a\nRUN <<E\nz\nE\nFROM 0\nRUN <<E\n0\nE\n"
+    )
+    assert [line for line in found.text.splitlines() if line.startswith("RUN")] == [
+        'RUN ["/bin/bash", "-ec", "x\\n"]',
+        'RUN ["/bin/bash", "-ec", "y\\n"]',
+        'RUN ["/bin/sh", "-c", "z\\n"]',
+        'RUN ["/bin/bash", "-ec", "0\\n"]',
+    ]
+
+
+def test_only_line_feeds_end_a_line() -> None:
+    dockerfile = parse_dockerfile("FROM a\r\nRUN x\x0cy\u2028z\r\nRUN b\n", PATH, {})
+    assert [i.rest for i in dockerfile.stages[0].instructions] == ["a", "x\x0cy\u2028z", "b"]
+
+
+def test_from_knows_the_platform() -> None:
+    text = "FROM --platform=$TARGETPLATFORM a-${TARGETARCH}-$BUILDOS\n"
+    assert base_images(parse_dockerfile(text, PATH, {})) == ["a-amd64-linux"]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,14 @@ def test_a_name_moves_and_the_old_image_is_collected(store: ImageStore, add_laye
     assert store.prune() == ([], 0)
 
 
+def test_a_name_like_a_digest_is_a_name(store: ImageStore, add_layers: AddTar) -> None:
+    digest = add_layers(LAYER, tag="app")
+    for name in (digest[7:8], digest[7:17]):
+        store.tag(digest, parse_reference(name))
+        assert store.remove(name) == ([f"{name}:latest"], [])
+    assert store.remove(digest[7:17]) == (["app:latest"], [digest])
+
+
 def test_nothing_in_use_is_collected(store: ImageStore, add_layers: AddTar) -> None:
     digest = add_layers(LAYER, tag="app")
     store.refer("snapshot", "3f/1", digest)
@@ -123,6 +131,7 @@ def test_a_damaged_description_is_refused(store: ImageStore, add_layers: AddTar)
     [
         {"Cmd": "sh"}, {"Env": ["A"]}, {"Env": [1]}, {"ExposedPorts": ["80"]}, {"Labels": {"a": 1}},
         {"Healthcheck": {"Interval": "5s"}}, {"User": 0.5}, [], "x",
+        {"Cmd": ["a\0b"]}, {"Entrypoint": ["\ud800"]}, {"User": "a\0"}, {"Env": ["=x"]},
     ],
 )  # fmt: skip
 def test_wrong_configurations(raw: object) -> None:
@@ -153,6 +162,24 @@ def test_what_a_killed_process_leaves_is_swept(store: ImageStore) -> None:
     assert leftover.exists()
     with store.staging():
         assert not leftover.exists()
+
+
+def test_stagings_that_begin_at_the_same_time_do_not_sweep_each_other(store: ImageStore) -> None:
+    program = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from torpor.images.store import ImageStore
+        store = ImageStore(Path(sys.argv[1]))
+        for _ in range(150):
+            with store.staging() as staging:
+                (staging / "mine").write_bytes(b"")
+        """
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(store.data_dir)]) for _ in range(4)
+    ]
+    assert [process.wait() for process in processes] == [0] * 4
 
 
 def test_orphans_of_an_interrupted_add_are_pruned(store: ImageStore, add_layers: AddTar) -> None:

@@ -36,6 +36,7 @@ _FILES = {
     ),
     "etc/group": "root:x:0:\nstaff:x:50:app\napp:x:1000:\nnogroup:x:65534:\n",
     "etc/hosts": "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+    "etc/resolv.conf": "nameserver 192.0.2.3\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 
@@ -154,25 +155,19 @@ def _link_busybox(root: Path) -> None:
 def compile_programs(target: Path) -> None:
     """Compile everything in programs/ to static executables in `target`.
 
-    NAME.musl.c is built with musl-gcc, NAME.c with the system's C library, NAME.go with Go.
+    NAME.musl.c is built with musl-gcc, NAME.c with the system's C library, NAME.go with Go; a
+    directory NAME holds the C sources of one program.
     """
+    c_flags = ["-static", "-O2", "-Wall", "-Werror"]
     for source in sorted(PROGRAMS.iterdir()):
-        name = source.name.split(".")[0]
-        out = str(target / name)
-        if source.name.endswith(".musl.c"):
-            command = ["musl-gcc", "-static", "-O2", "-Wall", "-Werror", "-o", out, str(source)]
+        out = str(target / source.name.split(".")[0])
+        if source.is_dir():
+            parts = map(str, sorted(source.glob("*.c")))
+            command = ["gcc", *c_flags, "-pthread", "-o", out, *parts]
+        elif source.name.endswith(".musl.c"):
+            command = ["musl-gcc", *c_flags, "-o", out, str(source)]
         elif source.suffix == ".c":
-            command = [
-                "gcc",
-                "-static",
-                "-O2",
-                "-Wall",
-                "-Werror",
-                "-pthread",
-                "-o",
-                out,
-                str(source),
-            ]
+            command = ["gcc", *c_flags, "-pthread", "-o", out, str(source)]
         elif source.suffix == ".h":
             continue
         elif source.suffix == ".go":

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,17 +85,17 @@ class _AptCache:
     def closure(self, names: tuple[str, ...]) -> list[str]:
         """`names` and all they depend on, first alternatives taken, without the unneeded."""
         found: set[str] = set()
-        todo = list(names)
+        todo = set(names)
         while todo:
-            name = todo.pop()
-            if name in found or (name in UNNEEDED and name not in names):
-                continue
-            found.add(name)
-            record = self._record(name)
-            for relation in (record.get("Pre-Depends", ""), record.get("Depends", "")):
-                for alternatives in filter(None, relation.split(", ")):
-                    first = re.split(r"[ (:|]", alternatives.strip())[0]
-                    todo.append(first)
+            found |= todo
+            self._read(todo)
+            needed: set[str] = set()
+            for name in todo:
+                record = self._record(name)
+                for relation in (record.get("Pre-Depends", ""), record.get("Depends", "")):
+                    for alternatives in filter(None, relation.split(", ")):
+                        needed.add(re.split(r"[ (:|]", alternatives.strip())[0])
+            todo = needed - found - UNNEEDED
         return sorted(found)
 
     def dependency(self, name: str, prefix: str) -> str:
@@ -104,14 +105,20 @@ class _AptCache:
             sys.exit(f"rootfs: {name} depends on no {prefix}*")
         return found[2]
 
+    def _read(self, names: Iterable[str]) -> None:
+        """Read the records of `names` at once, as each run of apt-cache costs a good second."""
+        shown = subprocess.run(
+            ["apt-cache", "show", "--no-all-versions", *sorted(names)],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        for record in shown.stdout.split("\n\n"):
+            fields = dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", record, re.MULTILINE))
+            if fields:
+                self._records[fields["Package"]] = fields
+
     def _record(self, name: str) -> dict[str, str]:
         if name not in self._records:
-            shown = subprocess.run(
-                ["apt-cache", "show", "--no-all-versions", name],
-                check=False, capture_output=True, text=True,
-            )  # fmt: skip
-            fields = re.findall(r"^([A-Za-z0-9-]+): (.*)$", shown.stdout, re.MULTILINE)
-            if not fields:
-                sys.exit(f"rootfs: no package {name} in apt's lists: run apt-get update as root")
-            self._records[name] = dict(fields)
+            self._read([name])
+        if name not in self._records:
+            sys.exit(f"rootfs: no package {name} in apt's lists: run apt-get update as root")
         return self._records[name]

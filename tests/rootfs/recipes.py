@@ -39,9 +39,47 @@ RECIPES = {
         ),
         Recipe("node", (*_RUNTIME, "busybox-static"), node=True),
         Recipe("bun", (*_RUNTIME, "busybox-static"), bun=True),
+        Recipe("nginx", ("nginx", "busybox-static")),
+        Recipe("redis", ("redis-server", "busybox-static")),
         Recipe("perl", ("perl", "busybox-static")),
         Recipe("php", ("php8.2-cli", "busybox-static"), links=(("usr/bin/php", "php8.2"),)),
         Recipe("ruby", ("ruby3.1", "busybox-static"), links=(("usr/bin/ruby", "ruby3.1"),)),
+        Recipe(
+            "cpython-tests",
+            ("python3.11", "libpython3.11-testsuite", "bash", "coreutils", "busybox-static"),
+            links=(("usr/bin/python3", "python3.11"), ("usr/bin/sh", "bash")),
+        ),
+        Recipe("stress", ("stress-ng", "busybox-static")),
+        Recipe(
+            "applications",
+            (
+                "bash",
+                "coreutils",
+                "findutils",
+                "grep",
+                "sed",
+                "gawk",
+                "diffutils",
+                "procps",
+                "util-linux",
+                "busybox-static",
+                "apt",
+                "git",
+                "gcc",
+                "libc6-dev",
+                "make",
+                "postgresql-15",
+                "python3.11",
+                "gunicorn",
+                "python3-uvicorn",
+                "tzdata",
+            ),
+            links=(
+                ("usr/bin/sh", "bash"),
+                ("usr/bin/python3", "python3.11"),
+                ("usr/bin/awk", "gawk"),
+            ),
+        ),
     )
 }
 
@@ -58,11 +96,13 @@ UNNEEDED = frozenset({
     "media-types", "mime-support", "openssl", "php-common", "php8.2-readline", "psmisc", "rake",
     "ruby", "ruby-net-telnet", "ruby-rubygems", "ruby-sdbm", "ruby-webrick", "ruby-xmlrpc",
     "sensible-utils", "tar", "ucf",
+    "cpp", "debian-archive-keyring", "git-man", "libegl-mesa0", "libllvm14",
+    "postgresql-common", "ssl-cert",
 })  # fmt: skip
 
 # Paths in packages that nothing at run time reads.
 EXCLUDED_PATHS = (
     "./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/lintian",
     "./usr/share/info", "./usr/share/bug", "./usr/share/menu", "./usr/share/doc-base",
-    "./usr/share/bash-completion", "./usr/share/ri", "./usr/lib/python3/dist-packages",
+    "./usr/share/bash-completion", "./usr/share/ri",
 )  # fmt: skip

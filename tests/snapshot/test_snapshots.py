@@ -91,7 +91,7 @@ def test_swaps_of_instances_that_have_mapped_differently(
     async def test(vm: Sibling) -> None:
         seed = int(os.environ.get("TORPOR_TEST_SEED", "") or secrets.randbelow(1 << 30))
         print(f"TORPOR_TEST_SEED={seed}")  # shown when the test fails
-        chance = random.Random(seed)  # noqa: S311
+        chance = random.Random(seed)
         deltas: dict[str, tuple[int, bytes | None, int, int]] = {
             secrets.token_hex(16): (0, None, 0, 0) for _ in range(4)
         }
@@ -179,7 +179,7 @@ def test_a_bad_delta_is_refused_and_the_vm_still_usable(
         await vm.wake(uuid, 0)
         await ask(vm, "count")
         delta = await vm.sleep(1)
-        chance = random.Random(7)  # noqa: S311
+        chance = random.Random(7)
         bad = [delta[:n] for n in (0, 1, 40, len(delta) // 2, len(delta) - 1)]
         for _ in range(20):
             at = chance.randrange(len(delta))

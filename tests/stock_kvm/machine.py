@@ -80,7 +80,8 @@ class StockKvmMachine:
         )
 
     def _write_initramfs(self, archive: InitramfsWriter, commands: list[Command]) -> None:
-        for directory in ("bin", "dev", "modules", "proc", "sys", "tmp"):
+        parents = {str(parent) for path in self._files for parent in Path(path).parents} - {"."}
+        for directory in sorted(parents | {"bin", "dev", "modules", "proc", "sys", "tmp"}):
             archive.directory(directory)
         archive.device("dev/console", 5, 1)
         archive.device("dev/null", 1, 3)

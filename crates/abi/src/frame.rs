@@ -8,15 +8,44 @@
 //!       12  u32 argument (meaning depends on the kind)
 //!       16  payload, padded with zeros to a multiple of 8
 //! ```
-//! Flow control: a sender may have at most `window` payload bytes outstanding on a stream; the receiver hands back
-//! what was consumed with CREDIT. Every stream starts with [`INITIAL_WINDOW_BYTES`] in each direction.
+//! Flow control: each side may send so many payload bytes on a stream as the other has allowed. The first allowance is
+//! [`INITIAL_WINDOW_BYTES`], for a connection [`CONNECTION_WINDOW_BYTES`]; CREDIT adds to it, and never may more than
+//! [`INITIAL_WINDOW_BYTES`], for a connection [`MAX_WINDOW_BYTES`], be allowed at once. So the receiver bounds what it
+//! has to hold, and may let a busy connection have more.
+//!
+//! # Connections
+//! Either side opens one with OPEN under a number of its own kind ([`is_guest_number`]); the other accepts with OPENED or
+//! refuses with CLOSE. Only then data may be sent, but on datagram streams at once. SHUTDOWN ends the bytes of one
+//! direction. Each side ends its part of the conversation with exactly one CLOSE and says nothing after it; what still
+//! comes from the other side is dropped. When both have, the number is free again.
+//!
+//! # Moving to another VM process
+//! A stopped guest takes its half of every stream along, byte counts included. The host names each stream with ATTACH,
+//! then says RESUMED, and then sends again what had not reached the old VM process's ring. The guest compares the counts
+//! with its own and answers with ATTACH, or with CLOSE where they differ or there is no such stream; before it has
+//! answered it says nothing on that stream. Streams on which the guest has said CLOSE are not named; others that are
+//! not named are reset. [`ATTACH_BYTES`] tells the payload.
 
 /// Size of a frame's header.
 pub const HEADER_BYTES: u32 = 16;
 /// The largest payload.
 pub const MAX_PAYLOAD_BYTES: u32 = 32 << 10;
-/// What each side may send on a new stream before the first CREDIT.
+/// What each side may send on a stream with a fixed number before the first CREDIT, and ever at once.
 pub const INITIAL_WINDOW_BYTES: u32 = 64 << 10;
+/// What each side may send on a new connection before the first CREDIT.
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 10;
+/// The most that may be allowed at once on a connection.
+pub const MAX_WINDOW_BYTES: u32 = 256 << 10;
+/// How many connections each side may have opened at a time.
+pub const MAX_CONNECTIONS: usize = 8192;
+/// Payload of ATTACH: u64 bytes that the sender of the frame has sent on the stream, u64 bytes that it has received.
+pub const ATTACH_BYTES: u32 = 16;
+
+/// Whether a connection's number is one that the guest gives out: the odd ones; the host has the even ones.
+#[must_use]
+pub const fn is_guest_number(stream: u32) -> bool {
+    stream % 2 == 1
+}
 
 /// Numbers of streams with a fixed meaning; others are given out by who opens them.
 pub mod stream {
@@ -47,6 +76,21 @@ pub mod kind {
     pub const WINSIZE: u16 = 4;
     /// Send signal number `argument` to the guest's first program.
     pub const SIGNAL: u16 = 5;
+    /// A new connection; the argument is a [`crate::endpoint::Transport`], the payload two endpoints: the receiver's and
+    /// the sender's. A datagram stream whose first endpoint has port 0 is unconnected, and is not answered.
+    pub const OPEN: u16 = 6;
+    /// The connection is there.
+    pub const OPENED: u16 = 7;
+    /// The sender says nothing more on this stream; the argument is 0 or the errno that tells why. With an errno the
+    /// connection is reset.
+    pub const CLOSE: u16 = 8;
+    /// From the host, on a datagram stream: an earlier datagram met the errno in the argument.
+    pub const FAULT: u16 = 9;
+    /// See the module's text; the argument is the incarnation that begins, modulo 2^32. The guest ignores others: they
+    /// are left from a move before, and it has moved again since.
+    pub const ATTACH: u16 = 10;
+    /// On CONTROL, from the host: all streams that go on were named. Argument as for ATTACH.
+    pub const RESUMED: u16 = 11;
 }
 
 /// A frame's header, decoded.

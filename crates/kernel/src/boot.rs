@@ -16,12 +16,13 @@ use crate::snapshot::Identity;
 use crate::task::creds::Credentials;
 use crate::task::exec::{Program, execute};
 use crate::task::load::Strings;
-use crate::task::signal::{self, Origin, Signal, SignalInfo};
+use crate::task::process::Process;
+use crate::task::signal::{self, Signal, SignalInfo};
 use crate::task::status::WaitStatus;
 use crate::task::thread::Thread;
 use crate::{dev, event, host, mm, random, snapshot, syscall, task, time};
 use alloc::format;
-use alloc::rc::Rc;
+use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -109,6 +110,7 @@ fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
     let identity = Identity { uuid: &boot.info.uuid, name: &boot.hostname, generation: boot.info.generation };
     identity.write(&fs).map_err(fail("/run/torpor/instance"))?;
     snapshot::start(Rc::clone(&fs), boot.info.flags & flags::TEMPLATE != 0);
+    name_server(&fs).map_err(fail("/etc/resolv.conf"))?;
     let account = account(boot, &fs)?;
     let creds = credentials(&account);
     // The host's name is checked by the VM process; one that is too long is cut.
@@ -116,15 +118,24 @@ fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
 
     let first = task::First { creds, files: Rc::new(FdTable::default()), fs: Some(Rc::clone(&fs)), space: None };
     let thread = task::make_first(first).map_err(fail("cannot make the first process"))?;
-    thread.process.signals.protect();
-    task::exit::on_init_exit(over);
-    host::stream::register(stream::CONTROL, Rc::new(Control));
-    open_stdio(boot, &thread)?;
+    task::init::on_exit_of(&thread.process, over);
+    host::stream::register(stream::CONTROL, Rc::new(Control { program: Rc::downgrade(&thread.process) }));
+    open_stdio(boot, &thread, account.uid)?;
     enter_workdir(boot, &fs)?;
     run(boot, &account)?;
     // The first program does not return from a system call.
     thread.state.take_replaced();
     Ok(thread)
+}
+
+/// As containers do: names are asked where this machine's are answered, whatever the image was built with.
+fn name_server(fs: &Rc<FsContext>) -> Result<(), Errno> {
+    const PATH: &str = "/etc/resolv.conf";
+    let text = format!("nameserver {}\n", torpor_abi::endpoint::network::NAMES_V4);
+    if init::read_file(fs, PATH).is_ok_and(|known| known == text.as_bytes()) {
+        return Ok(());
+    }
+    init::write_file(fs, PATH, text.as_bytes())
 }
 
 fn account(boot: &Boot, fs: &Rc<FsContext>) -> Result<Account, StartError> {
@@ -145,7 +156,7 @@ fn credentials(account: &Account) -> Credentials {
     creds
 }
 
-fn open_stdio(boot: &Boot, thread: &Thread) -> Result<(), StartError> {
+fn open_stdio(boot: &Boot, thread: &Thread, owner_uid: u32) -> Result<(), StartError> {
     let files = thread.files();
     let opened = if boot.info.flags & flags::TTY != 0 {
         let console = tty::console::open(boot.info.rows, boot.info.cols);
@@ -156,7 +167,7 @@ fn open_stdio(boot: &Boot, thread: &Thread) -> Result<(), StartError> {
         let file = OpenFile::anonymous(ops, OpenFlags::RDWR);
         [Rc::clone(&file), Rc::clone(&file), file]
     } else {
-        host::console::open_stdio(boot.info.flags & flags::STDIN != 0)
+        host::console::open_stdio(boot.info.flags & flags::STDIN != 0, owner_uid)
     };
     for file in opened {
         files.insert(file, false, 0, 3).map_err(|e| (e, String::from("cannot open standard input and output")))?;
@@ -231,12 +242,12 @@ fn run(boot: &Boot, account: &Account) -> Result<(), StartError> {
     execute(Program { location, name: found, name_vanishes: false, argv, envp, find: &find }).map_err(fail)
 }
 
-/// The first process has ended, and with it the VM.
+/// The program has ended, and with it the VM.
 fn over(status: WaitStatus) -> ! {
     if syscall::dispatch::tracing() {
         syscall::trace::flush_others(u32::MAX);
         if let Some(text) = syscall::trace::missing_summary() {
-            host::stream::send_text(stream::TRACE, format!("{text}\n").as_bytes());
+            host::stream::send_text(stream::TRACE, text.as_bytes());
         }
     }
     host::exit(torpor_abi::shared::exit::PROGRAM, status.0, "")
@@ -247,7 +258,10 @@ crate::global! {
 }
 
 /// Messages of the host about the VM as a whole.
-struct Control;
+struct Control {
+    /// Who gets the host's signals, as those of docker-init's go to its child.
+    program: Weak<Process>,
+}
 
 impl Receiver for Control {
     fn receive(&self, header: Header, _first: &[u8], _second: &[u8]) {
@@ -259,13 +273,14 @@ impl Receiver for Control {
                 }
             }
             kind::SIGNAL => {
-                let process = task::pid::process(1);
+                let process = self.program.upgrade();
                 if let (Some(process), Some(number)) = (process, Signal::new(header.argument)) {
                     let info = SignalInfo::process(number, signal::SI_USER, 0, 0);
                     // What finds no room in the queue is lost, as for kill(2).
-                    let _ = signal::send_to_process(&process, info, Origin::Outside);
+                    let _ = signal::send_to_process(&process, info);
                 }
             }
+            kind::RESUMED => host::connection::resumed(header.argument),
             _ => {}
         }
     }

@@ -22,7 +22,6 @@ pub mod dev;
 pub mod errno;
 pub mod event;
 pub mod fs;
-#[cfg(not(feature = "hosted"))]
 pub mod host;
 pub mod mm;
 pub mod net;

@@ -6,6 +6,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use torpor_abi::layout::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
+use torpor_streams::policy::{IpNet, Policy, Scope};
+use torpor_streams::sockets::Publish;
 
 /// Memory of a VM where `--memory` is not given.
 pub const DEFAULT_MEMORY_BYTES: u64 = 256 << 20;
@@ -35,6 +37,13 @@ A VM process that is told what to do: N are descriptors of a bound Unix socket a
   -w, --workdir DIR     working directory
   -u, --user USER[:GRP] user and group, by name or number (default root)
       --name NAME       name of the instance and of its host
+  -p, --publish [ADDR:]HOST:GUEST[/udp]
+                        hand connections to a port of the host on to one of the program (again for more)
+      --egress SCOPE    where its own connections may go: none, public (default) or private (public and private
+                        addresses)
+      --egress-allow CIDR, --egress-deny CIDR
+                        networks that may or may not be reached besides (again for more)
+      --vsock PATH      Unix socket that stands for the program's vsock; PATH_PORT is where it connects to
       --trace[=FILE]    print system calls to standard error, or to FILE
       --no-rewrite      leave system call instructions as they are
       --debug-exits     print every exit of the virtual CPU to standard error
@@ -74,6 +83,12 @@ pub struct RunOptions {
     pub user: Vec<u8>,
     /// `--name`
     pub name: Option<String>,
+    /// `--publish`
+    pub publish: Vec<Publish>,
+    /// `--egress`, `--egress-allow`, `--egress-deny`
+    pub egress: Policy,
+    /// `--vsock`
+    pub vsock: Option<PathBuf>,
     /// `--no-rewrite`
     pub no_rewrite: bool,
     /// `--debug-exits`
@@ -139,6 +154,9 @@ pub fn parse(
         workdir: Vec::new(),
         user: Vec::new(),
         name: None,
+        publish: Vec::new(),
+        egress: Policy::default(),
+        vsock: None,
         no_rewrite: false,
         debug_exits: false,
         kernel: None,
@@ -185,6 +203,22 @@ pub fn parse(
                 let name = parser.value().map_err(usage)?.string().map_err(usage)?;
                 options.name = Some(check_name(name)?);
             }
+            Arg::Short('p') | Arg::Long("publish") => {
+                let text = parser.value().map_err(usage)?.string().map_err(usage)?;
+                let publish = text.parse().map_err(|error| Failure::new(format!("--publish {error}")))?;
+                options.publish.push(publish);
+            }
+            Arg::Long("egress") => {
+                let text = parser.value().map_err(usage)?.string().map_err(usage)?;
+                options.egress.scope = parse_scope(&text)?;
+            }
+            Arg::Long(list @ ("egress-allow" | "egress-deny")) => {
+                let allow = list == "egress-allow";
+                let text = parser.value().map_err(usage)?.string().map_err(usage)?;
+                let net = parse_net(if allow { "allow" } else { "deny" }, &text)?;
+                if allow { &mut options.egress.allow } else { &mut options.egress.deny }.push(net);
+            }
+            Arg::Long("vsock") => options.vsock = Some(parser.value().map_err(usage)?.into()),
             Arg::Long("no-rewrite") => options.no_rewrite = true,
             Arg::Long("debug-exits") => options.debug_exits = true,
             Arg::Long("kernel") => options.kernel = Some(parser.value().map_err(usage)?.into()),
@@ -232,6 +266,21 @@ fn parse_serve(parser: &mut Parser) -> Result<Command, Failure> {
 
 fn usage(error: lexopt::Error) -> Failure {
     Failure::new(format!("{error} (see torpor-vmm --help)"))
+}
+
+fn parse_scope(text: &str) -> Result<Scope, Failure> {
+    match text {
+        "none" => Ok(Scope::Nothing),
+        "public" => Ok(Scope::Public),
+        "private" => Ok(Scope::Private),
+        _ => Err(Failure::new(format!("--egress {text}: expected none, public or private"))),
+    }
+}
+
+/// A network, or an address, which is one of its own.
+fn parse_net(list: &str, text: &str) -> Result<IpNet, Failure> {
+    let net = text.parse().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)));
+    net.ok_or_else(|| Failure::new(format!("--egress-{list} {text}: expected a network such as 10.1.0.0/16")))
 }
 
 fn check_name(name: String) -> Result<String, Failure> {
@@ -367,6 +416,9 @@ mod tests {
             (&["run", "--image", "a", "--env", "=x", "true"], "no name"),
             (&["run", "--image", "a", "--name", "a/b", "true"], "--name"),
             (&["run", "--image", "a", "--user", ":1", "true"], "--user"),
+            (&["run", "--image", "a", "-p", "80:x", "true"], "--publish 80:x"),
+            (&["run", "--image", "a", "--egress", "all", "true"], "--egress all"),
+            (&["run", "--image", "a", "--egress-deny", "1.2.3.4/33", "true"], "--egress-deny"),
             (&["stop"], "stop"),
             (&[], "nothing to do"),
         ] {

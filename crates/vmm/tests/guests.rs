@@ -308,6 +308,8 @@ fn hostile_guests_end_their_own_run() {
         (&["overrun"], "bytes where"),
         (&["bad-stream", "0"], "stream 0"),
         (&["bad-stream", "77"], "not open"),
+        (&["bad-open", "18"], "can't have the number 18"),
+        (&["bad-open", "17"], "payload that can't be read"),
         (&["report"], "unexpected kind 256"),
         (&["bad-populate"], "memory that it has not got"),
         (&["bad-discard"], "triple-faulted"),

@@ -22,5 +22,9 @@ def main() -> int:
     except TorporError as error:
         sys.stderr.write(f"torpor: {error}\n")
         return EXIT_TORPOR_FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        sys.stderr.write(f"torpor: {where}{error.strerror or error}\n")
+        return EXIT_TORPOR_FAILED
     except KeyboardInterrupt:
         return 130

@@ -4,13 +4,25 @@ import importlib
 
 import click
 
+from torpor.cli.complete import image_names
 from torpor.cli.vm_inspect import vm_inspect
 from torpor.cli.vm_run import vm_run
 
 _LAZY: dict[str, tuple[str, str]] = {
     "base-image": ("torpor.cli.base_image", "make base images from Debian, npm and PyPI packages"),
     "build": ("torpor.cli.build", "build an image from a Dockerfile"),
+    "deploy": ("torpor.cli.deploy", "run a directory or an image behind a URL"),
+    "down": ("torpor.cli.server", "end the server"),
     "image": ("torpor.cli.image", "list, fetch, export and remove images"),
+    "instance": ("torpor.cli.instance", "make, start, stop and remove instances"),
+    "node": ("torpor.cli.account", "show the machines of the server"),
+    "quota": ("torpor.cli.account", "show and set quotas"),
+    "service": ("torpor.cli.service", "host names and ports that lead to instances"),
+    "status": ("torpor.cli.server", "show how many there are of what"),
+    "store": ("torpor.cli.store", "check and back up what is on the disk"),
+    "template": ("torpor.cli.template", "instances that others are cloned from"),
+    "token": ("torpor.cli.account", "make and revoke API tokens"),
+    "up": ("torpor.cli.server", "start the server"),
 }
 """Top-level command: the module that defines it, and one line of help."""
 
@@ -51,7 +63,7 @@ vm.add_command(vm_inspect)
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED, shell_complete=image_names)
 @click.pass_obj
 def vm_run_command(data: str | None, args: tuple[str, ...]) -> int:
     """Run a program in a microVM in the foreground."""

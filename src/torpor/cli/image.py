@@ -8,14 +8,16 @@ from typing import Any
 
 import click
 
+from torpor.cli.complete import image_names
 from torpor.datadir import data_dir
 from torpor.errors import UsageError
 from torpor.images.buildah import remove_build_cache
 from torpor.images.exporting import export_image, push
 from torpor.images.importing import DOCKER_ARCHIVE, FORMATS, import_image, pull
 from torpor.images.names import parse_reference
+from torpor.images.records import StoredImage
 from torpor.images.settings import load_settings
-from torpor.images.store import ImageStore, StoredImage
+from torpor.images.store import ImageStore
 from torpor.images.transports import Access
 
 CREDENTIALS_VARIABLE = "TORPOR_REGISTRY_CREDENTIALS"
@@ -85,7 +87,7 @@ def list_command(data: str | None, as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=image_names)
 @click.pass_obj
 def inspect(data: str | None, names: tuple[str, ...]) -> None:
     """Show all about images, as JSON."""
@@ -94,7 +96,7 @@ def inspect(data: str | None, names: tuple[str, ...]) -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", shell_complete=image_names)
 @click.argument("new_name")
 @click.pass_obj
 def tag(data: str | None, name: str, new_name: str) -> None:
@@ -104,7 +106,7 @@ def tag(data: str | None, name: str, new_name: str) -> None:
 
 
 @image.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=image_names)
 @click.pass_obj
 def rm(data: str | None, names: tuple[str, ...]) -> None:
     """Remove names of images, and images without a name that nothing uses.
@@ -161,7 +163,7 @@ def pull_command(
 
 
 @image.command("push")
-@click.argument("name")
+@click.argument("name", shell_complete=image_names)
 @click.argument("target", required=False)
 @access_options
 @click.pass_obj
@@ -205,7 +207,7 @@ def import_command(
 
 
 @image.command("export")
-@click.argument("name")
+@click.argument("name", shell_complete=image_names)
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--format", "format_", type=click.Choice(FORMATS), default=DOCKER_ARCHIVE, show_default=True

@@ -35,6 +35,11 @@ _OPTIONS = (
     _Option(("-u", "--user"), "UID:GID", "user, and group, by number or by name in the image"),
     _Option(("--entrypoint",), "E", "program in place of the image's entry point"),
     _Option(("--name",), "NAME", "name and host name of the VM"),
+    _Option(("-p", "--publish"), "[ADDR:]HOST:GUEST", "publish a port (/udp for UDP)"),
+    _Option(("--egress",), "SCOPE", "own connections to: none, public (default), private"),
+    _Option(("--egress-allow",), "CIDR", "a network that may be reached besides"),
+    _Option(("--egress-deny",), "CIDR", "a network that may not be reached"),
+    _Option(("--vsock",), "PATH", "Unix socket for the program's vsock"),
     _Option(("--data",), "DIR", "data directory (else TORPOR_DATA, else the default)"),
     _Option(("-h", "--help"), "", "print this help"),
 )
@@ -131,9 +136,12 @@ def _find_program(image: str, data_option: str | None) -> _Program:
     """What `image` means: a path if it holds a slash or begins with a dot, else a stored image."""
     if "/" not in image and not image.startswith("."):
         from torpor.datadir import data_dir
-        from torpor.images import resolve
+        from torpor.images import ImageStore
 
-        stored = resolve(image, data_dir(data_option))
+        store = ImageStore(data_dir(data_option))
+        stored = store.resolve(image)
+        # Kept over exec: the image is in use until torpor-vmm ends, however it ends.
+        os.set_inheritable(store.hold(stored), True)
         config = stored.config
         return _Program(
             stored.erofs,
@@ -150,7 +158,11 @@ def _find_program(image: str, data_option: str | None) -> _Program:
 
         return _Program(packed_root(path, data_dir(data_option)))
     if not os.path.lexists(path):
-        raise ImageNotFoundError(f"no such image file or directory: {image}")
+        raise ImageNotFoundError(
+            f"no such image file or directory: {image} (a slash makes it a path; a stored image "
+            "with a slash in its name is run by its digest, or by a name given by "
+            "`torpor image tag`)"
+        )
     return _Program(path)
 
 
@@ -172,6 +184,9 @@ def _vmm_arguments(line: _CommandLine, program: _Program) -> list[str]:
     memory = line.last("--memory")
     if memory is not None:
         words += ["--memory", memory]
+    for option in ("--publish", "--egress", "--egress-allow", "--egress-deny", "--vsock"):
+        for value in line.options.get(option, []):
+            words += [option, value]
     for variable in _environment(program.env, line.options.get("--env", [])):
         words += ["--env", variable]
     for option, default in (("--workdir", program.workdir), ("--user", program.user)):

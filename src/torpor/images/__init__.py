@@ -8,7 +8,8 @@ from pathlib import Path
 from torpor.errors import ImageNotFoundError
 from torpor.images.config import Healthcheck, ImageConfig
 from torpor.images.errors import ImageError
-from torpor.images.store import ImageStore, ResolvedImage
+from torpor.images.records import ResolvedImage
+from torpor.images.store import ImageStore
 
 __all__ = [
     "Healthcheck",

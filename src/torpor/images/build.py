@@ -19,10 +19,8 @@ from torpor.images.dockerfile import (
     MAX_DOCKERFILE_BYTES,
     Dockerfile,
     Instruction,
-    Translation,
     base_images,
     parse_dockerfile,
-    translate,
 )
 from torpor.images.errors import BuildError, RegistryUnreachableError
 from torpor.images.exporting import write_dir_image
@@ -31,6 +29,7 @@ from torpor.images.names import Reference, parse_reference
 from torpor.images.settings import ImageSettings
 from torpor.images.store import ImageStore
 from torpor.images.tools import Finished, raise_if_disk_full, require_root
+from torpor.images.translate import Translation, translate
 from torpor.images.transports import Access, Skopeo, skopeo_message
 from torpor.images.userconfig import write_user_config
 
@@ -93,10 +92,10 @@ class Builder:
                     self._store,
                     staging,
                     directory,
-                    None,
+                    tag,
                     self._settings,
                     self._progress,
-                    origin=tag.familiar if tag else options.directory.name,
+                    tag.familiar if tag else options.directory.name,
                 )
         for tag in options.tags:
             self._store.tag(digest, tag)
@@ -184,7 +183,8 @@ class Builder:
             image = self._store.resolve(digest)
             self._progress(f"loading base image {digest[:19]}")
             directory = staging / f"base-{digest[-12:]}"
-            write_dir_image(image, directory)
+            with self._store.held(image):
+                write_dir_image(image, directory)
             Skopeo(staging, self._settings, env=buildah.env()).convert(
                 f"dir:{directory}", buildah.transport(name), digest, buildah.directory
             )

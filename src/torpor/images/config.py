@@ -35,6 +35,8 @@ class ImageConfig:
     healthcheck: Healthcheck | None = None
     volumes: tuple[str, ...] = ()
     shell: tuple[str, ...] = ()
+    on_build: tuple[str, ...] = ()
+    """Instructions for a Dockerfile that builds on this image."""
 
     def argv(self, arguments: Sequence[str] = ()) -> list[str]:
         """The command line: the entrypoint, then `arguments` or else the image's command."""
@@ -67,6 +69,7 @@ class ImageConfig:
                 "Healthcheck": health,
                 "Volumes": {path: {} for path in self.volumes},
                 "Shell": list(self.shell),
+                "OnBuild": list(self.on_build),
             }
         )
 
@@ -93,7 +96,7 @@ def parse_config(raw: object, origin: str) -> ImageConfig:
         raise BadArchiveError(f"{origin}: Labels must map strings to strings")
     env = reader.strings("Env")
     for variable in env:
-        if "=" not in variable or "\0" in variable:
+        if variable.find("=") < 1:
             raise BadArchiveError(f"{origin}: Env entry {variable!r} is not NAME=VALUE")
     return ImageConfig(
         entrypoint=reader.strings("Entrypoint"),
@@ -107,11 +110,23 @@ def parse_config(raw: object, origin: str) -> ImageConfig:
         healthcheck=healthcheck,
         volumes=tuple(sorted(reader.mapping("Volumes"))),
         shell=reader.strings("Shell"),
+        on_build=reader.strings("OnBuild"),
     )
 
 
 def _without_empty(members: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value}
+
+
+def _is_text(value: object) -> bool:
+    """Whether `value` can be an argument or variable of a program (JSON has lone surrogates)."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Members:
@@ -128,9 +143,9 @@ class _Members:
 
     def string(self, name: str) -> str:
         value = self._raw.get(name) or ""
-        if not isinstance(value, str):
-            raise self._wrong(name, "a string")
-        return value
+        if not _is_text(value):
+            raise self._wrong(name, "a string without NUL")
+        return str(value)
 
     def integer(self, name: str) -> int:
         value = self._raw.get(name) or 0
@@ -140,8 +155,8 @@ class _Members:
 
     def strings(self, name: str) -> tuple[str, ...]:
         value = self._raw.get(name) or []
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self._wrong(name, "a list of strings")
+        if not isinstance(value, list) or not all(map(_is_text, value)):
+            raise self._wrong(name, "a list of strings without NUL")
         return tuple(value)
 
     def mapping(self, name: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from torpor.images.config import ImageConfig
 from torpor.images.errors import BadArchiveError, ImageError
 from torpor.images.limits import Budget, Limits
 from torpor.images.names import Reference
-from torpor.images.store import ImageStore, NewImage
+from torpor.images.records import NewImage
+from torpor.images.store import ImageStore
 from torpor.images.streams import BudgetReader, HashingReader, decompressed
 from torpor.images.tar import TarReader
 from torpor.images.tools import require_root

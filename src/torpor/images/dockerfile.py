@@ -1,17 +1,14 @@
-"""Reading Dockerfiles, as far as images, lines and what buildah lacks are concerned.
+"""Reading Dockerfiles, as far as images and lines are concerned.
 
 buildah does the building. Here a Dockerfile is split into instructions with their line numbers (so
-that an error can be shown where it is), its base images are found (so that they can come from the
-store), and a copy is written in which bases have the names that they have in buildah's storage and
-what buildah 1.28 does not know is put into words that it knows: here-documents and `--link`.
+that an error can be shown where it is), and its base images are found (so that they can come from
+the store). `translate` writes the copy that buildah gets.
 
 Reference: the Dockerfile reference of docker, "Format", "Parser directives", "Here-Documents".
 """
 
-import json
 import re
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,9 +23,16 @@ INSTRUCTIONS = frozenset(
     )
 )
 _DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*?)\s*\Z")
-_HEREDOC = re.compile(r"(?<![<\w\\])(\d*)<<(-?)(['\"]?)([A-Za-z_][\w.]*)\3(?=\s|\Z)")
+HEREDOC = re.compile(r"(?<![<\w\\])(\d*)<<(-?)(['\"]?)([A-Za-z_][\w.]*)\3(?=\s|\Z)")
+"""The mark of a here-document in RUN, COPY and ADD: descriptor, `-`, quote and name."""
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::?([-+])([^{}]*))?\})")
 _FLAG = re.compile(r"(--[a-z-]+)(?:=(\S+))?\s*")
+_PLATFORM = {
+    f"{side}{name}": value
+    for side in ("BUILD", "TARGET")
+    for name, value in (("PLATFORM", "linux/amd64"), ("OS", "linux"), ("ARCH", "amd64"))
+}
+"""What FROM knows without an ARG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +85,13 @@ class Dockerfile:
 
 def parse_dockerfile(text: str, path: Path, build_args: Mapping[str, str]) -> Dockerfile:
     """Splits a Dockerfile into stages. Raises BuildError pointing at the line that is wrong."""
-    lines = text.removeprefix("\ufeff").splitlines()
+    # Not splitlines(), which knows more ends of lines than a Dockerfile does.
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n").split("\n")
     escape = _escape(lines)
     instructions = _Splitter(lines, escape, path).split()
     head: list[Instruction] = []
     stages: list[Stage] = []
-    arguments: dict[str, str] = {}
+    arguments = dict(_PLATFORM)
     for instruction in instructions:
         if instruction.keyword == "FROM":
             base, name = _parse_from(instruction, arguments, path, lines)
@@ -101,7 +106,7 @@ def parse_dockerfile(text: str, path: Path, build_args: Mapping[str, str]) -> Do
                 if value is not None:
                     arguments[name] = value
         else:
-            raise _error(path, lines, instruction, f"{instruction.keyword} before the first FROM")
+            raise error_at(path, lines, instruction, f"{instruction.keyword} before the first FROM")
     if not stages:
         raise BuildError(f"{path}: no FROM: a Dockerfile begins with the image it builds on")
     return Dockerfile(path, tuple(lines), escape, tuple(head), tuple(stages))
@@ -113,56 +118,15 @@ def base_images(dockerfile: Dockerfile, target: str = "") -> list[str]:
     names: set[str] = set()
     for number, stage in enumerate(_stages_to(dockerfile, target)):
         for used in (stage.base, *_copied_from(stage)):
-            if used.lower() not in names and used != "scratch" and not _is_stage(used, number):
+            if (
+                used.lower() not in names
+                and used != "scratch"
+                and not is_earlier_stage(used, number)
+            ):
                 images[used] = None
         if stage.name:
             names.add(stage.name)
     return list(images)
-
-
-@dataclass(frozen=True, slots=True)
-class Translation:
-    """A Dockerfile for buildah. `steps` has, by stage, the instruction that each step is of."""
-
-    text: str
-    steps: tuple[tuple[Instruction | None, ...], ...]
-
-
-def translate(
-    dockerfile: Dockerfile,
-    rename: Callable[[str], str],
-    arguments: Mapping[str, str],
-    heredoc_file: Callable[[str], tuple[str, str]],
-) -> Translation:
-    """The Dockerfile as buildah gets it.
-
-    `rename` says what a base image is called there; `arguments` are declared in every stage, so
-    that RUN sees them as variables; `heredoc_file` keeps a text and returns a build context and
-    the file's name in it.
-    """
-    out = [f"# escape={dockerfile.escape}"]
-    out += [f"{instruction.keyword} {instruction.rest}" for instruction in dockerfile.head]
-    steps: list[tuple[Instruction | None, ...]] = []
-    names: set[str] = set()
-    for number, stage in enumerate(dockerfile.stages):
-        bound = frozenset(names)
-
-        def renamed(image: str, number: int = number, bound: frozenset[str] = bound) -> str:
-            is_own = image.lower() in bound or image == "scratch" or _is_stage(image, number)
-            return image if is_own else rename(image)
-
-        alias = f" AS {stage.name}" if stage.name else ""
-        out.append(f"FROM {renamed(stage.base)}{alias}")
-        out += [f"ARG {name}={value}" for name, value in arguments.items()]
-        stage_steps: list[Instruction | None] = [stage.instructions[0], *([None] * len(arguments))]
-        for instruction in stage.instructions[1:]:
-            lines = _translated(instruction, renamed, heredoc_file, dockerfile)
-            out += lines
-            stage_steps += [instruction] * len(lines)
-        steps.append(tuple(stage_steps))
-        if stage.name:
-            names.add(stage.name)
-    return Translation("\n".join(out) + "\n", tuple(steps))
 
 
 def _stages_to(dockerfile: Dockerfile, target: str) -> tuple[Stage, ...]:
@@ -175,7 +139,8 @@ def _stages_to(dockerfile: Dockerfile, target: str) -> tuple[Stage, ...]:
     raise BuildError(f"{dockerfile.path}: no stage {target!r}; its named stages: {names}")
 
 
-def _is_stage(name: str, before: int) -> bool:
+def is_earlier_stage(name: str, before: int) -> bool:
+    """Whether `name` is the number of a stage before that one."""
     return name.isdigit() and int(name) < before
 
 
@@ -183,7 +148,7 @@ def _copied_from(stage: Stage) -> list[str]:
     found = []
     for instruction in stage.instructions:
         if instruction.keyword in ("COPY", "ADD", "RUN"):
-            for flag, value in _flags(instruction.rest)[0]:
+            for flag, value in split_flags(instruction.rest)[0]:
                 if flag == "--from":
                     found.append(value)
                 elif flag == "--mount":
@@ -193,98 +158,13 @@ def _copied_from(stage: Stage) -> list[str]:
     return found
 
 
-def _flags(rest: str) -> tuple[list[tuple[str, str]], str]:
+def split_flags(rest: str) -> tuple[list[tuple[str, str]], str]:
+    """An instruction's leading flags, as names and values, and what follows them."""
     flags = []
     while match := _FLAG.match(rest):
         flags.append((match[1], match[2] or ""))
         rest = rest[match.end() :]
     return flags, rest
-
-
-def _translated(
-    instruction: Instruction,
-    renamed: Callable[[str], str],
-    heredoc_file: Callable[[str], tuple[str, str]],
-    dockerfile: Dockerfile,
-) -> list[str]:
-    keyword, rest = instruction.keyword, instruction.rest
-    if keyword not in ("COPY", "ADD", "RUN"):
-        return [f"{keyword} {rest}"]
-    flags, words = _flags(rest)
-    kept = []
-    for flag, value in flags:
-        if flag == "--link":
-            continue
-        if flag == "--from":
-            value = renamed(value)
-        elif flag == "--mount":
-            value = ",".join(
-                f"from={renamed(part.removeprefix('from='))}" if part.startswith("from=") else part
-                for part in value.split(",")
-            )
-        kept.append(f"{flag}={value}" if value else flag)
-    prefix = " ".join([keyword, *kept])
-    if not instruction.heredocs:
-        return [f"{prefix} {words}"]
-    if keyword == "RUN":
-        return [f"{prefix} {_run_heredoc(words, instruction.heredocs)}"]
-    return _copy_heredocs(prefix, words, instruction, heredoc_file, dockerfile)
-
-
-def _run_heredoc(words: str, heredocs: list[Heredoc]) -> str:
-    match = _HEREDOC.match(words)
-    alone = match is not None and not words[match.end() :].strip()
-    if alone and len(heredocs) == 1:
-        script = heredocs[0].text
-        if script.startswith("#!"):
-            # An interpreter of its own: docker runs the document as a file.
-            quoted = shlex.quote(script)
-            script = (
-                f'f=$(mktemp) && printf %s {quoted} > "$f" && chmod 700 "$f" && "$f"; '
-                's=$?; rm -f "$f"; exit $s'
-            )
-        return json.dumps(["/bin/sh", "-c", script])
-    documents = "".join(f"\n{document.text}{document.name}" for document in heredocs)
-    # The shell reads the documents itself, under the names they have in the command.
-    return json.dumps(["/bin/sh", "-c", words + documents + "\n"])
-
-
-def _copy_heredocs(
-    prefix: str,
-    words: str,
-    instruction: Instruction,
-    heredoc_file: Callable[[str], tuple[str, str]],
-    dockerfile: Dockerfile,
-) -> list[str]:
-    by_name = {document.name: document for document in instruction.heredocs}
-    parts = words.split()
-    sources, target = parts[:-1], parts[-1]
-    out = []
-    plain = []
-    for source in sources:
-        match = _HEREDOC.fullmatch(source)
-        if match is None:
-            plain.append(source)
-            continue
-        document = by_name[match[4]]
-        if not document.literal and "$" in document.text:
-            raise _error(
-                dockerfile.path,
-                dockerfile.lines,
-                instruction,
-                f"variables in a here-document of {instruction.keyword} are not supported; write "
-                f"<<'{match[4]}' to keep the text as it is, or create the file with RUN",
-            )
-        context, file = heredoc_file(document.text)
-        into = f"{target}{match[4]}" if target.endswith("/") else target
-        out.append(f"{prefix.replace('ADD', 'COPY', 1)} --from={context} {file} {into}")
-    if plain:
-        out.append(f"{prefix} {' '.join([*plain, target])}")
-    if len(sources) > 1 and not target.endswith("/"):
-        raise _error(
-            dockerfile.path, dockerfile.lines, instruction, "several sources need a target/"
-        )
-    return out
 
 
 def _escape(lines: list[str]) -> str:
@@ -331,25 +211,25 @@ class _Splitter:
         words = text.strip().split(None, 1)
         if not words:
             continued_nothing = Instruction("", "", first, self._at)
-            raise _error(self._path, self._lines, continued_nothing, "nothing is continued here")
+            raise error_at(self._path, self._lines, continued_nothing, "nothing is continued here")
         keyword = words[0].upper()
         rest = words[1] if len(words) > 1 else ""
         instruction = Instruction(keyword, rest, first, self._at)
         if keyword not in INSTRUCTIONS:
-            raise _error(self._path, self._lines, instruction, f"unknown instruction {words[0]}")
+            raise error_at(self._path, self._lines, instruction, f"unknown instruction {words[0]}")
         if not rest:
-            raise _error(self._path, self._lines, instruction, f"{keyword} needs arguments")
+            raise error_at(self._path, self._lines, instruction, f"{keyword} needs arguments")
         if keyword in ("RUN", "COPY", "ADD"):
             self._take_heredocs(instruction)
         return instruction
 
     def _take_heredocs(self, instruction: Instruction) -> None:
-        for match in _HEREDOC.finditer(_flags(instruction.rest)[1]):
+        for match in HEREDOC.finditer(split_flags(instruction.rest)[1]):
             strip_tabs, quote, name = match[2] == "-", match[3], match[4]
             body = []
             while True:
                 if self._at >= len(self._lines):
-                    raise _error(
+                    raise error_at(
                         self._path, self._lines, instruction, f"here-document {name} has no end"
                     )
                 line = self._lines[self._at]
@@ -365,19 +245,19 @@ class _Splitter:
 def _parse_from(
     instruction: Instruction, arguments: Mapping[str, str], path: Path, lines: list[str]
 ) -> tuple[str, str]:
-    flags, rest = _flags(instruction.rest)
+    flags, rest = split_flags(instruction.rest)
     words = _expand(rest, arguments).split()
     name = ""
     if len(words) == 3 and words[1].upper() == "AS":
         name = words[2].lower()
     elif len(words) != 1:
-        raise _error(path, lines, instruction, "must be FROM IMAGE or FROM IMAGE AS NAME")
+        raise error_at(path, lines, instruction, "must be FROM IMAGE or FROM IMAGE AS NAME")
     for flag, value in flags:
-        platform = _expand(value, {"BUILDPLATFORM": "linux/amd64", "TARGETPLATFORM": "linux/amd64"})
+        platform = _expand(value, arguments)
         if flag != "--platform" or platform not in ("linux/amd64", "linux/x86_64", "linux"):
-            raise _error(path, lines, instruction, f"{flag}={value}: only linux/amd64 runs here")
+            raise error_at(path, lines, instruction, f"{flag}={value}: only linux/amd64 runs here")
     if not words[0]:
-        raise _error(path, lines, instruction, "the image's name is empty")
+        raise error_at(path, lines, instruction, "the image's name is empty")
     return words[0], name
 
 
@@ -404,9 +284,10 @@ def _expand(text: str, variables: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, text)
 
 
-def _error(
+def error_at(
     path: Path, lines: "list[str] | tuple[str, ...]", instruction: Instruction, what: str
 ) -> BuildError:
+    """An error that shows the instruction it is about."""
     shown = Dockerfile(path, tuple(lines), "\\", (), ()).excerpt(
         instruction.line, instruction.last_line
     )

@@ -7,6 +7,7 @@ Equal images make equal archives: entries in order, times from the files, gzip w
 import hashlib
 import io
 import json
+import shutil
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ from torpor.images.erofs import ErofsReader, Inode
 from torpor.images.errors import ImageError
 from torpor.images.importing import DOCKER_ARCHIVE, OCI_ARCHIVE, OCI_LAYOUT, ROOTFS, Progress
 from torpor.images.names import Reference
+from torpor.images.records import ResolvedImage
 from torpor.images.settings import ImageSettings
-from torpor.images.store import ImageStore, ResolvedImage
+from torpor.images.store import ImageStore
 from torpor.images.transports import Access, Skopeo
 
 _TYPES = {
@@ -41,7 +43,7 @@ def push(
     progress: Progress,
 ) -> None:
     """Sends an image to a registry under `reference`."""
-    with store.staging() as staging, full_disk_explained(store.data_dir):
+    with store.staging() as staging, full_disk_explained(store.data_dir), store.held(image):
         directory = staging / "image"
         progress(f"packing {image.name}")
         write_dir_image(image, directory)
@@ -64,8 +66,9 @@ def export_image(
     if not target.parent.is_dir():
         raise ImageError(f"{target.parent}: no such directory")
     progress(f"packing {image.name}")
-    with store.staging() as staging, full_disk_explained(target.parent):
+    with store.staging() as staging, full_disk_explained(target.parent), store.held(image):
         partial = target.with_name(f".{target.name}.partial")
+        _remove(partial)  # of an export that was killed
         try:
             if format_ == ROOTFS:
                 with partial.open("xb") as file:
@@ -80,7 +83,7 @@ def export_image(
                 Skopeo(staging, settings).convert(
                     f"dir:{directory}", f"{format_}:{made}{suffix}", image.name, staging
                 )
-                _move(made, partial)
+                shutil.move(made, partial)
             else:
                 raise ImageError(f"format {format_!r} is unknown")
             partial.rename(target)
@@ -183,15 +186,7 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _move(made: Path, target: Path) -> None:
-    import shutil
-
-    shutil.move(made, target)
-
-
 def _remove(path: Path) -> None:
-    import shutil
-
     if path.is_dir():
         shutil.rmtree(path)
     else:

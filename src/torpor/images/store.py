@@ -24,77 +24,17 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from torpor.errors import ImageNotFoundError, TorporError
-from torpor.images.config import ImageConfig, parse_config
+from torpor.images.config import parse_config
 from torpor.images.errors import ImageError
 from torpor.images.names import Reference, is_digest, parse_reference
+from torpor.images.records import TAG, NewImage, ResolvedImage, StoredImage
 
 MIN_DIGEST_PREFIX = 6
-TAG = "tag"
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedImage:
-    """An image of the store, found by name."""
-
-    name: str
-    """The name it was asked for by."""
-    digest: str
-    """`sha256:` and 64 hex digits."""
-    erofs: Path
-    """Its root file system. Use `hold` to keep it from being collected."""
-    size_bytes: int
-    """Of the EROFS file."""
-    config: ImageConfig
-
-
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """An image with all that the store knows about it."""
-
-    digest: str
-    rootfs_digest: str
-    config: ImageConfig
-    created: str
-    size_bytes: int
-    shared_bytes: int
-    """Of size_bytes, what other images of this store have on disk anyway."""
-    files_bytes: int
-    """Sum of the sizes of its regular files, hard links counted once."""
-    inodes: int
-    sources: tuple[str, ...]
-    """What it was made from: digests of manifests and builds."""
-    users: tuple[str, ...]
-    """KIND/NAME of every reference to it."""
-    running: bool
-    """Whether a VM has it mapped now."""
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Its names, as a person would write them."""
-        prefix = f"{TAG}/"
-        return tuple(
-            parse_reference(user.removeprefix(prefix)).familiar
-            for user in self.users
-            if user.startswith(prefix)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class NewImage:
-    """What `ImageStore.add` puts into the store."""
-
-    erofs: Path
-    """A finished file inside this store's staging; it is moved away."""
-    config: ImageConfig
-    files_bytes: int
-    inodes: int
-    sources: tuple[str, ...] = field(default=())
 
 
 class ImageStore:
@@ -202,6 +142,15 @@ class ImageStore:
             raise ImageNotFoundError(f"image {image.name!r}: removed meanwhile; resolve it again")
         return descriptor
 
+    @contextmanager
+    def held(self, image: ResolvedImage) -> Iterator[None]:
+        """Keeps the image from collection for the block."""
+        descriptor = self.hold(image)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     # Changing -----------------------------------------------------------------------------------
 
     def add(self, new: NewImage, tag: Reference | None = None) -> str:
@@ -285,12 +234,13 @@ class ImageStore:
         Returns the names untagged and the digests deleted. Nothing is deleted that something else
         refers to; its users are named by `inspect`.
         """
-        digest = self.resolve(name).digest
         with self._locked():
+            digest = self.resolve(name).digest
             tags = [user for user in self._users().get(digest, []) if user.startswith(f"{TAG}/")]
-            if not digest.startswith(f"sha256:{name.removeprefix('sha256:')}"):
+            with suppress(ImageError):
+                # A name that could be a digest's first digits as well is the name.
                 wanted = f"{TAG}/{parse_reference(name).canonical}"
-                tags = [user for user in tags if user == wanted] or tags
+                tags = [wanted] if wanted in tags else tags
             for user in tags:
                 self._reference_path(TAG, user.removeprefix(f"{TAG}/")).unlink(missing_ok=True)
             deleted = self._collect([digest])
@@ -306,7 +256,7 @@ class ImageStore:
             before = self._disk_bytes()
             if tagged:
                 for digest, users in self._users().items():
-                    if not self._is_mapped(digest) and all(u.startswith(TAG) for u in users):
+                    if not self._is_mapped(digest) and all(u.startswith(f"{TAG}/") for u in users):
                         for user in users:
                             self._reference_path(TAG, user.removeprefix(f"{TAG}/")).unlink()
             deleted = self._collect(list(self._digests()))
@@ -339,26 +289,22 @@ class ImageStore:
 
         What a killed process left is swept by the next one.
         """
-        self._sweep_staging()
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        directory = self.directory / "staging" / secrets.token_hex(8)
-        directory.parent.mkdir(exist_ok=True, mode=0o700)
-        # Made under another name and locked before it is seen, so that nobody sweeps it.
-        descriptor = -1
-        fresh = directory.with_name(f"new-{directory.name}")
-        fresh.mkdir(mode=0o700)
-        try:
-            descriptor = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Made and locked under the store's lock, as sweeping is: nobody sees it without its owner.
+        with self._locked():
+            self._sweep_staging()
+            directory = self.directory / "staging" / secrets.token_hex(8)
+            directory.parent.mkdir(exist_ok=True, mode=0o700)
+            directory.mkdir(mode=0o700)
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            fresh.rename(directory)
+        try:
             yield directory
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-            shutil.rmtree(fresh, ignore_errors=True)
-            if descriptor >= 0:
-                os.close(descriptor)
+            os.close(descriptor)
 
     def _sweep_staging(self) -> None:
+        """Removes what nobody holds; the store's lock is held."""
         for leftover in (self.directory / "staging").glob("*"):
             with suppress(OSError):
                 descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -9,6 +9,7 @@ The Dockerfile's own settings win: pip's and npm's variables and project files b
 """
 
 import configparser
+import itertools
 import os
 import re
 import shutil
@@ -95,15 +96,16 @@ class _Writer:
         if not source or not path.is_file():
             return ""
         # Equal for equal content of several variables; the name says nothing of this machine.
-        names = {name: self._directory / name for name in ("ca.pem", "ca-2.pem", "ca-3.pem")}
         content = path.read_bytes()
-        for name, target in names.items():
+        for number in itertools.count(1):
+            name = "ca.pem" if number == 1 else f"ca-{number}.pem"
+            target = self._directory / name
             if not target.exists():
                 target.write_bytes(content)
                 target.chmod(0o644)
             if target.read_bytes() == content:
-                return f"{BUILD_MOUNT}/{name}"
-        return ""
+                break
+        return f"{BUILD_MOUNT}/{name}"
 
     def pip(self) -> str:
         """pip.conf: the site's, then the user's, then PIP_ variables, each over the one before."""

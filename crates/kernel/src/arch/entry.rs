@@ -19,7 +19,8 @@
 //! copied to the thread's kernel stack and handled there. One in kernel code is a bug: panic.
 //!
 //! # Gates
-//! Privileged instructions run through `int3`: the #BP stub knows the addresses of the kernel's own `int3`s.
+//! Privileged instructions run through `int3`: the #BP stub knows the addresses of the kernel's own `int3`s. The kernel is
+//! linked at a multiple of 4 GiB, so that two comparisons of 32 bits tell them from all others.
 
 use super::regs::USER_REGS_BYTES;
 use core::arch::global_asm;
@@ -44,6 +45,8 @@ unsafe extern "C" {
     /// Address of the `torpor_abi::trap::KernelHeader`.
     pub(super) static TORPOR_KERNEL_HEADER: torpor_abi::trap::KernelHeader;
 }
+
+const _: () = assert!(KERNEL_BASE & 0xffff_ffff == 0);
 
 global_asm!(
     r#"
@@ -82,8 +85,6 @@ saved_user_rsp: .quad 0
 page_fault_rax: .quad 0
     .globl page_fault_address
 page_fault_address: .quad 0
-gate_cr3_return: .quad gate_cr3_after
-gate_invlpg_return: .quad gate_invlpg_after
     .globl deferred
 deferred: .long 0
 
@@ -121,22 +122,20 @@ stub_exception_\n:
     .if \n == 14
     mov %rax, page_fault_rax(%rip)
     mov %cr2, %rax
-    mov %rax, page_fault_address(%rip)
     .endif
     .if \n == 3
-    push %rax
-    mov 8(%rsp), %rax
-    cmp gate_cr3_return(%rip), %rax
+    # Is it one of the gates? The kernel's addresses differ in the lower 32 bits only. Every instruction counts here.
+    cmpl ${kernel_high}, 4(%rsp)
+    jne 2f
+    cmpl $(gate_cr3_after - {kernel_base}), (%rsp)
     jne 1f
     mov %rdi, %cr3
-    pop %rax
     iretq
-1:  cmp gate_invlpg_return(%rip), %rax
+1:  cmpl $(gate_invlpg_after - {kernel_base}), (%rsp)
     jne 2f
     invlpg (%rdi)
-    pop %rax
     iretq
-2:  pop %rax
+2:
     .endif
     lea exception_frame_\n(%rip), %rsp
     iretq
@@ -286,6 +285,7 @@ entry_event:
     .balign 16
 entry_exception_\n:
     .if \n == 14
+    mov %rax, page_fault_address(%rip)
     mov page_fault_rax(%rip), %rax
     .endif
     push %rax
@@ -420,6 +420,8 @@ kernel_mxcsr: .long 0x1f80
     user_data = const selector::USER_DATA,
     frame_bytes = const USER_REGS_BYTES,
     minus_kernel_base = const -(KERNEL_BASE as i64),
+    kernel_base = const KERNEL_BASE,
+    kernel_high = const KERNEL_BASE >> 32,
     event_top = const stack_top_va(ist::EVENT),
     event_top_frame = const stack_top_va(ist::EVENT) - 40,
     plain_top = const stack_top_va(0),

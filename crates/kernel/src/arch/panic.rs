@@ -1,7 +1,6 @@
 //! The end of a kernel that has found itself wrong: a text with registers and a backtrace, then [`crate::host::exit`].
 
 use super::regs::UserRegs;
-use alloc::string::String;
 use core::fmt::Write;
 use torpor_abi::layout::{KERNEL_BASE, KERNEL_END, KERNEL_MAX_BYTES, STACKS_BASE};
 
@@ -70,9 +69,28 @@ pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
     if let Some(location) = info.location() {
         let _ = writeln!(text, "  at {location}");
     }
-    let (frame, stack): (u64, u64);
-    // SAFETY: reads two registers.
-    unsafe { core::arch::asm!("mov {}, rbp", "mov {}, rsp", out(reg) frame, out(reg) stack, options(nomem, nostack)) };
+    let (rbx, frame, stack, r12): (u64, u64, u64, u64);
+    let (r13, r14, r15): (u64, u64, u64);
+    // SAFETY: reads registers.
+    unsafe {
+        core::arch::asm!(
+            "mov {}, rbx", "mov {}, rbp", "mov {}, rsp", "mov {}, r12", "mov {}, r13", "mov {}, r14", "mov {}, r15",
+            out(reg) rbx, out(reg) frame, out(reg) stack, out(reg) r12, out(reg) r13, out(reg) r14, out(reg) r15,
+            options(nomem, nostack)
+        );
+    }
+    // The others hold what was needed to come here.
+    let _ = writeln!(text, "  rsp {stack:x} rbp {frame:x} rbx {rbx:x} r12 {r12:x} r13 {r13:x} r14 {r14:x} r15 {r15:x}");
+    if let Some(thread) = crate::task::try_current() {
+        let regs = thread.state.regs();
+        let _ = writeln!(
+            text,
+            "  thread {}, its program at {:x}, system call {}",
+            thread.tid(),
+            regs.rip,
+            regs.orig_rax.cast_signed()
+        );
+    }
     backtrace(&mut text, None, frame, stack);
     die(&text)
 }
@@ -84,15 +102,15 @@ extern "C" fn kernel_exception(regs: &UserRegs, vector: u64, error: u64) -> ! {
     // SAFETY: a static that only the page fault stub writes.
     let address = unsafe { core::ptr::read_volatile(&raw const super::entry::page_fault_address) };
     let _ = writeln!(text, "exception {vector} (error {error:#x}, address {address:#x}) in the kernel");
-    let _ = write!(text, "{}", registers(regs));
+    registers(&mut text, regs);
     backtrace(&mut text, Some(regs.rip), regs.rbp, regs.rsp);
     die(&text)
 }
 
-/// General registers as text, three lines.
-#[must_use]
-pub fn registers(r: &UserRegs) -> String {
-    alloc::format!(
+/// General registers, three lines.
+fn registers(text: &mut Text, r: &UserRegs) {
+    let _ = write!(
+        text,
         "  rip {:x} rsp {:x} flags {:x} rax {:x} rbx {:x} rcx {:x} rdx {:x}\n  rsi {:x} rdi {:x} rbp {:x} r8 {:x} r9 {:x} r10 {:x}\n  r11 {:x} r12 {:x} r13 {:x} r14 {:x} r15 {:x}\n",
         r.rip,
         r.rsp,
@@ -112,5 +130,5 @@ pub fn registers(r: &UserRegs) -> String {
         r.r13,
         r.r14,
         r.r15
-    )
+    );
 }

@@ -13,7 +13,7 @@ use core::sync::atomic::Ordering;
 use torpor_abi::layout::USER_END;
 
 struct Announced {
-    /// Host CLOCK_MONOTONIC of the event asked for last.
+    /// Host CLOCK_MONOTONIC of the event asked for since the last one came.
     deadline_ns: Cell<u64>,
     tick_at: Cell<Instant>,
 }
@@ -77,6 +77,7 @@ pub fn handle_host_events() {
     sched::run_expired(now);
     // The host's timer may have been the reason; it has to be set anew.
     ANNOUNCED.with(|a| a.deadline_ns.set(u64::MAX));
+    host::forget_deadline();
 }
 
 /// The VM process is another one: it knows of no deadline, and of no interrupt that is being handled.
@@ -92,23 +93,17 @@ pub(crate) fn forget_events() {
 }
 
 /// Tells the host when the kernel wants to run again. `idle` leaves the tick out.
-pub fn announce_deadline(idle: bool) {
+fn announce_deadline(idle: bool) {
     ANNOUNCED.with(|a| {
-        let mut wanted = sched::next_deadline();
-        if !idle && sched::wants_tick() {
-            if a.tick_at.get() == Instant::FAR {
-                a.tick_at.set(time::now().after_ns(sched::TICK_NS));
-            }
-            wanted = wanted.min(a.tick_at.get());
+        if idle || !sched::wants_tick() {
+            a.tick_at.set(Instant::FAR);
+        } else if a.tick_at.get() == Instant::FAR {
+            a.tick_at.set(time::now().after_ns(sched::TICK_NS));
         }
+        let wanted = sched::next_deadline().min(a.tick_at.get());
         let wanted_ns = time::CLOCK.with(|c| c.host_deadline_ns(wanted));
-        if wanted_ns != a.deadline_ns.get() {
-            let earlier = wanted_ns < a.deadline_ns.get();
-            a.deadline_ns.set(wanted_ns);
-            // A later one needs no doorbell: the host's timer fires once in vain at the most.
-            if earlier || idle {
-                host::want_event_at(wanted_ns);
-            }
+        if wanted_ns != a.deadline_ns.replace(wanted_ns) {
+            host::want_event_at(wanted_ns);
         }
     });
 }

@@ -1,6 +1,6 @@
 //! What fstat(2) tells of objects that stand in no directory.
 
-use crate::fs::inode::{FileType, Metadata, Timestamp};
+use crate::fs::inode::{FileType, Metadata, SetMetadata, Timestamp};
 use core::cell::Cell;
 
 /// Device number of the anonymous inodes (epoll, eventfd, ...): major 0, minor 16.
@@ -22,6 +22,18 @@ pub fn unique_ino() -> u64 {
         next.set(ino + 1);
         ino
     })
+}
+
+/// Changes what fstat(2) tells of a pipe or socket.
+pub fn change(metadata: &Cell<Metadata>, change: &SetMetadata) {
+    let mut m = metadata.get();
+    m.mode = change.mode.unwrap_or(m.mode);
+    m.uid = change.uid.unwrap_or(m.uid);
+    m.gid = change.gid.unwrap_or(m.gid);
+    m.atime = change.atime.unwrap_or(m.atime);
+    m.mtime = change.mtime.unwrap_or(m.mtime);
+    m.ctime = crate::fs::clock::now();
+    metadata.set(m);
 }
 
 /// fstat(2) of an anonymous inode: permission bits and no type at all.

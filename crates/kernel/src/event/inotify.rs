@@ -281,6 +281,10 @@ impl FileOps for Inotify {
         self
     }
 
+    fn can_write(&self) -> bool {
+        false
+    }
+
     fn read(&self, file: &OpenFile, dst: &mut Dest<'_>, _offset: u64) -> Result<usize> {
         match self.take(dst) {
             Some(result) => result,

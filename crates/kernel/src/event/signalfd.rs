@@ -98,6 +98,10 @@ impl FileOps for SignalFd {
         self
     }
 
+    fn can_write(&self) -> bool {
+        false
+    }
+
     fn read(&self, file: &OpenFile, dst: &mut Dest<'_>, _offset: u64) -> Result<usize> {
         if dst.remaining() < INFO_BYTES {
             return Err(Errno::EINVAL);
@@ -149,7 +153,7 @@ impl FileOps for SignalFd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::signal::{Origin, SIGCHLD, SIGUSR1, SIGUSR2};
+    use crate::task::signal::{SIGCHLD, SIGUSR1, SIGUSR2};
 
     #[test]
     fn messages() {
@@ -165,7 +169,7 @@ mod tests {
             SignalInfo::process(SIGUSR1, signal::SI_USER, 7, 8),
             SignalInfo::child(signal::CLD_EXITED, 9, 10, 11, 12, 13),
         ] {
-            signal::send_to_process(&thread.process, info, Origin::Outside).expect("sends");
+            signal::send_to_process(&thread.process, info).expect("sends");
         }
         assert_eq!(file.poll(), Events::IN);
         assert_eq!(file.read(&mut Dest::kernel(&mut buffer)), Ok(256));

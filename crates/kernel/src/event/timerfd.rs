@@ -291,6 +291,10 @@ impl FileOps for TimerFd {
         self
     }
 
+    fn can_write(&self) -> bool {
+        false
+    }
+
     fn read(&self, file: &OpenFile, dst: &mut Dest<'_>, _offset: u64) -> Result<usize> {
         if dst.remaining() < 8 {
             return Err(Errno::EINVAL);

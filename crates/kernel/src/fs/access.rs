@@ -67,6 +67,17 @@ pub fn check_remove(directory: &Location, victim: &Rc<dyn Inode>, who: &Credenti
     Ok(())
 }
 
+/// Whether `who` may give the object another name: its owner may, and others only what they could read and write and
+/// gains them nothing (fs.protected_hardlinks of proc_sys_fs(5), which is always on).
+///
+/// # Errors
+/// EPERM.
+pub fn check_link(meta: &Metadata, who: &Credentials) -> Result<()> {
+    let privileged = meta.mode & S_ISUID != 0 || meta.mode & (S_ISGID | 0o010) == (S_ISGID | 0o010);
+    let harmless = meta.file_type == FileType::Regular && !privileged && may_access(meta, who, READ | WRITE);
+    if harmless || is_owner(meta, who) { Ok(()) } else { Err(Errno::EPERM) }
+}
+
 /// Notes an access in atime as the mount says: relatime notes the first access after a change, and one a day.
 pub fn note_access(location: &Location) {
     let flags = location.mount.flags.get();

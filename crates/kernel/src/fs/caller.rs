@@ -72,15 +72,20 @@ impl Caller {
         if path.first() == Some(&b'/') {
             return Ok(self.fs.root.borrow().clone());
         }
+        self.directory(dirfd)
+    }
+
+    /// The directory that `dirfd` (or AT_FDCWD) refers to.
+    ///
+    /// # Errors
+    /// EBADF, ENOTDIR.
+    pub fn directory(&self, dirfd: i32) -> Result<Location> {
         if dirfd == AT_FDCWD {
             return Ok(self.fs.cwd.borrow().clone());
         }
         let file = crate::task::current().files().get(dirfd)?;
-        match &file.location {
-            Some(location) if location.inode.metadata().file_type == FileType::Directory => Ok(location.clone()),
-            _ if path.is_empty() => Err(Errno::ENOENT),
-            _ => Err(Errno::ENOTDIR),
-        }
+        let location = file.location.clone().ok_or(Errno::ENOTDIR)?;
+        if is_directory(&location.inode) { Ok(location) } else { Err(Errno::ENOTDIR) }
     }
 
     /// A resolution of `path` from `start`.

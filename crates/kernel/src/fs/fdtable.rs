@@ -1,6 +1,7 @@
 //! Descriptor tables.
 
 use super::file::OpenFile;
+use super::lock;
 use crate::errno::{Errno, Result};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -49,7 +50,7 @@ impl FdTable {
         Ok(free as i32)
     }
 
-    /// Puts a description at `fd`; gives back what was there.
+    /// Puts a description at `fd`; gives back what was there, on which the caller runs [`FdTable::closed`].
     ///
     /// # Errors
     /// EBADF if `fd` is not below `limit`.
@@ -68,7 +69,31 @@ impl FdTable {
         Ok(slots[index].replace(Slot { file, close_on_exec }).map(|slot| slot.file))
     }
 
-    /// Takes a descriptor out; the caller runs `closed` on it.
+    /// close(2): takes a descriptor out and runs what follows from that.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn close(&self, fd: i32) -> Result<()> {
+        self.closed(self.remove(fd)?);
+        Ok(())
+    }
+
+    /// Runs what follows from the closing of a descriptor of this table: a process loses its record locks on a file with
+    /// the first of its descriptors of that file (fcntl(2)).
+    pub fn closed(&self, file: Rc<OpenFile>) {
+        file.ops.closed(&file);
+        lock::unlock(&file, lock::Space::Records, self.lock_owner(), lock::Range::ALL);
+        // Dropped where nothing is borrowed: it may have been the last reference.
+        drop(file);
+    }
+
+    /// Whose the record locks are that are taken through this table.
+    #[must_use]
+    pub fn lock_owner(&self) -> lock::Owner {
+        lock::Owner::Table(core::ptr::from_ref(self).addr())
+    }
+
+    /// Takes a descriptor out; the caller runs [`FdTable::closed`] on it, unless nobody has seen the descriptor yet.
     ///
     /// # Errors
     /// EBADF.

@@ -1,7 +1,8 @@
 //! Open file descriptions (open(2)): what descriptors refer to.
 
 use super::context::Location;
-use super::inode::{Inode, Metadata};
+use super::inode::{Inode, Metadata, SetMetadata};
+use super::{lock, notify};
 use crate::errno::{Errno, Result};
 use crate::mm::pages::PageSource;
 use crate::mm::user::{Dest, Source};
@@ -85,6 +86,16 @@ pub trait FileOps: Any {
         Err(Errno::EINVAL)
     }
 
+    /// Whether there is such a thing as reading the object; EINVAL for every attempt otherwise.
+    fn can_read(&self) -> bool {
+        true
+    }
+
+    /// Whether there is such a thing as writing the object; EINVAL for every attempt otherwise.
+    fn can_write(&self) -> bool {
+        true
+    }
+
     /// Writes at `offset`; with O_APPEND the object puts the bytes at its end and the caller passes any offset.
     /// Returns the bytes written and the position behind them.
     ///
@@ -163,6 +174,15 @@ pub trait FileOps: Any {
     /// What fstat(2) tells, for objects that are no inodes of a file system (then `OpenFile::location` is `None`).
     fn metadata(&self) -> Metadata;
 
+    /// fchmod(2), fchown(2), futimens(3), for objects without a location.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP where all objects of a kind share one inode (epoll, eventfd, ...).
+    fn set_metadata(&self, change: &SetMetadata) -> Result<()> {
+        let _ = change;
+        Err(Errno::EOPNOTSUPP)
+    }
+
     /// Text behind the colon of `/proc/PID/fd/N` and lines for `/proc/PID/fdinfo/N`, for objects without a location:
     /// such as `anon_inode:[eventpoll]`, `pipe:[123]`.
     fn describe(&self) -> alloc::string::String;
@@ -181,7 +201,7 @@ pub trait FileOps: Any {
         Err(Errno::ENXIO)
     }
 
-    /// Called once per close(2) of a descriptor (locks of fcntl(2), pending data); the last reference ends with `Drop`.
+    /// Called once per close(2) of a descriptor (pending data); the last reference ends with `Drop`.
     fn closed(&self, file: &OpenFile) {
         let _ = file;
     }
@@ -201,7 +221,7 @@ pub struct OpenFile {
     pub owner: Cell<i32>,
     /// Signal for I/O (F_SETSIG), 0 for SIGIO.
     pub owner_signal: Cell<u32>,
-    /// Bookkeeping that other modules attach to a description (flock, leases): dropped with it.
+    /// Bookkeeping that other modules attach to a description (epoll): dropped with it.
     pub attachments: RefCell<alloc::vec::Vec<Rc<dyn Any>>>,
 }
 
@@ -234,6 +254,32 @@ impl OpenFile {
         self.flags.get().contains(OpenFlags::NONBLOCK)
     }
 
+    /// The flags that F_GETFL tells: as on every 64-bit Linux, open(2) always sets O_LARGEFILE.
+    #[must_use]
+    pub fn shown_flags(&self) -> OpenFlags {
+        let flags = self.flags.get();
+        let large = self.location.is_some() && !flags.contains(OpenFlags::PATH);
+        flags | if large { OpenFlags::LARGEFILE } else { OpenFlags::empty() }
+    }
+
+    /// Runs `call` with other status flags. A call that would block with them lets others see them meanwhile.
+    pub fn with_flags<T>(&self, set: OpenFlags, clear: OpenFlags, call: impl FnOnce() -> T) -> T {
+        let flags = self.flags.get();
+        self.flags.set((flags | set) - clear);
+        let result = call();
+        self.flags.set(flags);
+        result
+    }
+
+    /// Whether a transfer stays within the positions that there are.
+    ///
+    /// # Errors
+    /// EINVAL.
+    pub fn check_span(&self, offset: u64, len: usize) -> Result<()> {
+        let end = offset.checked_add(len as u64);
+        if end.is_some_and(|end| end <= i64::MAX as u64) || !self.ops.seekable() { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
     /// Reads at the file position and moves it.
     ///
     /// # Errors
@@ -242,6 +288,7 @@ impl OpenFile {
         if !self.flags.get().readable() {
             return Err(Errno::EBADF);
         }
+        self.check_span(self.position.get(), dst.remaining())?;
         let n = self.ops.read(self, dst, self.position.get())?;
         if self.ops.seekable() {
             self.position.set(self.position.get() + n as u64);
@@ -257,6 +304,7 @@ impl OpenFile {
         if !self.flags.get().writable() {
             return Err(Errno::EBADF);
         }
+        self.check_span(self.position.get(), src.remaining())?;
         let (n, end) = self.ops.write(self, src, self.position.get())?;
         if self.ops.seekable() {
             self.position.set(end);
@@ -283,5 +331,18 @@ impl OpenFile {
     #[must_use]
     pub fn inode(&self) -> Option<Rc<dyn Inode>> {
         self.location.as_ref().map(|l| Rc::clone(&l.inode))
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        lock::description_ended(self);
+        if let Some(location) = self.location.as_ref().filter(|_| !self.flags.get().contains(OpenFlags::PATH)) {
+            let written = self.flags.get().writable();
+            notify::event(
+                location,
+                if written { notify::mask::IN_CLOSE_WRITE } else { notify::mask::IN_CLOSE_NOWRITE },
+            );
+        }
     }
 }

@@ -65,6 +65,12 @@ pub fn init(lower: Lower) -> Result<Rc<FsContext>> {
             plain | MountFlags::NODEV,
         )?;
     }
+    mount::mount(
+        &place("/sys/fs/cgroup")?,
+        super::sys::control_group(),
+        description("cgroup2", "cgroup2", ""),
+        plain | MountFlags::NODEV | MountFlags::NOEXEC,
+    )?;
     let directory = NewInode { file_type: FileType::Directory, mode: 0o755, uid: 0, gid: 0, rdev: 0 };
     mount::mount(
         &place("/dev")?,

@@ -1,7 +1,7 @@
 //! Making, linking, removing and renaming names.
 
 use super::access::{self, S_ISGID, WRITE};
-use super::caller::{Caller, is_directory};
+use super::caller::{Caller, Target, is_directory};
 use super::context::Location;
 use super::entry::Entry;
 use super::inode::{FileType, Inode, NewInode, may_access};
@@ -10,7 +10,7 @@ use super::path::{Last, LastName, Walk};
 use crate::errno::{Errno, Result};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
-use linux_raw_sys::general::{CAP_FSETID, RENAME_EXCHANGE, RENAME_NOREPLACE};
+use linux_raw_sys::general::{CAP_FSETID, CAP_MKNOD, RENAME_EXCHANGE, RENAME_NOREPLACE};
 
 /// Takes the set-group-ID bit from a group-executable file made in a set-group-ID directory whose group is not the
 /// caller's (inode(7)); the directory hands down its group itself.
@@ -36,7 +36,14 @@ struct NewName {
 }
 
 /// Follows a walk to where a new name shall be; `directory`: it is to be one, so a slash may stand behind it.
-fn new_name(caller: &Caller, mut walk: Walk<'_>, directory: bool) -> Result<NewName> {
+fn new_name(caller: &Caller, walk: Walk<'_>, directory: bool) -> Result<NewName> {
+    let place = free_name(walk, directory)?;
+    access::check_add(&place.directory, &caller.creds)?;
+    Ok(place)
+}
+
+/// As [`new_name`], for a caller that checks the permission itself.
+fn free_name(mut walk: Walk<'_>, directory: bool) -> Result<NewName> {
     let last = walk.to_last()?;
     let LastName::Name(name) = last.name else { return Err(Errno::EEXIST) };
     match walk.lookup_entry(&name) {
@@ -45,9 +52,7 @@ fn new_name(caller: &Caller, mut walk: Walk<'_>, directory: bool) -> Result<NewN
         Err(Errno::ENOENT) => {}
         Err(error) => return Err(error),
     }
-    let directory = walk.at().clone();
-    access::check_add(&directory, &caller.creds)?;
-    Ok(NewName { directory, name })
+    Ok(NewName { directory: walk.at().clone(), name })
 }
 
 impl NewName {
@@ -64,6 +69,15 @@ impl NewName {
 /// As mkdir(2) and mknod(2).
 pub fn make(caller: &Caller, walk: Walk<'_>, new: NewInode) -> Result<Location> {
     let place = new_name(caller, walk, new.file_type == FileType::Directory)?;
+    // Anybody may make the device 0:0, a whiteout.
+    let device = match new.file_type {
+        FileType::CharDevice => new.rdev != 0,
+        FileType::BlockDevice => true,
+        _ => false,
+    };
+    if device && !caller.creds.has(CAP_MKNOD) {
+        return Err(Errno::EPERM);
+    }
     let new = inherited(caller, &place.directory, new);
     let inode = place.directory.inode.create(&place.name, &new)?;
     Ok(place.made(inode))
@@ -86,11 +100,14 @@ pub fn symlink(caller: &Caller, walk: Walk<'_>, target: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// As link(2).
-pub fn link(caller: &Caller, target: &Location, walk: Walk<'_>) -> Result<()> {
-    let place = new_name(caller, walk, false)?;
+pub fn link(caller: &Caller, target: Target, walk: Walk<'_>) -> Result<()> {
+    let place = free_name(walk, false)?;
+    let target = target.location(Errno::EXDEV)?;
     if !Rc::ptr_eq(&target.mount, &place.directory.mount) {
         return Err(Errno::EXDEV);
     }
+    access::check_link(&target.inode.metadata(), &caller.creds)?;
+    access::check_add(&place.directory, &caller.creds)?;
     if is_directory(&target.inode) {
         return Err(Errno::EPERM);
     }

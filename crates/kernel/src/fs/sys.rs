@@ -8,6 +8,8 @@ use alloc::rc::Rc;
 
 /// SYSFS_MAGIC.
 const MAGIC: u64 = 0x6265_6572;
+/// CGROUP2_SUPER_MAGIC.
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
 fn line(text: &'static str) -> impl Fn() -> alloc::string::String {
     move || format!("{text}\n")
@@ -39,19 +41,7 @@ pub fn root() -> Rc<dyn Inode> {
             });
         });
     });
-    tree.directory("fs", |t| {
-        t.directory("cgroup", |t| {
-            t.text("cgroup.controllers", line("cpu memory pids"));
-            t.text("cgroup.procs", || crate::task::pid::processes().iter().map(|p| format!("{}\n", p.pid())).collect());
-            t.text("cpu.max", line("100000 100000"));
-            t.text("memory.max", || format!("{}\n", frame::usage().limit_bytes));
-            t.text("memory.high", line("max"));
-            t.text("memory.swap.max", line("0"));
-            t.text("memory.current", || format!("{}\n", frame::usage().used_bytes));
-            t.text("memory.peak", || format!("{}\n", frame::usage().peak_bytes));
-            t.text("pids.max", line("max"));
-        });
-    });
+    tree.directory("fs", |t| t.directory("cgroup", |_| ()));
     tree.directory("kernel", |t| {
         t.directory("mm", |t| {
             t.directory("transparent_hugepage", |t| {
@@ -60,5 +50,22 @@ pub fn root() -> Rc<dyn Inode> {
             });
         });
     });
+    tree.root()
+}
+
+/// The root of /sys/fs/cgroup: the one control group of all processes, with the limits by which runtimes size their heaps
+/// (cgroups(7), version 2).
+#[must_use]
+pub fn control_group() -> Rc<dyn Inode> {
+    let mut tree = Tree::new(super::init::home(CGROUP2_MAGIC), 1);
+    tree.text("cgroup.controllers", line("cpu memory pids"));
+    tree.text("cgroup.procs", || crate::task::pid::processes().iter().map(|p| format!("{}\n", p.pid())).collect());
+    tree.text("cpu.max", line("100000 100000"));
+    tree.text("memory.max", || format!("{}\n", frame::usage().limit_bytes));
+    tree.text("memory.high", line("max"));
+    tree.text("memory.swap.max", line("0"));
+    tree.text("memory.current", || format!("{}\n", frame::usage().used_bytes));
+    tree.text("memory.peak", || format!("{}\n", frame::usage().peak_bytes));
+    tree.text("pids.max", line("max"));
     tree.root()
 }

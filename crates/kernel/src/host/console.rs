@@ -2,20 +2,24 @@
 
 use super::stream::HostStream;
 use crate::errno::{Errno, Result};
+use crate::event::anon;
 use crate::fs::file::{FileOps, OpenFile, OpenFlags};
-use crate::fs::inode::{FileType, Metadata};
+use crate::fs::inode::{FileType, Metadata, SetMetadata};
 use crate::mm::user::{Dest, Source};
 use crate::task::sched::{Sleep, wait_until};
 use crate::wait::{Events, WaitQueue};
 use alloc::rc::Rc;
 use alloc::string::String;
 use core::any::Any;
+use core::cell::Cell;
 use torpor_abi::frame::stream as number;
 
 /// One end of a pipe whose other end is the host.
+#[derive(Clone)]
 struct Stdio {
     stream: Rc<HostStream>,
-    ino: u64,
+    number: u32,
+    metadata: Rc<Cell<Metadata>>,
 }
 
 impl FileOps for Stdio {
@@ -86,41 +90,45 @@ impl FileOps for Stdio {
         Ok(0)
     }
 
+    fn reopen(&self, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
+        // The other end is the host's: nothing can be written to standard input, nor read alone from output.
+        let possible = if self.number == number::STDIN { !flags.writable() } else { flags.writable() };
+        if possible { Ok(Rc::new(self.clone())) } else { Err(Errno::ENXIO) }
+    }
+
     fn metadata(&self) -> Metadata {
-        Metadata {
-            dev: 13,
-            ino: self.ino,
-            file_type: FileType::Fifo,
-            mode: 0o600,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size: 0,
-            block_bytes: 4096,
-            blocks: 0,
-            atime: Default::default(),
-            mtime: Default::default(),
-            ctime: Default::default(),
-            btime: None,
-        }
+        self.metadata.get()
+    }
+
+    fn set_metadata(&self, change: &SetMetadata) -> Result<()> {
+        anon::change(&self.metadata, change);
+        Ok(())
     }
 
     fn describe(&self) -> String {
-        alloc::format!("pipe:[{}]", self.ino)
+        alloc::format!("pipe:[{}]", self.metadata.get().ino)
     }
 }
 
 /// Descriptors 0, 1 and 2 of the first program. Without `connected`, standard input is at its end.
+///
+/// As container engines do, the user whom the program runs as owns them, who may open /dev/stderr so.
 #[must_use]
-pub fn open_stdio(connected: bool) -> [Rc<OpenFile>; 3] {
+pub fn open_stdio(connected: bool, owner_uid: u32) -> [Rc<OpenFile>; 3] {
     [(number::STDIN, OpenFlags::empty()), (number::STDOUT, OpenFlags::WRONLY), (number::STDERR, OpenFlags::WRONLY)].map(
         |(n, flags)| {
             let stream = HostStream::open(n);
             if n == number::STDIN && !connected {
                 stream.set_end();
             }
-            OpenFile::anonymous(Rc::new(Stdio { stream, ino: u64::from(n) + 1 }), flags)
+            let metadata = Metadata {
+                dev: anon::PIPE_DEV,
+                ino: anon::unique_ino(),
+                file_type: FileType::Fifo,
+                uid: owner_uid,
+                ..anon::metadata()
+            };
+            OpenFile::anonymous(Rc::new(Stdio { stream, number: n, metadata: Rc::new(Cell::new(metadata)) }), flags)
         },
     )
 }

@@ -1,26 +1,52 @@
 //! The VM process as the kernel sees it: doorbells, the control page and the rings (`torpor_abi::shared`).
 
+pub mod connection;
 pub mod console;
 pub mod ring;
 pub mod stream;
 
-use core::ptr::write_volatile;
 use core::sync::atomic::Ordering;
-use torpor_abi::layout::{CONTROL_GPA, DIRECT_MAP_BASE, DOORBELL_GPA};
+use torpor_abi::layout::CONTROL_GPA;
 use torpor_abi::shared::{Control, doorbell};
+
+/// Where low guest-physical memory is reached: control page and rings.
+#[cfg(not(feature = "hosted"))]
+fn low_memory(gpa: u64) -> *mut u8 {
+    (torpor_abi::layout::DIRECT_MAP_BASE + gpa) as *mut u8
+}
+
+/// Hosted: every thread has such memory of its own, and nobody at the other end but its tests.
+#[cfg(feature = "hosted")]
+fn low_memory(gpa: u64) -> *mut u8 {
+    use torpor_abi::layout::{PAGE_BYTES, RING_BYTES, RX_RING_GPA};
+    const PAGES: usize = ((RX_RING_GPA + RING_BYTES) / PAGE_BYTES) as usize;
+    #[repr(align(4096))]
+    #[derive(Clone)]
+    struct Page(#[allow(dead_code, reason = "reached through the pointer")] [u8; PAGE_BYTES as usize]);
+    std::thread_local! {
+        static MEMORY: *mut u8 = std::vec![Page([0; PAGE_BYTES as usize]); PAGES].leak().as_mut_ptr().cast();
+    }
+    MEMORY.with(|memory| memory.wrapping_add(gpa as usize))
+}
 
 /// The control page.
 #[must_use]
 pub fn control() -> &'static Control {
     // SAFETY: the direct map is there from the first instruction on, the page is the control page's for ever, and all
     // its fields but the panic text (written through `panic_text`) are atomics.
-    unsafe { &*((DIRECT_MAP_BASE + CONTROL_GPA) as *const Control) }
+    unsafe { &*low_memory(CONTROL_GPA).cast::<Control>() }
 }
 
+#[cfg(not(feature = "hosted"))]
 fn ring_doorbell(offset: u64, value: u32) {
+    use torpor_abi::layout::{DIRECT_MAP_BASE, DOORBELL_GPA};
     // SAFETY: the doorbell page is mapped for ever, and a write there is an exit or an ioeventfd, not memory.
-    unsafe { write_volatile((DIRECT_MAP_BASE + DOORBELL_GPA + offset) as *mut u32, value) };
+    unsafe { core::ptr::write_volatile((DIRECT_MAP_BASE + DOORBELL_GPA + offset) as *mut u32, value) };
 }
+
+/// Hosted: nobody listens; tests look at the rings themselves.
+#[cfg(feature = "hosted")]
+fn ring_doorbell(_offset: u64, _value: u32) {}
 
 /// Tells the VM process that the transmit ring or the wanted deadline has changed, unless it is looking anyway.
 pub fn notify() {
@@ -59,19 +85,26 @@ fn range_call(offset: u64, gpa: u64, bytes: u64) {
     ring_doorbell(offset, 0);
 }
 
-/// Asks for an event at `deadline_ns` (host CLOCK_MONOTONIC; `u64::MAX` for none). The host's timer may still be set to an
-/// earlier deadline that is no longer wanted: it fires once for nothing, which is cheaper than a doorbell per change.
+/// Asks for an event at `deadline_ns` (host CLOCK_MONOTONIC; `u64::MAX` for none). A later one than the host's timer is
+/// set to needs no doorbell: when the timer fires, the host looks here, and sets it anew.
 pub fn want_event_at(deadline_ns: u64) {
     let control = control();
+    // Before the armed one is read: the host writes that one before it reads this.
     control.wanted_deadline_ns.store(deadline_ns, Ordering::SeqCst);
     if deadline_ns < control.armed_deadline_ns.load(Ordering::SeqCst) {
         ring_doorbell(doorbell::NOTIFY, 1);
     }
 }
 
+/// Until [`want_event_at`] is called again no event is wanted, so that a doorbell meanwhile does not set a timer for a
+/// deadline that has come.
+pub fn forget_deadline() {
+    control().wanted_deadline_ns.store(u64::MAX, Ordering::SeqCst);
+}
+
 /// Ends the VM. `reason` is one of `torpor_abi::shared::exit`, `status` a wait status or an errno.
 pub fn exit(reason: u32, status: u32, text: &str) -> ! {
-    let control = (DIRECT_MAP_BASE + CONTROL_GPA) as *mut Control;
+    let control = low_memory(CONTROL_GPA).cast::<Control>();
     let len = text.len().min(torpor_abi::shared::PANIC_TEXT_BYTES);
     // SAFETY: the text area is plain bytes that nothing else refers to; the VM process reads it after the doorbell.
     unsafe {

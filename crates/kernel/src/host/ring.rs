@@ -3,10 +3,10 @@
 //! The VM process validates what the guest writes; the guest trusts its VM process with everything but its own
 //! consistency, so a corrupt receive ring is a panic.
 
-use super::{control, notify};
+use super::{control, low_memory, notify};
 use core::sync::atomic::Ordering;
-use torpor_abi::frame::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES};
-use torpor_abi::layout::{DIRECT_MAP_BASE, RING_BYTES, RX_RING_GPA, TX_RING_GPA};
+use torpor_abi::frame::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES, kind};
+use torpor_abi::layout::{RING_BYTES, RX_RING_GPA, TX_RING_GPA};
 use torpor_abi::ring::Position;
 
 const CAPACITY: u32 = RING_BYTES as u32;
@@ -47,6 +47,43 @@ pub fn send(stream: u32, kind: u16, argument: u32, pieces: &[&[u8]]) {
     control().tx_head.store(head.wrapping_add(header.frame_bytes()), Ordering::SeqCst);
 }
 
+/// Appends a DATA frame whose payload is `prefix` and up to `len` bytes of what `fill` puts into the ring's pieces; returns
+/// what that was. The caller knows from [`room`] that the whole fits.
+///
+/// # Errors
+/// What `fill` gives where nothing was put in yet; nothing is sent then.
+pub fn send_filled<E>(
+    stream: u32,
+    prefix: &[u8],
+    len: usize,
+    mut fill: impl FnMut(&mut [u8]) -> Result<usize, E>,
+) -> Result<usize, E> {
+    let position = tx_position();
+    let whole = Header { stream, kind: kind::DATA, len: (prefix.len() + len) as u32, argument: 0 };
+    assert!(whole.frame_bytes() <= position.free(), "frame of {len} bytes without room");
+    let mut at = HEADER_BYTES;
+    put(position, &mut at, prefix);
+    let mut filled = 0;
+    for (offset, piece) in position.writable(at, len as u32) {
+        // SAFETY: Position's pieces lie within the ring, which is the kernel's to write between head and tail; the host
+        // does not read there before `tx_head` moves, and no other reference to these bytes exists meanwhile.
+        let target = unsafe { core::slice::from_raw_parts_mut(low_memory(TX_RING_GPA).add(offset), piece) };
+        match fill(target) {
+            Ok(n) => filled += n,
+            Err(error) if filled == 0 => return Err(error),
+            Err(_) => break,
+        }
+        if filled < piece {
+            break;
+        }
+    }
+    let header = Header { len: (prefix.len() + filled) as u32, ..whole };
+    put(position, &mut 0, &header.encode());
+    let head = control().tx_head.load(Ordering::Relaxed);
+    control().tx_head.store(head.wrapping_add(header.frame_bytes()), Ordering::SeqCst);
+    Ok(filled)
+}
+
 /// Lets the host see what was sent.
 pub fn flush() {
     notify();
@@ -57,7 +94,7 @@ fn put(position: Position, at: &mut u32, mut bytes: &[u8]) {
         let (now, rest) = bytes.split_at(len);
         // SAFETY: Position's pieces lie within the ring, which is the kernel's to write between head and tail.
         unsafe {
-            let target = ((DIRECT_MAP_BASE + TX_RING_GPA) as *mut u8).add(offset);
+            let target = low_memory(TX_RING_GPA).add(offset);
             core::ptr::copy_nonoverlapping(now.as_ptr(), target, len);
         }
         bytes = rest;
@@ -93,5 +130,5 @@ pub(super) fn receive_all() {
 fn rx_bytes(offset: usize, len: usize) -> &'static [u8] {
     // SAFETY: within the ring by Position; the host does not write between tail and head, which is where the piece lies
     // until `rx_tail` moves, and no piece is kept beyond that.
-    unsafe { core::slice::from_raw_parts(((DIRECT_MAP_BASE + RX_RING_GPA) as *const u8).add(offset), len) }
+    unsafe { core::slice::from_raw_parts(low_memory(RX_RING_GPA).add(offset), len) }
 }

@@ -20,15 +20,28 @@ pub trait Receiver {
     fn reattached(&self) {}
 }
 
+/// A frame that had no room yet.
+type Deferred = (u32, u16, u32, Vec<u8>);
+
 #[derive(Default)]
 struct Registry {
     receivers: RefCell<BTreeMap<u32, Rc<dyn Receiver>>>,
     room: OnceCell<Rc<WaitQueue>>,
     waiting_for_room: Cell<bool>,
+    /// Whom to tell besides when there is room; each once.
+    blocked: RefCell<Vec<Rc<WaitQueue>>>,
+    /// Frames without which the host's picture of a stream is wrong: a few for each stream at most.
+    deferred: RefCell<VecDeque<Deferred>>,
 }
 
 crate::global! {
-    static REGISTRY: Registry = Registry { receivers: RefCell::new(BTreeMap::new()), room: OnceCell::new(), waiting_for_room: Cell::new(false) };
+    static REGISTRY: Registry = Registry {
+        receivers: RefCell::new(BTreeMap::new()),
+        room: OnceCell::new(),
+        waiting_for_room: Cell::new(false),
+        blocked: RefCell::new(Vec::new()),
+        deferred: RefCell::new(VecDeque::new()),
+    };
 }
 
 fn registry<R>(f: impl FnOnce(&Registry) -> R) -> R {
@@ -53,12 +66,61 @@ pub(crate) fn reattached() {
     room_queue().wake_all(Events::WRITABLE);
 }
 
+/// Whether a number is in use.
+pub(super) fn is_registered(number: u32) -> bool {
+    registry(|r| r.receivers.borrow().contains_key(&number))
+}
+
 /// Hands a frame to its receiver.
 pub(super) fn dispatch(header: Header, first: &[u8], second: &[u8]) {
     let receiver = registry(|r| r.receivers.borrow().get(&header.stream).cloned());
-    if let Some(receiver) = receiver {
-        receiver.receive(header, first, second);
+    match receiver {
+        Some(receiver) => receiver.receive(header, first, second),
+        None => super::connection::unknown(header, &[first, second].concat()),
     }
+}
+
+/// Sends a frame now or, where the ring has no room, as soon as it has, before any data of connections.
+pub(super) fn send_soon(number: u32, what: u16, argument: u32, payload: &[u8]) {
+    let frame = (number, what, argument, payload.to_vec());
+    registry(|r| r.deferred.borrow_mut().push_back(frame));
+    send_deferred();
+}
+
+fn send_deferred() {
+    registry(|r| {
+        let mut deferred = r.deferred.borrow_mut();
+        let before = deferred.len();
+        while let Some((number, what, argument, payload)) = deferred.front() {
+            // A header needs room as well where the payload is empty.
+            if ring::room(payload.len() + 8) < payload.len() + 8 {
+                r.waiting_for_room.set(true);
+                break;
+            }
+            ring::send(*number, *what, *argument, &[payload]);
+            deferred.pop_front();
+        }
+        if deferred.len() < before {
+            ring::flush();
+        }
+    });
+}
+
+/// Bytes that a connection's next frame may carry; where that is none, `queue` is woken when there is room.
+pub(super) fn room_for_data(wanted: usize, queue: &Rc<WaitQueue>) -> usize {
+    let room = || if registry(|r| r.deferred.borrow().is_empty()) { ring::room(wanted) } else { 0 };
+    let now = room();
+    if now > 0 {
+        return now;
+    }
+    registry(|r| {
+        r.waiting_for_room.set(true);
+        let mut blocked = r.blocked.borrow_mut();
+        if !blocked.iter().any(|known| Rc::ptr_eq(known, queue)) {
+            blocked.push(Rc::clone(queue));
+        }
+    });
+    now
 }
 
 /// The queue that is woken when the transmit ring has room again.
@@ -70,7 +132,11 @@ fn room_queue() -> Rc<WaitQueue> {
 pub(super) fn room_available() {
     if registry(|r| r.waiting_for_room.replace(false)) {
         super::control().tx_wants_room.store(0, core::sync::atomic::Ordering::SeqCst);
+        send_deferred();
         room_queue().wake_all(Events::WRITABLE);
+        for queue in registry(|r| r.blocked.take()) {
+            queue.wake_all(Events::WRITABLE);
+        }
     }
 }
 
@@ -223,10 +289,7 @@ impl HostStream {
 
     /// Tells the host that no more bytes come.
     pub fn shutdown(&self) {
-        if ring::room(0) > 0 || super::control().tx_wants_room.load(core::sync::atomic::Ordering::Relaxed) == 0 {
-            ring::send(self.number, kind::SHUTDOWN, 0, &[]);
-            ring::flush();
-        }
+        send_soon(self.number, kind::SHUTDOWN, 0, &[]);
     }
 
     /// Queues to wait on before writing: the stream's and the ring's.

@@ -1,12 +1,14 @@
 //! Frames of RAM with a reference count: anonymous memory, page cache of tmpfs, pipe buffers, the kernel's own heap.
 //!
 //! RAM is taken from the bottom up and freed memory is used again before memory that was never touched, so that what
-//! the host has to back stays small. A frame that was never given out is known to be zero; a freed one is zeroed when it
-//! is given out again. Whole free blocks beyond [`KEEP_FREE_BLOCKS`] go back to the host.
+//! the host has to back stays small. The host is asked to back it in pieces of 64 or 256 KiB before the first frame of
+//! one is given out: that exit costs as much as three first touches, and where the neighbours are there, a software KVM
+//! maps eight pages at a time. A frame that was never given out is known to be zero; a freed one is zeroed when it is given out
+//! again. Whole free blocks beyond [`KEEP_FREE_BLOCKS`] go back to the host.
 
 use super::addr::{Gpa, PAGE_BYTES};
 pub(crate) use super::metadata::{BLOCK_FRAMES, Pfn};
-use super::metadata::{Blocks, Set};
+use super::metadata::{Block, Blocks, LANE_FRAMES, Set};
 use super::{phys, tlb};
 use core::cell::Cell;
 use core::marker::PhantomData;
@@ -20,6 +22,9 @@ const BLOCK_ORDER: u32 = 9;
 /// Free 2 MiB blocks that stay backed by the host, for programs that map and unmap the same amount again and again.
 /// When there are more, half of them are given back.
 const KEEP_FREE_BLOCKS: u32 = 32;
+
+/// A VM that uses less is small: what it is given ahead would be much of what it has.
+const SMALL_FRAMES: u64 = 768;
 
 /// There is no frame left, or the VM's limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +136,10 @@ impl Ram {
     fn take(&self, blocks: Blocks, order: u32, content: Content) -> Option<Pfn> {
         let (block, first) = self.find(blocks, order)?;
         blocks.with(block, |b| {
+            let piece = if self.used_frames.get() < SMALL_FRAMES { LANE_FRAMES } else { 4 * LANE_FRAMES };
+            for (start, frames) in b.back(first, order, piece) {
+                tlb::populate(gpa(block * BLOCK_FRAMES + start), u64::from(frames) * PAGE_BYTES);
+            }
             if b.take(first, order) && content == Content::Zeroed {
                 zero_dirty(b, block * BLOCK_FRAMES, first, order);
             }
@@ -175,7 +184,7 @@ impl Ram {
             let Some(last) = blocks.last(Set::FreeDirty) else { break };
             let mut first = last;
             loop {
-                blocks.with(first, |b| b.dirty = [0; 8]);
+                blocks.with(first, Block::forget);
                 self.sort(blocks, first);
                 if self.free_dirty.get() <= keep || blocks.last(Set::FreeDirty) != first.checked_sub(1) {
                     break;
@@ -189,7 +198,7 @@ impl Ram {
 }
 
 /// Zeroes those frames of a run that may hold something, neighbours together.
-fn zero_dirty(block: &super::metadata::Block, base: Pfn, first: u32, order: u32) {
+fn zero_dirty(block: &Block, base: Pfn, first: u32, order: u32) {
     let end = first + (1 << order);
     let mut at = first;
     while at < end {
@@ -220,19 +229,9 @@ pub(crate) fn allocate_run(content: Content) -> Result<Pfn, NoMemory> {
     allocate_order(RUN_ORDER, content)
 }
 
-/// 512 zeroed frames side by side, aligned, each with one reference, charged to the limit; backed by the host at once.
+/// 512 zeroed frames side by side, aligned, each with one reference, charged to the limit.
 pub(crate) fn allocate_block() -> Result<Pfn, NoMemory> {
-    let virgin = with_ram(|ram, blocks| {
-        if ram.used_frames.get() + u64::from(BLOCK_FRAMES) > ram.limit_frames.get() {
-            return Err(NoMemory);
-        }
-        Ok(blocks.first(Set::FreeDirty, 0).is_none())
-    })?;
-    let pfn = allocate_order(BLOCK_ORDER, Content::Zeroed)?;
-    if virgin {
-        tlb::populate(gpa(pfn), u64::from(BLOCK_FRAMES) * PAGE_BYTES);
-    }
-    Ok(pfn)
+    allocate_order(BLOCK_ORDER, Content::Zeroed)
 }
 
 fn allocate_order(order: u32, content: Content) -> Result<Pfn, NoMemory> {

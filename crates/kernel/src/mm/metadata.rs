@@ -11,6 +11,9 @@ pub(crate) type Pfn = u32;
 /// Frames in a block.
 pub(crate) const BLOCK_FRAMES: u32 = (LARGE_PAGE_BYTES / PAGE_BYTES) as u32;
 
+/// Frames of the least that the host is asked for: 64 KiB.
+pub(super) const LANE_FRAMES: u32 = BLOCK_FRAMES / u32::BITS;
+
 const WORDS: usize = BLOCK_FRAMES as usize / 64;
 
 /// Descriptor of a 2 MiB block; all zeros is a block that was never used.
@@ -23,7 +26,8 @@ pub(super) struct Block {
     pub(super) dirty: [u64; WORDS],
     /// Number of bits in `used`.
     pub(super) count: u32,
-    _pad: u32,
+    /// Pieces of 64 KiB that the host was asked for. It may also have been made to back others, by touches.
+    backed: u32,
 }
 
 /// A bit for each of the frames `[first, first + n)` of one word of a block's bitmap.
@@ -73,6 +77,30 @@ impl Block {
     /// Whether the frame may hold something other than zeros.
     pub(super) const fn is_dirty(&self, frame: u32) -> bool {
         self.dirty[frame as usize / 64] >> (frame % 64) & 1 == 1
+    }
+
+    /// Sees to it that the host has memory behind `[first, first + 2^order)`: gives what it has to be asked for, as first
+    /// frame and number of frames, in pieces of `piece` frames (at least [`LANE_FRAMES`]), and notes that it was.
+    pub(super) fn back(&mut self, first: u32, order: u32, piece: u32) -> impl Iterator<Item = (u32, u32)> {
+        let lanes = |unit: u32| {
+            let (start, end) = (first / unit * unit, (first + (1 << order)).next_multiple_of(unit));
+            (1u64 << (end / LANE_FRAMES)) - (1u64 << (start / LANE_FRAMES))
+        };
+        let wanted = lanes(LANE_FRAMES) & !u64::from(self.backed) != 0;
+        let mut missing = if wanted { lanes(piece) & !u64::from(self.backed) } else { 0 };
+        self.backed |= missing as u32;
+        core::iter::from_fn(move || {
+            let start = missing.trailing_zeros();
+            let count = (missing.checked_shr(start)?).trailing_ones();
+            missing &= missing.wrapping_add(1 << start);
+            Some((start * LANE_FRAMES, count * LANE_FRAMES))
+        })
+    }
+
+    /// The host was given the whole block's memory back.
+    pub(super) fn forget(&mut self) {
+        self.dirty = [0; WORDS];
+        self.backed = 0;
     }
 
     /// A free run of `2^order` frames, aligned to its size. Single frames come from started pieces of 64 KiB first.
@@ -254,5 +282,25 @@ impl Blocks {
             (true, true) => 1,
             (true, false) => -1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn the_host_is_asked_once_for_each_piece() {
+        let mut block = Block { used: [0; WORDS], dirty: [0; WORDS], count: 0, backed: 0 };
+        let mut back = |first, order, piece| block.back(first, order, piece).collect::<Vec<_>>();
+        assert_eq!(back(85, 0, 16), [(80, 16)]);
+        assert_eq!(back(80, 4, 64), []);
+        assert_eq!(back(64, 0, 64), [(64, 16), (96, 32)]);
+        assert_eq!(back(511, 0, 64), [(448, 64)]);
+        assert_eq!(back(0, 9, 64), [(0, 64), (128, 320)]);
+        assert_eq!(back(0, 9, 64), []);
+        block.forget();
+        assert_eq!(block.back(0, 9, 16).collect::<Vec<_>>(), [(0, 512)]);
     }
 }

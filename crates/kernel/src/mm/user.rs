@@ -3,7 +3,7 @@
 //! Every function here checks the range against the address space, populates pages as a fault would (copy-on-write
 //! included), and answers EFAULT where the program itself would get SIGSEGV or SIGBUS. None of them blocks.
 
-use super::addr::UserAddr;
+use super::addr::{USER_END, UserAddr};
 use crate::errno::{Errno, Result};
 use alloc::vec::Vec;
 
@@ -20,6 +20,17 @@ macro_rules! pod {
     )* };
 }
 pod!(u8, u16, u32, u64, usize, i8, i16, i32, i64, [u32; 2], [i32; 2], [u64; 2], [i64; 2], [u64; 3], [u64; 4], [i64; 4]);
+
+/// First address behind programs' memory. Hosted, that is this process's own, which ends where the lower half does.
+const END: u64 = if cfg!(feature = "hosted") { 1 << 47 } else { USER_END };
+
+/// Whether a range lies where programs' memory can be, mapped or not.
+///
+/// # Errors
+/// EFAULT.
+pub fn check_range(addr: UserAddr, len: u64) -> Result<()> {
+    if addr.0.checked_add(len).is_some_and(|end| end <= END) { Ok(()) } else { Err(Errno::EFAULT) }
+}
 
 /// Copies from the program into `dst`.
 ///

@@ -3,7 +3,7 @@
 use crate::errno::{Errno, Result};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use linux_raw_sys::net::{AF_INET, AF_INET6, AF_UNIX};
+use linux_raw_sys::net::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, AF_VSOCK};
 
 /// Bytes of `sun_path`.
 const UNIX_PATH_BYTES: usize = 108;
@@ -56,6 +56,15 @@ impl InetAddress {
     }
 }
 
+/// Context and port of vsock(7); `u32::MAX` in either is "any".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VsockAddress {
+    /// Context: 2 is the host.
+    pub cid: u32,
+    /// Port.
+    pub port: u32,
+}
+
 /// An address of any family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -65,6 +74,10 @@ pub enum Address {
     Unix(UnixName),
     /// AF_INET or AF_INET6.
     Inet(InetAddress),
+    /// AF_VSOCK.
+    Vsock(VsockAddress),
+    /// AF_NETLINK: the port number; 0 is the kernel.
+    Netlink(u32),
 }
 
 impl Address {
@@ -97,6 +110,15 @@ impl Address {
                 let mut ip = [0; 16];
                 ip.copy_from_slice(&b[8..24]);
                 Ok(Address::Inet(InetAddress { ip: ip.into(), port: u16::from_be_bytes([b[2], b[3]]) }))
+            }
+            AF_NETLINK => {
+                let b = bytes.get(..12).ok_or(Errno::EINVAL)?;
+                Ok(Address::Netlink(u32::from_ne_bytes([b[4], b[5], b[6], b[7]])))
+            }
+            AF_VSOCK => {
+                let b = bytes.get(..16).ok_or(Errno::EINVAL)?;
+                let word = |at: usize| u32::from_ne_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+                Ok(Address::Vsock(VsockAddress { port: word(4), cid: word(8) }))
             }
             _ => Err(Errno::EAFNOSUPPORT),
         }
@@ -135,6 +157,19 @@ impl Address {
                 out.extend(ip.octets());
                 out.extend([0; 4]);
             }
+            Address::Netlink(port) => {
+                out.extend((AF_NETLINK as u16).to_ne_bytes());
+                out.extend([0; 2]);
+                out.extend(port.to_ne_bytes());
+                out.extend([0; 4]);
+            }
+            Address::Vsock(VsockAddress { cid, port }) => {
+                out.extend((AF_VSOCK as u16).to_ne_bytes());
+                out.extend([0; 2]);
+                out.extend(port.to_ne_bytes());
+                out.extend(cid.to_ne_bytes());
+                out.extend([0; 4]);
+            }
         }
         out
     }
@@ -152,6 +187,8 @@ mod tests {
             Address::Unix(UnixName::Unnamed),
             Address::Inet(InetAddress { ip: [127, 0, 0, 1].into(), port: 80 }),
             Address::Inet(InetAddress { ip: IpAddr::V6(Ipv6Addr::LOCALHOST), port: 8080 }),
+            Address::Vsock(VsockAddress { cid: 2, port: 1 << 20 }),
+            Address::Netlink(1),
         ] {
             assert_eq!(Address::decode(&address.encode()), Ok(address));
         }

@@ -12,8 +12,11 @@ use core::cell::{Cell, RefCell};
 /// net.ipv4.ip_local_port_range.
 const EPHEMERAL: core::ops::RangeInclusive<u16> = 32768..=60999;
 
+/// By type and name: sockets of different types don't meet (unix(7)).
+type Names = BTreeMap<(Kind, Vec<u8>), Weak<Socket>>;
+
 crate::global! {
-    static ABSTRACT: RefCell<BTreeMap<Vec<u8>, Weak<Socket>>> = RefCell::new(BTreeMap::new());
+    static ABSTRACT: RefCell<Names> = RefCell::new(Names::new());
 }
 
 crate::global! {
@@ -22,7 +25,7 @@ crate::global! {
 }
 
 crate::global! {
-    /// Where the search for a free port and the choice among SO_REUSEPORT sockets go on.
+    /// Where the search for a free port goes on.
     static NEXT: Cell<u16> = Cell::new(0);
 }
 
@@ -36,10 +39,11 @@ type Holders = Vec<Weak<Socket>>;
 pub(super) fn bind_abstract(socket: &Rc<Socket>, name: &[u8]) -> Result<()> {
     ABSTRACT.with(|names| {
         let mut names = names.borrow_mut();
-        if names.get(name).is_some_and(|s| s.strong_count() > 0) {
+        let key = (socket.kind, name.to_vec());
+        if names.get(&key).is_some_and(|s| s.strong_count() > 0) {
             return Err(Errno::EADDRINUSE);
         }
-        names.insert(name.to_vec(), Rc::downgrade(socket));
+        names.insert(key, Rc::downgrade(socket));
         Ok(())
     })
 }
@@ -56,9 +60,20 @@ pub(super) fn autobind(socket: &Rc<Socket>) -> Result<UnixName> {
     Err(Errno::ENOSPC)
 }
 
+/// Gives an abstract name back; one that another socket has stays.
+pub(super) fn release_abstract(socket: &Socket, name: &[u8]) {
+    ABSTRACT.with(|names| {
+        let mut names = names.borrow_mut();
+        let key = (socket.kind, name.to_vec());
+        if names.get(&key).is_some_and(|holder| core::ptr::eq(holder.as_ptr(), socket)) {
+            names.remove(&key);
+        }
+    });
+}
+
 /// Who has an abstract name.
-pub(super) fn find_abstract(name: &[u8]) -> Option<Rc<Socket>> {
-    ABSTRACT.with(|names| names.borrow().get(name).and_then(Weak::upgrade))
+pub(super) fn find_abstract(kind: Kind, name: &[u8]) -> Option<Rc<Socket>> {
+    ABSTRACT.with(|names| names.borrow().get(&(kind, name.to_vec())).and_then(Weak::upgrade))
 }
 
 /// Whether two bound addresses cover a common one. An IPv6 wildcard covers IPv4 unless the socket is V6ONLY.
@@ -131,7 +146,7 @@ pub(super) fn release_port(socket: &Socket, port: u16) {
     });
 }
 
-/// Who receives what is sent to an address: the most specific binding; among equals (SO_REUSEPORT) one in turn. For
+/// Who receives what is sent to an address: the most specific binding; among equals (SO_REUSEPORT) any one. For
 /// streams only listeners count. `from` matters to connected datagram sockets.
 pub(super) fn find_port(stream: bool, to: InetAddress, from: InetAddress) -> Option<Rc<Socket>> {
     let to = to.canonical();
@@ -157,6 +172,5 @@ pub(super) fn find_port(stream: bool, to: InetAddress, from: InetAddress) -> Opt
     };
     let best = holders.iter().filter_map(score).max()?;
     let equals: Vec<_> = holders.iter().filter(|s| score(s) == Some(best)).collect();
-    let turn = NEXT.with(|next| next.replace(next.get().wrapping_add(1)));
-    equals.get(usize::from(turn) % equals.len()).map(|s| Rc::clone(s))
+    equals.get(crate::random::u64() as usize % equals.len()).map(|s| Rc::clone(s))
 }

@@ -75,6 +75,8 @@ pub fn parse(bytes: &[u8], unix: bool) -> Result<Passed> {
                 }
                 passed.sender = Some(claimed);
             }
+            // Other families let these pass without a meaning.
+            (SOL_SOCKET, SCM_RIGHTS | SCM_CREDENTIALS) => {}
             (SOL_SOCKET, _) => return Err(Errno::EINVAL),
             // Of other levels the loopback interface has use for none.
             _ => {}

@@ -1,8 +1,8 @@
-//! TCP and UDP over the loopback interface (tcp(7), udp(7), ip(7), ipv6(7)).
+//! TCP and UDP (tcp(7), udp(7), ip(7), ipv6(7)): addresses, and who talks to whom inside the guest.
 
 use super::address::{Address, InetAddress};
-use super::bound;
 use super::socket::{Family, Kind, Socket};
+use super::{bound, outside};
 use crate::errno::{Errno, Result};
 use crate::task::current;
 use crate::wait::Events;
@@ -13,9 +13,10 @@ use linux_raw_sys::general::CAP_NET_BIND_SERVICE;
 /// net.ipv4.ip_unprivileged_port_start.
 const PRIVILEGED_PORTS: u16 = 1024;
 
-/// Whether the address is this machine's: 127.0.0.0/8, ::1, or either as IPv4-mapped.
+/// Whether the address is this machine's: 127.0.0.0/8, ::1, the interface's, or one of them as IPv4-mapped.
 fn is_local(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
+    let ip = ip.to_canonical();
+    ip.is_loopback() || ip == outside::own_address(ip.is_ipv6())
 }
 
 /// An address of the socket's own family.
@@ -66,17 +67,14 @@ pub(super) fn before_listen(socket: &Rc<Socket>) -> Result<()> {
     bound::bind_port(socket, address).map(|_| ())
 }
 
-/// Where packets to `to` go on this machine.
-///
-/// # Errors
-/// ENETUNREACH for everything that is not here.
-pub(super) fn route(to: InetAddress) -> Result<InetAddress> {
+/// The address that is meant, and whether it is outside.
+fn route(to: InetAddress) -> (InetAddress, bool) {
     if to.ip.is_unspecified() {
         // Linux takes the wildcard for this machine.
         let ip = if to.ip.is_ipv6() { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
-        return Ok(InetAddress { ip, port: to.port });
+        return (InetAddress { ip, port: to.port }, false);
     }
-    if is_local(to.ip) { Ok(to) } else { Err(Errno::ENETUNREACH) }
+    (to, !is_local(to.ip))
 }
 
 /// The source address for packets to `to`.
@@ -85,28 +83,32 @@ pub(super) fn source_for(socket: &Socket, to: InetAddress) -> InetAddress {
     if !local.ip.is_unspecified() {
         return local;
     }
-    let ip =
-        if to.ip.to_canonical().is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) };
+    let canonical = to.ip.to_canonical();
+    let ip = match canonical {
+        ip if !ip.is_loopback() => outside::own_address(ip.is_ipv6()),
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
     InetAddress { ip, port: local.port }.in_family(socket.is_v6())
 }
 
 pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bool) -> Result<()> {
-    let to = route(of_family(socket, address)?)?;
+    let (to, is_outside) = route(of_family(socket, address)?);
     if socket.kind == Kind::Datagram {
         ensure_bound(socket)?;
         let source = source_for(socket, to);
+        if is_outside {
+            outside::connect_datagrams(socket, to, outside_source(source)?)?;
+        }
         *socket.local.borrow_mut() = Address::Inet(source);
         *socket.remote.borrow_mut() = Some(Address::Inet(to));
         return Ok(());
     }
-    if let Some(error) = socket.take_error() {
-        return Err(error);
-    }
-    if socket.is_connected() {
-        return if socket.connecting.replace(false) { Ok(()) } else { Err(Errno::EISCONN) };
-    }
     ensure_bound(socket)?;
     let source = source_for(socket, to);
+    if is_outside {
+        return outside::connect(socket, to, outside_source(source)?, nonblocking);
+    }
     let target = bound::find_port(true, to, source);
     let refused = |socket: &Socket| {
         if !nonblocking {
@@ -122,7 +124,7 @@ pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bo
     let v6 = target.is_v6();
     *child.local.borrow_mut() = Address::Inet(to.in_family(v6));
     *child.remote.borrow_mut() = Some(Address::Inet(source.in_family(v6)));
-    child.options.inherit(&target.options);
+    child.inherit(&target);
     let mut offered = Some(child);
     let attempt = |offered: &mut Option<Rc<Socket>>| {
         let child = offered.take()?;
@@ -156,17 +158,33 @@ pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bo
     Ok(())
 }
 
-/// The datagram socket that receives what `socket` sends to `to`.
-pub(super) fn datagram_target(socket: &Rc<Socket>, to: InetAddress) -> Result<Option<(Rc<Socket>, InetAddress)>> {
-    let to = route(of_family(socket, to)?)?;
-    if to.port == 0 {
-        return Err(Errno::EINVAL);
-    }
+/// A source address that the outside can answer.
+///
+/// # Errors
+/// EINVAL for a loopback address.
+fn outside_source(source: InetAddress) -> Result<InetAddress> {
+    if source.ip.to_canonical().is_loopback() { Err(Errno::EINVAL) } else { Ok(source) }
+}
+
+/// Who receives what a socket sends.
+pub(super) enum DatagramTarget {
+    /// Somebody here, and the source address as they see it; or nobody.
+    Local(Option<(Rc<Socket>, InetAddress)>),
+    /// `to` outside, `from` here.
+    Outside { to: InetAddress, from: InetAddress },
+}
+
+/// Who receives what `socket` sends to `to`.
+pub(super) fn datagram_target(socket: &Rc<Socket>, to: InetAddress) -> Result<DatagramTarget> {
+    let (to, is_outside) = route(of_family(socket, to)?);
     ensure_bound(socket)?;
     let source = source_for(socket, to);
+    if is_outside {
+        return Ok(DatagramTarget::Outside { to, from: outside_source(source)? });
+    }
     let target = bound::find_port(false, to, source);
-    Ok(target.map(|target| {
+    Ok(DatagramTarget::Local(target.map(|target| {
         let source = source.in_family(target.is_v6());
         (target, source)
-    }))
+    })))
 }

@@ -43,6 +43,7 @@ pub mod name {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum For {
     All,
+    Unix,
     Inet,
     V6,
     Stream,
@@ -59,8 +60,9 @@ const NUMBERS: &[(u32, u32, i32, i32, i32, For)] = &[
     (1, 10, 0, 0, 1, For::All),                   // SO_OOBINLINE
     (1, 12, 0, 0, 6, For::All),                   // SO_PRIORITY
     (1, 15, 0, 0, 1, For::All),                   // SO_REUSEPORT
-    (1, 16, 0, 0, 1, For::All),                   // SO_PASSCRED
+    (1, 16, 0, 0, 1, For::Unix),                  // SO_PASSCRED
     (1, 18, 1, 1, i32::MAX, For::All),            // SO_RCVLOWAT
+    (1, 29, 0, 0, 1, For::All),                   // SO_TIMESTAMP
     (0, 1, 0, 0, 255, For::Inet),                 // IP_TOS
     (0, 2, 64, 1, 255, For::Inet),                // IP_TTL
     (0, 10, 1, 0, 5, For::Inet),                  // IP_MTU_DISCOVER
@@ -95,23 +97,34 @@ const NUMBERS: &[(u32, u32, i32, i32, i32, For)] = &[
 pub struct Options(RefCell<BTreeMap<(u32, u32), i32>>);
 
 impl Options {
-    fn entry(level: u32, name: u32, inet: bool, v6: bool, stream: bool) -> Option<(i32, i32, i32)> {
-        let (.., default, min, max, whom) = NUMBERS.iter().find(|(l, n, ..)| (*l, *n) == (level, name))?;
+    /// Default, smallest and largest value of an option; `(inet, v6, stream)` say what the socket is.
+    fn entry(level: u32, name: u32, (inet, v6, stream): (bool, bool, bool)) -> Result<(i32, i32, i32)> {
+        // Unix sockets have no options but the general ones.
+        if !inet && level != level::SOCKET {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let (.., default, min, max, whom) =
+            NUMBERS.iter().find(|(l, n, ..)| (*l, *n) == (level, name)).ok_or(Errno::ENOPROTOOPT)?;
         let applies = match whom {
             For::All => true,
+            For::Unix => !inet,
             For::Inet => inet,
             For::V6 => v6,
             For::Stream => inet && stream,
         };
-        applies.then_some((*default, *min, *max))
+        match applies {
+            true => Ok((*default, *min, *max)),
+            false if level == level::SOCKET => Err(Errno::EOPNOTSUPP),
+            false => Err(Errno::ENOPROTOOPT),
+        }
     }
 
-    /// The value of a numeric option; `(inet, v6, stream)` say what the socket is.
+    /// The value of a numeric option.
     ///
     /// # Errors
-    /// ENOPROTOOPT.
-    pub fn get(&self, level: u32, name: u32, (inet, v6, stream): (bool, bool, bool)) -> Result<i32> {
-        let (default, ..) = Self::entry(level, name, inet, v6, stream).ok_or(Errno::ENOPROTOOPT)?;
+    /// ENOPROTOOPT, EOPNOTSUPP for one that sockets of this kind have not.
+    pub fn get(&self, level: u32, name: u32, what: (bool, bool, bool)) -> Result<i32> {
+        let (default, ..) = Self::entry(level, name, what)?;
         Ok(self.0.borrow().get(&(level, name)).copied().unwrap_or(default))
     }
 
@@ -126,7 +139,7 @@ impl Options {
     /// # Errors
     /// ENOPROTOOPT, EINVAL for a value out of range.
     pub fn set(&self, level: u32, name: u32, what: (bool, bool, bool), value: i32) -> Result<()> {
-        let (_, min, max) = Self::entry(level, name, what.0, what.1, what.2).ok_or(Errno::ENOPROTOOPT)?;
+        let (_, min, max) = Self::entry(level, name, what)?;
         let value = if (min, max) == (0, 1) { i32::from(value != 0) } else { value };
         if value < min || value > max {
             return Err(Errno::EINVAL);

@@ -98,7 +98,10 @@ impl Queue {
     pub fn push_stream(&self, message: Message) {
         let mut messages = self.messages.borrow_mut();
         if let Some(last) = messages.back_mut() {
-            let plain = message.rights.is_empty() && last.sender == message.sender && last.from == message.from;
+            let plain = message.rights.is_empty()
+                && last.rights.is_empty()
+                && last.sender == message.sender
+                && last.from == message.from;
             if plain && last.data.len() + message.bytes().len() <= JOIN_BYTES {
                 last.data.extend_from_slice(message.bytes());
                 self.bytes.set(self.bytes.get() + message.bytes().len());

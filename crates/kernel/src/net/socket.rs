@@ -1,13 +1,14 @@
 //! The socket itself: what it is, whom it is connected to, and its life.
 
-use super::address::{Address, InetAddress, UnixName};
+use super::address::{Address, InetAddress, UnixName, VsockAddress};
 use super::options::{Options, level, name};
 use super::queue::{Message, Queue, Sender};
-use super::{bound, inet, unix};
+use super::{bound, inet, interfaces, outside, unix, vsock};
 use crate::errno::{Errno, Result};
 use crate::event::anon;
 use crate::fs::file::{FileOps, OpenFile};
-use crate::fs::inode::{FileType, Metadata};
+use crate::fs::inode::{FileType, Metadata, SetMetadata};
+use crate::host::connection::Connection;
 use crate::mm::addr::UserAddr;
 use crate::mm::user::{self, Dest, Source};
 use crate::task::current;
@@ -29,11 +30,13 @@ const MAX_BUFFER_BYTES: usize = 2 * 212_992;
 const MIN_BUFFER_BYTES: usize = 4608;
 /// net.core.somaxconn.
 const MAX_BACKLOG: usize = 4096;
+/// Device number of sockets: major 0, minor 8.
+const SOCKET_DEV: u64 = 8;
 /// How many sockets there may be.
 const MAX_SOCKETS: usize = 1 << 20;
 
 /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the names of socket(2)")]
 pub enum Kind {
     Stream = 1,
@@ -48,6 +51,8 @@ pub enum Family {
     Unix = 1,
     Inet = 2,
     Inet6 = 10,
+    Netlink = 16,
+    Vsock = 40,
 }
 
 /// Connections that nobody has accepted yet.
@@ -61,6 +66,8 @@ pub(super) enum State {
     Listening(Listener),
     /// The other end; it may be gone.
     Connected(Weak<Socket>),
+    /// With an end outside: connected, or about to be.
+    Outside(Rc<Connection>),
 }
 
 /// A socket.
@@ -87,11 +94,13 @@ pub struct Socket {
     pub(super) peer_sender: Cell<Sender>,
     /// A connect(2) that was answered with EINPROGRESS and not asked about since.
     pub(super) connecting: Cell<bool>,
+    /// A datagram socket's way to the outside, once it was used.
+    pub(super) outside_datagrams: RefCell<Option<Rc<Connection>>>,
     send_buffer_bytes: Cell<usize>,
     receive_timeout_ns: Cell<u64>,
     send_timeout_ns: Cell<u64>,
     linger: Cell<[i32; 2]>,
-    ino: u64,
+    metadata: Cell<Metadata>,
 }
 
 crate::global! {
@@ -103,6 +112,20 @@ pub(super) fn sender() -> Sender {
     let thread = current();
     let creds = thread.creds();
     [thread.process.pid(), creds.euid, creds.egid]
+}
+
+/// What fstat(2) tells of a new socket of the caller's.
+fn metadata() -> Metadata {
+    let creds = current().creds();
+    Metadata {
+        dev: SOCKET_DEV,
+        ino: anon::unique_ino(),
+        file_type: FileType::Socket,
+        mode: 0o777,
+        uid: creds.fsuid,
+        gid: creds.fsgid,
+        ..anon::metadata()
+    }
 }
 
 impl Socket {
@@ -120,6 +143,8 @@ impl Socket {
         })?;
         let local = match family {
             Family::Unix => Address::Unix(UnixName::Unnamed),
+            Family::Netlink => Address::Netlink(0),
+            Family::Vsock => Address::Vsock(VsockAddress { cid: u32::MAX, port: u32::MAX }),
             _ => Address::Inet(InetAddress::any(family == Family::Inet6)),
         };
         Ok(Rc::new(Self {
@@ -137,11 +162,12 @@ impl Socket {
             error: Cell::new(None),
             peer_sender: Cell::new([0, u32::MAX, u32::MAX]),
             connecting: Cell::new(false),
+            outside_datagrams: RefCell::new(None),
             send_buffer_bytes: Cell::new(DEFAULT_BUFFER_BYTES),
             receive_timeout_ns: Cell::new(0),
             send_timeout_ns: Cell::new(0),
             linger: Cell::new([0; 2]),
-            ino: anon::unique_ino(),
+            metadata: Cell::new(metadata()),
         }))
     }
 
@@ -166,7 +192,19 @@ impl Socket {
     }
 
     pub(super) fn is_inet(&self) -> bool {
-        self.family != Family::Unix
+        matches!(self.family, Family::Inet | Family::Inet6)
+    }
+
+    pub(super) fn is_unix(&self) -> bool {
+        self.family == Family::Unix
+    }
+
+    /// What an accepted socket has from its listener.
+    pub(super) fn inherit(&self, listener: &Socket) {
+        self.options.inherit(&listener.options);
+        self.send_buffer_bytes.set(listener.send_buffer_bytes.get());
+        self.incoming.limit_bytes.set(listener.incoming.limit_bytes.get());
+        self.linger.set(listener.linger.get());
     }
 
     pub(super) fn is_v6(&self) -> bool {
@@ -194,7 +232,53 @@ impl Socket {
     }
 
     pub(super) fn is_connected(&self) -> bool {
-        matches!(*self.state.borrow(), State::Connected(_))
+        matches!(*self.state.borrow(), State::Connected(_) | State::Outside(_))
+    }
+
+    /// The connection of a socket whose other end is outside.
+    pub(super) fn outside(&self) -> Option<Rc<Connection>> {
+        match &*self.state.borrow() {
+            State::Outside(connection) => Some(Rc::clone(connection)),
+            _ => None,
+        }
+    }
+
+    /// What connect(2) says to a stream socket that was told to connect before; None where it may do so now.
+    pub(super) fn connecting_again(self: &Rc<Self>, nonblocking: bool) -> Option<Result<()>> {
+        if let Some(error) = self.take_error() {
+            if self.outside().is_some_and(|connection| !connection.is_opened()) {
+                outside::failed(self);
+            } else if self.is_inet() {
+                self.disconnect();
+                self.error.set(None);
+            }
+            return Some(Err(error));
+        }
+        match self.outside() {
+            Some(connection) if !connection.is_opened() => {
+                return Some(if nonblocking { Err(Errno::EALREADY) } else { outside::await_connection(self) });
+            }
+            None if !self.is_connected() => return None,
+            _ => {}
+        }
+        Some(if self.connecting.replace(false) { Ok(()) } else { Err(Errno::EISCONN) })
+    }
+
+    /// Takes a netlink port; without a wish one that nobody has.
+    pub(super) fn bind_netlink(&self, port: u32) {
+        let known = matches!(*self.local.borrow(), Address::Netlink(known) if known != 0);
+        if !known {
+            let port = if port == 0 { anon::unique_ino() as u32 | 1 << 31 } else { port };
+            *self.local.borrow_mut() = Address::Netlink(port);
+        }
+    }
+
+    /// Local address of a vsock socket.
+    pub(super) fn local_vsock(&self) -> VsockAddress {
+        match &*self.local.borrow() {
+            Address::Vsock(address) => *address,
+            _ => VsockAddress { cid: u32::MAX, port: u32::MAX },
+        }
     }
 
     /// Local address of an inet socket.
@@ -223,7 +307,8 @@ impl Socket {
     /// # Errors
     /// ENOTCONN.
     pub fn remote_address(&self) -> Result<Address> {
-        if self.kind != Kind::Datagram && !self.is_connected() {
+        let opened = self.outside().is_none_or(|connection| connection.is_opened());
+        if self.kind != Kind::Datagram && !(self.is_connected() && opened) {
             return Err(Errno::ENOTCONN);
         }
         self.remote.borrow().clone().ok_or(Errno::ENOTCONN)
@@ -236,7 +321,12 @@ impl Socket {
     pub fn bind(self: &Rc<Self>, address: &Address) -> Result<()> {
         match (self.family, address) {
             (Family::Unix, Address::Unix(name)) => unix::bind(self, name),
-            (Family::Unix, _) => Err(Errno::EINVAL),
+            (Family::Vsock, Address::Vsock(address)) => vsock::bind(self, *address),
+            (Family::Netlink, Address::Netlink(port)) => {
+                self.bind_netlink(*port);
+                Ok(())
+            }
+            (Family::Unix | Family::Vsock | Family::Netlink, _) => Err(Errno::EINVAL),
             (_, Address::Inet(address)) => inet::bind(self, *address),
             (Family::Inet, Address::Unspecified) => inet::bind(self, InetAddress::any(false)),
             _ => Err(Errno::EAFNOSUPPORT),
@@ -261,8 +351,9 @@ impl Socket {
         }
         match self.family {
             Family::Unix if self.local_address() == Address::Unix(UnixName::Unnamed) => return Err(Errno::EINVAL),
-            Family::Unix => {}
-            _ => inet::before_listen(self)?,
+            Family::Vsock if self.local_vsock().port == u32::MAX => return Err(Errno::EINVAL),
+            Family::Unix | Family::Vsock | Family::Netlink => {}
+            Family::Inet | Family::Inet6 => inet::before_listen(self)?,
         }
         self.peer_sender.set(sender());
         *self.state.borrow_mut() = State::Listening(Listener { pending: VecDeque::new(), backlog });
@@ -314,20 +405,87 @@ impl Socket {
     /// # Errors
     /// As connect(2).
     pub fn connect(self: &Rc<Self>, address: &Address, nonblocking: bool) -> Result<()> {
-        if self.is_listening() {
-            return Err(if self.is_inet() { Errno::EISCONN } else { Errno::EINVAL });
-        }
         match (self.family, address) {
-            (Family::Unix, Address::Unix(name)) => unix::connect(self, name, nonblocking),
-            (_, Address::Unspecified) if self.kind == Kind::Datagram => {
-                *self.state.borrow_mut() = State::Idle;
-                *self.remote.borrow_mut() = None;
+            (_, Address::Unspecified) if self.is_inet() || self.kind == Kind::Datagram => {
+                self.disconnect();
                 Ok(())
             }
-            (Family::Unix, _) => Err(Errno::EINVAL),
+            _ if self.is_listening() => Err(if self.is_inet() { Errno::EISCONN } else { Errno::EINVAL }),
+            // A stream's state comes before the address.
+            (Family::Inet | Family::Inet6, address) if self.kind == Kind::Stream => {
+                match (self.connecting_again(nonblocking), address) {
+                    (Some(done), _) => done,
+                    (None, Address::Inet(address)) => inet::connect(self, *address, nonblocking),
+                    (None, _) => Err(Errno::EAFNOSUPPORT),
+                }
+            }
+            (Family::Unix, Address::Unix(name)) => unix::connect(self, name, nonblocking),
+            (Family::Vsock, Address::Vsock(address)) => vsock::connect(self, *address, nonblocking),
+            (Family::Netlink, Address::Netlink(0)) => {
+                self.bind_netlink(0);
+                *self.remote.borrow_mut() = Some(Address::Netlink(0));
+                Ok(())
+            }
+            (Family::Unix | Family::Vsock | Family::Netlink, _) => Err(Errno::EINVAL),
             (_, Address::Inet(address)) => inet::connect(self, *address, nonblocking),
             _ => Err(Errno::EAFNOSUPPORT),
         }
+    }
+
+    /// connect(2) to AF_UNSPEC: the socket is as new again, but for its own address.
+    pub(super) fn disconnect(&self) {
+        let state = self.state.replace(State::Idle);
+        let was_connected = matches!(state, State::Connected(_) | State::Outside(_));
+        if self.kind == Kind::Datagram {
+            self.leave(&state, false);
+        } else {
+            // TCP resets a connection that it gives up so, and hears of that itself.
+            self.leave(&state, true);
+            self.read_ended.set(false);
+            self.write_ended.set(false);
+            self.connecting.set(false);
+            self.error.set(was_connected.then_some(Errno::ECONNRESET));
+            drop(self.incoming.take_all());
+        }
+        reset_pending(state);
+        *self.remote.borrow_mut() = None;
+        self.queue.wake_all(Events::all());
+    }
+
+    /// A reset has come from the other end. One that had already ended its half finds nobody for ours: EPIPE.
+    pub(super) fn reset(&self) {
+        self.error.set(Some(if self.is_inet() && self.read_ended.get() { Errno::EPIPE } else { Errno::ECONNRESET }));
+        self.read_ended.set(true);
+        self.write_ended.set(true);
+        if self.is_inet() {
+            *self.remote.borrow_mut() = None;
+        }
+        self.queue.wake_all(Events::all());
+    }
+
+    /// Tells the other end that this one is gone, in order or by a reset.
+    fn leave(&self, state: &State, reset: bool) {
+        if let State::Outside(connection) = state {
+            // An attempt that is not finished is reset as well.
+            let in_order = connection.is_opened() && !reset;
+            connection.close(if in_order { 0 } else { Errno::ECONNRESET.0.unsigned_abs() });
+        }
+        if let Some(connection) = self.outside_datagrams.take() {
+            connection.close(0);
+        }
+        let State::Connected(peer) = state else { return };
+        let Some(peer) = peer.upgrade() else { return };
+        let points_back = matches!(&*peer.state.borrow(), State::Connected(p) if core::ptr::eq(p.as_ptr(), self));
+        if points_back && self.kind != Kind::Datagram {
+            if reset {
+                peer.reset();
+            }
+            peer.read_ended.set(true);
+            if self.is_unix() {
+                peer.write_ended.set(true);
+            }
+        }
+        peer.queue.wake_all(Events::all());
     }
 
     /// Waits on `queue` as a blocking socket operation does: EAGAIN when it must not, or when its timeout is over.
@@ -371,27 +529,36 @@ impl Socket {
         }
         let listening = self.is_listening();
         let associated = self.kind == Kind::Datagram && self.remote.borrow().is_some();
-        if !self.is_connected() && !listening && !associated {
+        if self.is_inet() && !self.is_connected() && !listening && !associated {
+            // Linux shuts it down all the same.
+            self.read_ended.set(self.read_ended.get() || how != 1);
+            self.write_ended.set(self.write_ended.get() || how != 0);
+            self.queue.wake_all(Events::all());
             return Err(Errno::ENOTCONN);
         }
         let peer = self.peer();
         if how != 1 {
             self.read_ended.set(true);
-            if let Some(peer) = peer.as_ref().filter(|_| !self.is_inet() && self.kind != Kind::Datagram) {
+            if let Some(peer) = peer.as_ref().filter(|_| self.is_unix() && self.kind != Kind::Datagram) {
                 peer.write_ended.set(true);
                 peer.queue.wake_all(Events::WRITABLE | Events::HUP);
             }
         }
         if how != 0 {
             self.write_ended.set(true);
+            if let Some(connection) = self.outside() {
+                connection.shutdown();
+            }
             if let Some(peer) = peer.as_ref().filter(|_| self.kind != Kind::Datagram) {
                 peer.read_ended.set(true);
                 peer.queue.wake_all(Events::READABLE | Events::RDHUP | Events::HUP);
             }
         }
-        if listening && self.is_inet() && how != 1 {
+        if listening && !self.is_unix() && how != 1 {
             let gone = self.state.replace(State::Idle);
             reset_pending(gone);
+            self.read_ended.set(false);
+            self.write_ended.set(false);
         }
         self.queue.wake_all(Events::all());
         Ok(())
@@ -400,31 +567,24 @@ impl Socket {
     /// The last descriptor is closed.
     fn close(&self) {
         let state = self.state.replace(State::Idle);
-        if let State::Connected(peer) = &state
-            && let Some(peer) = peer.upgrade()
-        {
-            let points_back = matches!(&*peer.state.borrow(), State::Connected(p) if core::ptr::eq(p.as_ptr(), self));
-            if points_back && self.kind != Kind::Datagram {
-                // Data that nobody read, or SO_LINGER with 0, resets the connection.
-                if !self.incoming.is_empty() || self.linger.get() == [1, 0] {
-                    peer.error.set(Some(Errno::ECONNRESET));
-                }
-                peer.read_ended.set(true);
-                if !self.is_inet() {
-                    peer.write_ended.set(true);
-                }
-            } else if points_back && self.kind == Kind::Datagram {
-                peer.error.set(Some(Errno::ECONNREFUSED));
-            }
-            peer.queue.wake_all(Events::all());
-        }
+        // Data that nobody read, or SO_LINGER with 0, resets the connection.
+        self.leave(&state, !self.incoming.is_empty() || self.linger.get() == [1, 0]);
         reset_pending(state);
-        if self.is_inet() && self.local_inet().port != 0 {
-            bound::release_port(self, self.local_inet().port);
+        self.release_port();
+        if let Address::Unix(UnixName::Abstract(name)) = &*self.local.borrow() {
+            bound::release_abstract(self, name);
         }
         let unread = self.incoming.take_all();
         drop(unread);
         self.queue.wake_all(Events::all());
+    }
+
+    fn release_port(&self) {
+        if self.is_inet() && self.local_inet().port != 0 {
+            bound::release_port(self, self.local_inet().port);
+        } else if self.family == Family::Vsock {
+            vsock::release(self);
+        }
     }
 
     /// Takes the pending error (SO_ERROR).
@@ -457,6 +617,12 @@ impl Socket {
             if (self.read_ended.get() && self.write_ended.get()) || !self.is_connected() {
                 ready |= Events::HUP;
             }
+            if let Some(connection) = self.outside() {
+                if self.write_ended.get() || connection.write_room() > 0 {
+                    ready |= Events::WRITABLE;
+                }
+                return ready;
+            }
             match self.peer() {
                 Some(peer) if self.send_room(&peer) > self.send_buffer_bytes.get() / 4 => ready |= Events::WRITABLE,
                 Some(_) => {}
@@ -465,8 +631,14 @@ impl Socket {
             if self.write_ended.get() {
                 ready |= Events::WRITABLE;
             }
-        } else if self.peer().is_none_or(|peer| self.send_room(&peer) > 0) {
-            ready |= Events::WRITABLE;
+        } else {
+            if self.peer().is_none_or(|peer| self.send_room(&peer) > 0) {
+                ready |= Events::WRITABLE;
+            }
+            if self.read_ended.get() {
+                ready |= Events::RDHUP;
+                ready |= if self.write_ended.get() { Events::HUP } else { Events::empty() };
+            }
         }
         ready
     }
@@ -480,6 +652,9 @@ impl Socket {
             let word = bytes.get(at..at + 4).ok_or(Errno::EINVAL)?;
             Ok(i32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
         };
+        if self.is_unix() && level != level::SOCKET {
+            return Err(Errno::EOPNOTSUPP);
+        }
         if level == level::SOCKET {
             match name {
                 name::SNDBUF | name::SNDBUFFORCE | name::RCVBUF | name::RCVBUFFORCE => {
@@ -522,7 +697,10 @@ impl Socket {
             let algorithm = bytes.split(|b| *b == 0).next().unwrap_or(&[]);
             return if matches!(algorithm, b"cubic" | b"reno") { Ok(()) } else { Err(Errno::ENOENT) };
         }
-        self.options.set(level, name, self.what(), int(0)?)
+        // Options of IP may be given as one byte (ip(7)).
+        let value =
+            if level == level::IP && bytes.len() < 4 { bytes.first().map_or(0, |b| i32::from(*b)) } else { int(0)? };
+        self.options.set(level, name, self.what(), value)
     }
 
     /// getsockopt(2): the value's bytes.
@@ -548,7 +726,7 @@ impl Socket {
                 name::LINGER => Ok(self.linger.get().iter().flat_map(|v| v.to_ne_bytes()).collect()),
                 name::RCVTIMEO | name::RCVTIMEO_NEW => time(self.receive_timeout_ns.get()),
                 name::SNDTIMEO | name::SNDTIMEO_NEW => time(self.send_timeout_ns.get()),
-                name::PEERCRED if !self.is_inet() => {
+                name::PEERCRED if self.is_unix() => {
                     Ok(self.peer_sender.get().iter().flat_map(|v| v.to_ne_bytes()).collect())
                 }
                 _ => int(self.options.get(level, name, self.what())?),
@@ -558,11 +736,12 @@ impl Socket {
             return Ok(b"cubic\0\0\0\0\0\0\0\0\0\0\0".to_vec());
         }
         if level == level::TCP && name == name::TCP_INFO && self.is_inet() && self.kind == Kind::Stream {
-            // struct tcp_info: the state (TCP_ESTABLISHED 1, CLOSE 7, CLOSE_WAIT 8, LISTEN 10), all else zero.
+            // struct tcp_info: the state (TCP_ESTABLISHED 1, SYN_SENT 2, CLOSE 7, CLOSE_WAIT 8, LISTEN 10), all else zero.
             let mut info = alloc::vec![0; 104];
             info[0] = match () {
                 () if self.is_listening() => 10,
                 () if !self.is_connected() => 7,
+                () if self.outside().is_some_and(|connection| !connection.is_opened()) => 2,
                 () if self.read_ended.get() => 8,
                 () => 1,
             };
@@ -576,11 +755,11 @@ impl Socket {
 fn reset_pending(state: State) {
     if let State::Listening(listener) = state {
         for child in listener.pending {
+            if let Some(connection) = child.outside() {
+                connection.close(Errno::ECONNRESET.0.unsigned_abs());
+            }
             if let Some(peer) = child.peer() {
-                peer.error.set(Some(Errno::ECONNRESET));
-                peer.read_ended.set(true);
-                peer.write_ended.set(true);
-                peer.queue.wake_all(Events::all());
+                peer.reset();
             }
         }
     }
@@ -589,9 +768,7 @@ fn reset_pending(state: State) {
 impl Drop for Socket {
     fn drop(&mut self) {
         COUNT.with(|count| count.set(count.get() - 1));
-        if self.is_inet() && self.local_inet().port != 0 {
-            bound::release_port(self, self.local_inet().port);
-        }
+        self.release_port();
     }
 }
 
@@ -610,7 +787,7 @@ impl FileOps for SocketFile {
     }
 
     fn read(&self, file: &OpenFile, dst: &mut Dest<'_>, _offset: u64) -> Result<usize> {
-        if dst.remaining() == 0 && self.0.kind == Kind::Stream {
+        if dst.remaining() == 0 {
             return Ok(0);
         }
         Ok(self.0.receive(dst, 0, file.nonblocking())?.bytes)
@@ -636,19 +813,26 @@ impl FileOps for SocketFile {
             io::FIONREAD if socket.is_listening() => return Err(Errno::EINVAL),
             io::FIONREAD if socket.kind == Kind::Stream => socket.incoming.readable_bytes(),
             io::FIONREAD => socket.incoming.first_bytes(),
+            io::SIOCATMARK if socket.kind == Kind::Stream => 0, // there is no out-of-band data
+            io::SIOCATMARK if !socket.is_inet() => return Err(Errno::EOPNOTSUPP),
             io::TIOCOUTQ => socket.peer().map_or(0, |peer| peer.incoming.readable_bytes()),
-            _ => return Err(Errno::ENOTTY),
+            _ => return interfaces::ioctl(request, argument),
         };
         user::write(UserAddr(argument), &(value.min(i32::MAX as usize) as i32))?;
         Ok(0)
     }
 
     fn metadata(&self) -> Metadata {
-        Metadata { dev: 8, ino: self.0.ino, file_type: FileType::Socket, mode: 0o777, ..anon::metadata() }
+        self.0.metadata.get()
+    }
+
+    fn set_metadata(&self, change: &SetMetadata) -> Result<()> {
+        anon::change(&self.0.metadata, change);
+        Ok(())
     }
 
     fn describe(&self) -> String {
-        format!("socket:[{}]", self.0.ino)
+        format!("socket:[{}]", self.0.metadata.get().ino)
     }
 }
 

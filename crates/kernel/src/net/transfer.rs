@@ -2,9 +2,10 @@
 
 use super::address::Address;
 use super::control::Passed;
+use super::inet::{self, DatagramTarget};
 use super::queue::{Message, Sender};
-use super::socket::{Kind, Socket, message};
-use super::{inet, unix};
+use super::socket::{Family, Kind, Socket, message};
+use super::{netlink, outside, unix};
 use crate::errno::{Errno, Result};
 use crate::fs::file::OpenFile;
 use crate::mm::user::{Dest, Source};
@@ -62,7 +63,10 @@ impl Socket {
             return Err(Errno::EINVAL);
         }
         if self.kind != Kind::Datagram && !self.is_connected() {
-            return Err(if self.is_listening() && !self.is_inet() { Errno::EINVAL } else { Errno::ENOTCONN });
+            if self.is_inet() && self.read_ended.get() && !self.is_listening() {
+                return Ok(Received::end());
+            }
+            return Err(if self.kind == Kind::Stream && self.is_unix() { Errno::EINVAL } else { Errno::ENOTCONN });
         }
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
         let deadline = self.receive_deadline();
@@ -90,6 +94,10 @@ impl Socket {
         }
     }
 
+    fn take_error_if(&self, heard: bool) -> Option<Errno> {
+        if heard { self.take_error() } else { None }
+    }
+
     /// The peer may go on: there is room in our queue.
     fn room_made(&self) {
         self.queue.wake(Events::WRITABLE);
@@ -103,7 +111,8 @@ impl Socket {
             if let Some(error) = self.take_error() {
                 return Err(error);
             }
-            return Ok((self.read_ended.get() || self.peer().is_none()).then(Received::end));
+            let over = self.read_ended.get() || (self.peer().is_none() && self.outside().is_none());
+            return Ok(over.then(Received::end));
         }
         if dst.remaining() == 0 {
             return Ok(Some(Received::end()));
@@ -115,7 +124,10 @@ impl Socket {
             self.incoming.peek().map(|m| m.rights).unwrap_or_default()
         } else {
             let rights = self.incoming.consume(bytes);
-            self.room_made();
+            match self.outside() {
+                Some(connection) => connection.consumed(bytes),
+                None => self.room_made(),
+            }
             rights
         };
         Ok(Some(Received { bytes, from: None, rights, sender, truncated: false }))
@@ -158,13 +170,13 @@ impl Socket {
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
         let sent = match self.kind {
             Kind::Datagram => self.send_datagram(src, to, passed, nonblocking),
-            _ if to.is_some() && !self.is_inet() => {
+            Kind::Stream if to.is_some() && self.is_unix() => {
                 Err(if self.is_connected() { Errno::EISCONN } else { Errno::EOPNOTSUPP })
             }
             Kind::SeqPacket => self.send_packet(src, passed, nonblocking),
             Kind::Stream => self.send_stream(src, passed, nonblocking),
         };
-        if sent == Err(Errno::EPIPE) && self.kind != Kind::Datagram && flags & msg::NOSIGNAL == 0 {
+        if sent == Err(Errno::EPIPE) && self.kind == Kind::Stream && flags & msg::NOSIGNAL == 0 {
             signal::send_self(signal::SIGPIPE);
         }
         sent
@@ -172,7 +184,7 @@ impl Socket {
 
     fn send_stream(&self, src: &mut Source<'_>, passed: &Passed, nonblocking: bool) -> Result<usize> {
         if !self.is_connected() {
-            return Err(if self.is_inet() { Errno::EPIPE } else { Errno::ENOTCONN });
+            return Err(if self.is_unix() { Errno::ENOTCONN } else { Errno::EPIPE });
         }
         let deadline = self.send_deadline();
         let mut sent = 0;
@@ -191,18 +203,20 @@ impl Socket {
     }
 
     fn try_send_stream(&self, src: &mut Source<'_>, passed: &Passed) -> Result<Option<usize>> {
-        if let Some(error) = self.take_error() {
+        // Who sends on a Unix socket does not hear of what the peer left unread.
+        if let Some(error) = self.take_error_if(self.is_inet()) {
             return Err(error);
         }
         if self.write_ended.get() {
             return Err(Errno::EPIPE);
         }
+        if let Some(connection) = self.outside() {
+            return connection.write(src);
+        }
         let Some(peer) = self.peer() else {
             // The peer is gone. TCP finds out by the reset that answers its first bytes.
             if self.is_inet() && src.remaining() > 0 {
-                self.write_ended.set(true);
-                self.error.set(Some(Errno::ECONNRESET));
-                self.read_ended.set(true);
+                self.reset();
                 let mut lost = vec![0; src.remaining().min(PIECE_BYTES)];
                 return src.take(&mut lost).map(Some);
             }
@@ -215,9 +229,9 @@ impl Socket {
         let mut bytes = vec![0; n];
         let taken = src.take(&mut bytes)?;
         bytes.truncate(taken);
-        // What the peer will not read (SHUT_RD) is thrown away, as on Linux for TCP.
-        if taken > 0 && !(peer.read_ended.get() && self.is_inet()) {
-            peer.incoming.push_stream(message(bytes, None, passed, !self.is_inet()));
+        // TCP takes what comes after SHUT_RD, too.
+        if taken > 0 {
+            peer.incoming.push_stream(message(bytes, None, passed, self.is_unix()));
             peer.queue.wake(Events::READABLE);
         }
         Ok(Some(taken))
@@ -269,7 +283,7 @@ impl Socket {
         if !fits {
             return Ok(None);
         }
-        target.incoming.push(message(bytes.to_vec(), from, passed, !self.is_inet()));
+        target.incoming.push(message(bytes.to_vec(), from, passed, self.is_unix()));
         target.queue.wake(Events::READABLE);
         Ok(Some(bytes.len()))
     }
@@ -281,12 +295,19 @@ impl Socket {
         passed: &Passed,
         nonblocking: bool,
     ) -> Result<usize> {
+        if !self.has_target(to.is_some()) {
+            return Err(Errno::EDESTADDRREQ);
+        }
         let bytes = self.whole_message(src)?;
+        if self.family == Family::Netlink {
+            self.bind_netlink(0);
+            return netlink::send(self, &bytes);
+        }
         if self.is_inet() {
-            return self.send_udp(&bytes, to);
+            return self.send_udp(&bytes, to, nonblocking);
         }
         let target = match to {
-            Some(Address::Unix(name)) => Some(unix::find(name)?),
+            Some(Address::Unix(name)) => Some(unix::find(self.kind, name)?),
             Some(_) => return Err(Errno::EINVAL),
             None if self.is_connected() => self.peer(),
             None => return Err(Errno::ENOTCONN),
@@ -307,29 +328,47 @@ impl Socket {
         })
     }
 
-    /// UDP never waits: what does not fit is lost.
-    fn send_udp(self: &Rc<Self>, bytes: &[u8], to: Option<&Address>) -> Result<usize> {
+    /// Whether it is known where a message goes; for what comes before a look at the message.
+    pub fn has_target(&self, is_named: bool) -> bool {
+        match self.kind {
+            Kind::Stream if self.is_inet() => self.is_connected() && !self.write_ended.get(),
+            Kind::Datagram if self.is_inet() => is_named || self.remote_inet().is_some(),
+            _ => true,
+        }
+    }
+
+    /// Inside the guest UDP never waits: what does not fit is lost. To the outside it waits for room on the way.
+    fn send_udp(self: &Rc<Self>, bytes: &[u8], to: Option<&Address>, nonblocking: bool) -> Result<usize> {
         if let Some(error) = self.take_error() {
             return Err(error);
         }
         let to = match to {
+            Some(Address::Inet(address)) if address.port == 0 => return Err(Errno::EINVAL),
             Some(Address::Inet(address)) => *address,
             Some(_) => return Err(Errno::EAFNOSUPPORT),
             None => self.remote_inet().ok_or(Errno::EDESTADDRREQ)?,
         };
         match inet::datagram_target(self, to)? {
-            Some((target, source)) if self.send_room(&target) >= bytes.len().max(1) && !target.read_ended.get() => {
+            DatagramTarget::Outside { to, from } => {
+                self.wait(nonblocking, self.send_deadline(), &self.queue, || {
+                    let sent = outside::send_datagram(self, to, from, bytes);
+                    sent.map(|sent| sent.then_some(())).transpose()
+                })?;
+            }
+            DatagramTarget::Local(Some((target, source)))
+                if self.send_room(&target) >= bytes.len().max(1) && !target.read_ended.get() =>
+            {
                 target.incoming.push(Message::new(bytes.to_vec(), Some(Address::Inet(source)), Vec::new(), None));
                 target.queue.wake(Events::READABLE);
             }
             // What does not fit is lost.
-            Some(_) => {}
+            DatagramTarget::Local(Some(_)) => {}
             // ICMP port unreachable reaches a connected socket.
-            None if self.remote_inet().is_some() => {
+            DatagramTarget::Local(None) if self.remote_inet().is_some() => {
                 self.error.set(Some(Errno::ECONNREFUSED));
                 self.queue.wake_all(Events::ERR | Events::READABLE);
             }
-            None => {}
+            DatagramTarget::Local(None) => {}
         }
         Ok(bytes.len())
     }

@@ -30,16 +30,16 @@ pub(super) fn bind(socket: &Rc<Socket>, name: &UnixName) -> Result<()> {
 ///
 /// # Errors
 /// ECONNREFUSED if nobody has it; the path's errors.
-pub(super) fn find(name: &UnixName) -> Result<Rc<Socket>> {
+pub(super) fn find(kind: Kind, name: &UnixName) -> Result<Rc<Socket>> {
     match name {
         UnixName::Unnamed => Err(Errno::EINVAL),
-        UnixName::Abstract(text) => bound::find_abstract(text).ok_or(Errno::ECONNREFUSED),
+        UnixName::Abstract(text) => bound::find_abstract(kind, text).ok_or(Errno::ECONNREFUSED),
         UnixName::Path(path) => super::path::find(path),
     }
 }
 
 pub(super) fn connect(socket: &Rc<Socket>, name: &UnixName, nonblocking: bool) -> Result<()> {
-    let target = find(name)?;
+    let target = find(socket.kind, name)?;
     if target.kind != socket.kind {
         return Err(Errno::EPROTOTYPE);
     }
@@ -54,7 +54,7 @@ pub(super) fn connect(socket: &Rc<Socket>, name: &UnixName, nonblocking: bool) -
     let child = Socket::new(socket.family, socket.kind, 0)?;
     *child.local.borrow_mut() = target.local_address();
     *child.remote.borrow_mut() = Some(socket.local_address());
-    child.options.inherit(&target.options);
+    child.inherit(&target);
     child.peer_sender.set(sender());
     let deadline = socket.send_deadline();
     let mut offered = Some(child);

@@ -73,6 +73,7 @@ pub(super) fn restored(before: &Before) {
         }
     }
     host::stream::reattached();
+    host::connection::moved(generation as u32);
     time::note_step(false);
 }
 

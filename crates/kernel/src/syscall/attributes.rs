@@ -1,4 +1,4 @@
-//! What is known of files: stat, permissions, owners, times, extended attributes, file systems.
+//! What is known of files: stat, permissions, owners, extended attributes, file systems.
 
 use super::file::path;
 use super::table::{Arg, Args, Syscall};
@@ -7,13 +7,13 @@ use crate::fs::access::{self, is_owner};
 use crate::fs::caller::{Caller, Target};
 use crate::fs::context::Location;
 use crate::fs::device::{major, minor};
-use crate::fs::inode::{FileType, Metadata, SetMetadata, Timestamp, may_access};
+use crate::fs::inode::{FileType, Metadata, SetMetadata, may_access};
 use crate::fs::notify;
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task::creds::Credentials;
 use crate::task::current;
-use crate::time;
+use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
 use linux_raw_sys::general as linux;
@@ -32,15 +32,15 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_statx as u16,
         "statx",
         sys_statx,
-        &[Arg::DirFd, Arg::Path, Arg::AtFlags, Arg::Hex, Arg::Ptr],
+        &[Arg::DirFd, Arg::Path, Arg::AtFlags, Arg::StatxMask, Arg::Statx],
     ),
-    Syscall::full(linux::__NR_access as u16, "access", sys_access, &[Arg::Path, Arg::Mode]),
-    Syscall::full(linux::__NR_faccessat as u16, "faccessat", sys_faccessat, &[Arg::DirFd, Arg::Path, Arg::Mode]),
+    Syscall::full(linux::__NR_access as u16, "access", sys_access, &[Arg::Path, Arg::AccessMode]),
+    Syscall::full(linux::__NR_faccessat as u16, "faccessat", sys_faccessat, &[Arg::DirFd, Arg::Path, Arg::AccessMode]),
     Syscall::full(
         linux::__NR_faccessat2 as u16,
         "faccessat2",
         sys_faccessat2,
-        &[Arg::DirFd, Arg::Path, Arg::Mode, Arg::AtFlags],
+        &[Arg::DirFd, Arg::Path, Arg::AccessMode, Arg::AtFlags],
     ),
     Syscall::full(linux::__NR_chmod as u16, "chmod", sys_chmod, &[Arg::Path, Arg::Mode]),
     Syscall::full(linux::__NR_fchmod as u16, "fchmod", sys_fchmod, &[Arg::Fd, Arg::Mode]),
@@ -55,13 +55,6 @@ pub(super) const CALLS: &[Syscall] = &[
         sys_fchownat,
         &[Arg::DirFd, Arg::Path, Arg::Uid, Arg::Uid, Arg::AtFlags],
     ),
-    Syscall::full(
-        linux::__NR_utimensat as u16,
-        "utimensat",
-        sys_utimensat,
-        &[Arg::DirFd, Arg::Path, Arg::Ptr, Arg::AtFlags],
-    ),
-    Syscall::full(linux::__NR_utimes as u16, "utimes", sys_utimes, &[Arg::Path, Arg::Ptr]),
     Syscall::full(linux::__NR_umask as u16, "umask", sys_umask, &[Arg::Mode]),
     Syscall::full(linux::__NR_statfs as u16, "statfs", sys_statfs, &[Arg::Path, Arg::Ptr]),
     Syscall::full(linux::__NR_fstatfs as u16, "fstatfs", sys_fstatfs, &[Arg::Fd, Arg::Ptr]),
@@ -87,19 +80,19 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_setxattr as u16,
         "setxattr",
         |a| set_xattr(by_path(a, true)?, a),
-        &[Arg::Path, Arg::Path, Arg::BufIn, Arg::Size, Arg::Hex],
+        &[Arg::Path, Arg::Path, Arg::BufIn, Arg::Size, Arg::XattrFlags],
     ),
     Syscall::full(
         linux::__NR_lsetxattr as u16,
         "lsetxattr",
         |a| set_xattr(by_path(a, false)?, a),
-        &[Arg::Path, Arg::Path, Arg::BufIn, Arg::Size, Arg::Hex],
+        &[Arg::Path, Arg::Path, Arg::BufIn, Arg::Size, Arg::XattrFlags],
     ),
     Syscall::full(
         linux::__NR_fsetxattr as u16,
         "fsetxattr",
         |a| set_xattr(by_fd(a)?, a),
-        &[Arg::Fd, Arg::Path, Arg::BufIn, Arg::Size, Arg::Hex],
+        &[Arg::Fd, Arg::Path, Arg::BufIn, Arg::Size, Arg::XattrFlags],
     ),
     Syscall::full(
         linux::__NR_listxattr as u16,
@@ -191,7 +184,8 @@ fn sys_newfstatat(args: Args) -> Result<u64> {
 fn sys_statx(args: Args) -> Result<u64> {
     const STATX_RESERVED: u32 = 0x8000_0000;
     let flags = args.u32(2);
-    if flags & !STAT_FLAGS != 0 || args.u32(3) & STATX_RESERVED != 0 {
+    let both = flags & linux::AT_STATX_SYNC_TYPE == linux::AT_STATX_SYNC_TYPE;
+    if flags & !STAT_FLAGS != 0 || both || args.u32(3) & STATX_RESERVED != 0 {
         return Err(Errno::EINVAL);
     }
     // A null path with AT_EMPTY_PATH is the descriptor itself, since Linux 6.11.
@@ -199,9 +193,9 @@ fn sys_statx(args: Args) -> Result<u64> {
         if args.addr(1).is_null() && flags & linux::AT_EMPTY_PATH != 0 { Vec::new() } else { path(args.addr(1))? };
     let target = Caller::current().target(args.i32(0), &path, flags)?;
     let m = target.metadata();
-    let mount_id = match &target {
-        Target::Location(place) => Some(place.mount.id),
-        Target::Anonymous(_) => None,
+    let (mount_id, mount_root) = match &target {
+        Target::Location(place) => (Some(place.mount.id), Rc::ptr_eq(&place.mount.root, &place.entry)),
+        Target::Anonymous(_) => (None, false),
     };
     let mut mask = linux::STATX_BASIC_STATS;
     mask |= if m.btime.is_some() { linux::STATX_BTIME } else { 0 };
@@ -222,7 +216,16 @@ fn sys_statx(args: Args) -> Result<u64> {
         put(at, &word.to_ne_bytes());
     }
     put(28, &((m.file_type as u32 | m.mode) as u16).to_ne_bytes());
-    for (at, value) in [(32, m.ino), (40, m.size), (48, m.blocks), (144, u64::from(mount_id.unwrap_or(0)))] {
+    let known_attributes = u64::from(linux::STATX_ATTR_MOUNT_ROOT);
+    let attributes = if mount_root { known_attributes } else { 0 };
+    for (at, value) in [
+        (8, attributes),
+        (56, known_attributes),
+        (32, m.ino),
+        (40, m.size),
+        (48, m.blocks),
+        (144, u64::from(mount_id.unwrap_or(0))),
+    ] {
         put(at, &value.to_ne_bytes());
     }
     for (at, time) in [(64, m.atime), (80, m.btime.unwrap_or_default()), (96, m.ctime), (112, m.mtime)] {
@@ -270,20 +273,32 @@ fn sys_faccessat2(args: Args) -> Result<u64> {
     check_access(args.i32(0), &path(args.addr(1))?, args.u32(2), args.u32(3))
 }
 
-fn change(place: &Location, change: &SetMetadata) -> Result<u64> {
-    place.mount.check_writable()?;
-    place.inode.set_metadata(change)?;
-    notify::event(place, notify::mask::IN_ATTRIB);
+/// EROFS where nothing may be changed.
+pub(super) fn check_writable(target: &Target) -> Result<()> {
+    match target {
+        Target::Location(place) => place.mount.check_writable(),
+        Target::Anonymous(_) => Ok(()),
+    }
+}
+
+pub(super) fn change(target: &Target, change: &SetMetadata) -> Result<u64> {
+    match target {
+        Target::Location(place) => {
+            place.inode.set_metadata(change)?;
+            notify::event(place, notify::mask::IN_ATTRIB);
+        }
+        Target::Anonymous(file) => file.ops.set_metadata(change)?,
+    }
     Ok(0)
 }
 
-fn chmod(place: &Location, mode: u32) -> Result<u64> {
+fn chmod(target: &Target, mode: u32) -> Result<u64> {
     let caller = Caller::current();
-    let meta = place.inode.metadata();
+    let meta = target.metadata();
     if meta.file_type == FileType::Symlink {
         return Err(Errno::EOPNOTSUPP);
     }
-    place.mount.check_writable()?;
+    check_writable(target)?;
     if !is_owner(&meta, &caller.creds) {
         return Err(Errno::EPERM);
     }
@@ -292,19 +307,19 @@ fn chmod(place: &Location, mode: u32) -> Result<u64> {
     {
         mode &= !access::S_ISGID;
     }
-    change(place, &SetMetadata { mode: Some(mode), ..SetMetadata::default() })
+    change(target, &SetMetadata { mode: Some(mode), ..SetMetadata::default() })
 }
 
-fn opened(fd: i32) -> Result<Location> {
+fn opened(fd: i32) -> Result<Target> {
     let file = current().files().get(fd)?;
     if file.flags.get().contains(crate::fs::file::OpenFlags::PATH) {
         return Err(Errno::EBADF);
     }
-    file.location.clone().ok_or(Errno::EPERM)
+    Ok(Target::of(&file))
 }
 
 fn sys_chmod(args: Args) -> Result<u64> {
-    chmod(&Caller::current().find(CWD, &path(args.addr(0))?, true)?, args.u32(1))
+    chmod(&Caller::current().target(CWD, &path(args.addr(0))?, 0)?, args.u32(1))
 }
 
 fn sys_fchmod(args: Args) -> Result<u64> {
@@ -312,7 +327,7 @@ fn sys_fchmod(args: Args) -> Result<u64> {
 }
 
 fn sys_fchmodat(args: Args) -> Result<u64> {
-    chmod(&Caller::current().find(args.i32(0), &path(args.addr(1))?, true)?, args.u32(2))
+    chmod(&Caller::current().target(args.i32(0), &path(args.addr(1))?, 0)?, args.u32(2))
 }
 
 fn sys_fchmodat2(args: Args) -> Result<u64> {
@@ -320,16 +335,16 @@ fn sys_fchmodat2(args: Args) -> Result<u64> {
         return Err(Errno::EINVAL);
     }
     let target = Caller::current().target(args.i32(0), &path(args.addr(1))?, args.u32(3))?;
-    chmod(&target.location(Errno::EPERM)?, args.u32(2))
+    chmod(&target, args.u32(2))
 }
 
-fn chown(place: &Location, uid: u32, gid: u32) -> Result<u64> {
+fn chown(target: &Target, uid: u32, gid: u32) -> Result<u64> {
     let caller = Caller::current();
     let creds = &caller.creds;
-    let meta = place.inode.metadata();
+    let meta = target.metadata();
     let given = |id: u32| (id != u32::MAX).then_some(id);
     let (uid, gid) = (given(uid), given(gid));
-    place.mount.check_writable()?;
+    check_writable(target)?;
     if !creds.has(linux::CAP_CHOWN) {
         let uid_allowed = uid.is_none_or(|uid| uid == meta.uid && creds.fsuid == meta.uid);
         let gid_allowed = gid.is_none_or(|gid| creds.fsuid == meta.uid && (gid == meta.gid || creds.in_group(gid)));
@@ -338,15 +353,16 @@ fn chown(place: &Location, uid: u32, gid: u32) -> Result<u64> {
         }
     }
     let mode = access::without_set_id(&meta);
-    change(place, &SetMetadata { uid, gid, mode, ..SetMetadata::default() })
+    change(target, &SetMetadata { uid, gid, mode, ..SetMetadata::default() })
 }
 
 fn sys_chown(args: Args) -> Result<u64> {
-    chown(&Caller::current().find(CWD, &path(args.addr(0))?, true)?, args.u32(1), args.u32(2))
+    chown(&Caller::current().target(CWD, &path(args.addr(0))?, 0)?, args.u32(1), args.u32(2))
 }
 
 fn sys_lchown(args: Args) -> Result<u64> {
-    chown(&Caller::current().find(CWD, &path(args.addr(0))?, false)?, args.u32(1), args.u32(2))
+    let target = Caller::current().target(CWD, &path(args.addr(0))?, linux::AT_SYMLINK_NOFOLLOW)?;
+    chown(&target, args.u32(1), args.u32(2))
 }
 
 fn sys_fchown(args: Args) -> Result<u64> {
@@ -358,69 +374,7 @@ fn sys_fchownat(args: Args) -> Result<u64> {
         return Err(Errno::EINVAL);
     }
     let target = Caller::current().target(args.i32(0), &path(args.addr(1))?, args.u32(4))?;
-    chown(&target.location(Errno::EPERM)?, args.u32(2), args.u32(3))
-}
-
-fn now() -> Timestamp {
-    let ns = time::realtime_ns();
-    Timestamp { sec: (ns / 1_000_000_000).cast_signed(), nsec: (ns % 1_000_000_000) as u32 }
-}
-
-/// `times` as utimensat(2) takes them: `None` for UTIME_OMIT; the flag says that all are "now".
-fn set_times(place: &Location, times: [Option<Timestamp>; 2], all_now: bool) -> Result<u64> {
-    let caller = Caller::current();
-    let meta = place.inode.metadata();
-    if times == [None, None] {
-        return Ok(0);
-    }
-    place.mount.check_writable()?;
-    if !is_owner(&meta, &caller.creds) {
-        let refused = if all_now { Errno::EACCES } else { Errno::EPERM };
-        if !all_now || !may_access(&meta, &caller.creds, access::WRITE) {
-            return Err(refused);
-        }
-    }
-    change(place, &SetMetadata { atime: times[0], mtime: times[1], ..SetMetadata::default() })
-}
-
-fn sys_utimensat(args: Args) -> Result<u64> {
-    let mut times = [Some(now()); 2];
-    let mut all_now = true;
-    if !args.addr(2).is_null() {
-        let words = user::read::<[i64; 4]>(args.addr(2))?;
-        all_now = words[1] == i64::from(linux::UTIME_NOW) && words[3] == i64::from(linux::UTIME_NOW);
-        for (slot, pair) in times.iter_mut().zip(words.chunks_exact(2)) {
-            *slot = match u32::try_from(pair[1]).map_err(|_| Errno::EINVAL)? {
-                linux::UTIME_NOW => *slot,
-                linux::UTIME_OMIT => None,
-                nsec if nsec < 1_000_000_000 => Some(Timestamp { sec: pair[0], nsec }),
-                _ => return Err(Errno::EINVAL),
-            };
-        }
-    }
-    let flags = args.u32(3);
-    if flags & !(linux::AT_SYMLINK_NOFOLLOW | linux::AT_EMPTY_PATH) != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let place = if args.addr(1).is_null() {
-        // futimens(3).
-        current().files().get(args.i32(0))?.location.clone().ok_or(Errno::EPERM)?
-    } else {
-        Caller::current().target(args.i32(0), &path(args.addr(1))?, flags)?.location(Errno::EPERM)?
-    };
-    set_times(&place, times, all_now)
-}
-
-fn sys_utimes(args: Args) -> Result<u64> {
-    let mut times = [Some(now()); 2];
-    if !args.addr(1).is_null() {
-        let words = user::read::<[i64; 4]>(args.addr(1))?;
-        for (slot, pair) in times.iter_mut().zip(words.chunks_exact(2)) {
-            let micros = u32::try_from(pair[1]).ok().filter(|m| *m < 1_000_000).ok_or(Errno::EINVAL)?;
-            *slot = Some(Timestamp { sec: pair[0], nsec: micros * 1000 });
-        }
-    }
-    set_times(&Caller::current().find(CWD, &path(args.addr(0))?, true)?, times, args.addr(1).is_null())
+    chown(&target, args.u32(2), args.u32(3))
 }
 
 fn sys_umask(args: Args) -> Result<u64> {
@@ -470,7 +424,7 @@ fn by_path(args: Args, follow: bool) -> Result<Location> {
 }
 
 fn by_fd(args: Args) -> Result<Location> {
-    opened(args.i32(0)).map_err(|error| if error == Errno::EPERM { Errno::EOPNOTSUPP } else { error })
+    opened(args.i32(0))?.location(Errno::EOPNOTSUPP)
 }
 
 /// The attribute's name, with the rules of its class (xattr(7)).

@@ -1,11 +1,11 @@
 //! Directories and names.
 
-use super::file::path;
+use super::file::{file, path};
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
 use crate::fs::access::{self, EXECUTE};
 use crate::fs::caller::Caller;
-use crate::fs::inode::FileType;
+use crate::fs::inode::{DirEntry, FileType};
 use crate::fs::path as resolution;
 use crate::fs::{device, mount, names};
 use crate::mm::user;
@@ -17,6 +17,7 @@ use linux_raw_sys::general as linux;
 
 pub(super) const CALLS: &[Syscall] = &[
     Syscall::full(linux::__NR_getdents64 as u16, "getdents64", sys_getdents64, &[Arg::Fd, Arg::Dirents, Arg::Size]),
+    Syscall::full(linux::__NR_getdents as u16, "getdents", sys_getdents, &[Arg::Fd, Arg::Ptr, Arg::Size]),
     Syscall::full(linux::__NR_getcwd as u16, "getcwd", sys_getcwd, &[Arg::BufOut, Arg::Size]),
     Syscall::full(linux::__NR_chdir as u16, "chdir", sys_chdir, &[Arg::Path]),
     Syscall::full(linux::__NR_fchdir as u16, "fchdir", sys_fchdir, &[Arg::Fd]),
@@ -48,7 +49,7 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_renameat2 as u16,
         "renameat2",
         sys_renameat2,
-        &[Arg::DirFd, Arg::Path, Arg::DirFd, Arg::Path, Arg::Hex],
+        &[Arg::DirFd, Arg::Path, Arg::DirFd, Arg::Path, Arg::RenameFlags],
     ),
     Syscall::full(linux::__NR_readlink as u16, "readlink", sys_readlink, &[Arg::Path, Arg::BufOut, Arg::Size]),
     Syscall::full(
@@ -72,9 +73,14 @@ const CWD: i32 = linux::AT_FDCWD;
 /// The most entries that are asked of a directory at a time.
 const BATCH: usize = 64;
 
-fn sys_getdents64(args: Args) -> Result<u64> {
-    let file = current().files().get(args.i32(0))?;
+/// Both calls: `record` adds an entry in the program's format.
+fn read_entries(args: Args, record: fn(&DirEntry, &mut Vec<u8>)) -> Result<u64> {
+    let file = file(args.i32(0))?;
     let inode = file.inode().filter(|i| i.metadata().file_type == FileType::Directory).ok_or(Errno::ENOTDIR)?;
+    if inode.metadata().nlink == 0 {
+        // It has been removed.
+        return Err(Errno::ENOENT);
+    }
     let room = args.usize(2).min(1 << 20);
     let mut out: Vec<u8> = Vec::new();
     let mut position = file.position.get();
@@ -84,18 +90,12 @@ fn sys_getdents64(args: Args) -> Result<u64> {
             break;
         }
         for entry in entries {
-            // struct linux_dirent64: u64 ino, s64 off, u16 reclen, u8 type, name with NUL, padded to 8 bytes.
-            let len = (19 + entry.name.len() + 1).next_multiple_of(8);
-            if out.len() + len > room {
+            let end = out.len();
+            record(&entry, &mut out);
+            if out.len() > room {
+                out.truncate(end);
                 break 'full;
             }
-            let start = out.len();
-            out.extend(entry.ino.to_ne_bytes());
-            out.extend(entry.next.to_ne_bytes());
-            out.extend((len as u16).to_ne_bytes());
-            out.push((entry.file_type as u32 >> 12) as u8);
-            out.extend(&entry.name[..]);
-            out.resize(start + len, 0);
             position = entry.next;
         }
     }
@@ -108,6 +108,34 @@ fn sys_getdents64(args: Args) -> Result<u64> {
         access::note_access(location);
     }
     Ok(out.len() as u64)
+}
+
+/// `struct linux_dirent64`: u64 ino, s64 off, u16 reclen, u8 type, name with NUL, padded to 8 bytes.
+fn sys_getdents64(args: Args) -> Result<u64> {
+    read_entries(args, |entry, out| {
+        let end = out.len() + (19 + entry.name.len() + 1).next_multiple_of(8);
+        let reclen = (end - out.len()) as u16;
+        out.extend(entry.ino.to_ne_bytes());
+        out.extend(entry.next.to_ne_bytes());
+        out.extend(reclen.to_ne_bytes());
+        out.push((entry.file_type as u32 >> 12) as u8);
+        out.extend(&entry.name[..]);
+        out.resize(end, 0);
+    })
+}
+
+/// `struct linux_dirent`: as the other, but the type is the last byte.
+fn sys_getdents(args: Args) -> Result<u64> {
+    read_entries(args, |entry, out| {
+        let end = out.len() + (18 + entry.name.len() + 2).next_multiple_of(8);
+        let reclen = (end - out.len()) as u16;
+        out.extend(entry.ino.to_ne_bytes());
+        out.extend(entry.next.to_ne_bytes());
+        out.extend(reclen.to_ne_bytes());
+        out.extend(&entry.name[..]);
+        out.resize(end - 1, 0);
+        out.push((entry.file_type as u32 >> 12) as u8);
+    })
 }
 
 fn sys_getcwd(args: Args) -> Result<u64> {
@@ -184,9 +212,6 @@ fn mknod(dirfd: i32, path: &[u8], mode: u32, dev: u32) -> Result<u64> {
         _ => return Err(Errno::EINVAL),
     };
     let is_device = matches!(file_type, FileType::CharDevice | FileType::BlockDevice);
-    if is_device && !current().creds().has(linux::CAP_MKNOD) {
-        return Err(Errno::EPERM);
-    }
     // The 32-bit encoding of mknod(2): minor bits 0-7 and 20-31, major bits 8-19.
     let rdev = device::make(dev >> 8 & 0xfff, dev & 0xff | dev >> 12 & 0xf_ff00);
     make(dirfd, path, file_type, mode & 0o7777, if is_device { rdev } else { 0 })
@@ -247,8 +272,9 @@ fn link(old: (i32, &[u8]), new: (i32, &[u8]), flags: u32) -> Result<u64> {
     }
     let caller = Caller::current();
     let nofollow = if flags & linux::AT_SYMLINK_FOLLOW == 0 { linux::AT_SYMLINK_NOFOLLOW } else { 0 };
-    let target = caller.target(old.0, old.1, nofollow | flags & linux::AT_EMPTY_PATH)?.location(Errno::EXDEV)?;
-    names::link(&caller, &target, caller.walk_at(new.0, new.1)?)?;
+    let target = caller.target(old.0, old.1, nofollow | flags & linux::AT_EMPTY_PATH)?;
+    let new = caller.walk_at(new.0, new.1)?;
+    names::link(&caller, target, new)?;
     Ok(0)
 }
 

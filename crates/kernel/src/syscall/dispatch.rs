@@ -3,7 +3,6 @@
 use super::table::{Args, GROUPS, Syscall};
 use crate::errno::{Errno, Result};
 use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
 /// One past the largest number that is looked up in the table.
@@ -26,26 +25,50 @@ static TABLE: [Option<&'static Syscall>; NUMBERS] = {
     table
 };
 
+/// What was called without being implemented.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// How often each number was called, of the first [`MAX_MISSING`] numbers.
+    pub known: BTreeMap<u64, u64>,
+    /// Calls of all further numbers.
+    pub others: u64,
+}
+
+/// Numbers that are counted by themselves.
+const MAX_MISSING: usize = 512;
+
+impl Missing {
+    fn count(&mut self, number: u64) {
+        if self.known.len() == MAX_MISSING && !self.known.contains_key(&number) {
+            self.others += 1;
+        } else {
+            *self.known.entry(number).or_insert(0) += 1;
+        }
+    }
+}
+
 #[derive(Default)]
-struct Missing {
-    /// How often each unimplemented number was called. Bounded: numbers beyond the table count as one.
-    counts: RefCell<BTreeMap<u64, u64>>,
+struct State {
+    missing: RefCell<Missing>,
     tracing: Cell<bool>,
 }
 
 crate::global! {
-    static MISSING: Missing = Missing { counts: RefCell::new(BTreeMap::new()), tracing: Cell::new(false) };
+    static STATE: State = State {
+        missing: RefCell::new(Missing { known: BTreeMap::new(), others: 0 }),
+        tracing: Cell::new(false),
+    };
 }
 
 /// Turns `--trace` on.
 pub fn set_tracing(on: bool) {
-    MISSING.with(|m| m.tracing.set(on));
+    STATE.with(|state| state.tracing.set(on));
 }
 
 /// Whether `--trace` is on.
 #[must_use]
 pub fn tracing() -> bool {
-    MISSING.with(|m| m.tracing.get())
+    STATE.with(|state| state.tracing.get())
 }
 
 /// The table's entry for a number.
@@ -62,14 +85,14 @@ pub fn call(number: u64, args: [u64; 6]) -> Result<u64> {
     match entry(number) {
         Some(call) => (call.handler)(Args(args)),
         None => {
-            MISSING.with(|m| *m.counts.borrow_mut().entry(number.min(NUMBERS as u64)).or_insert(0) += 1);
+            STATE.with(|state| state.missing.borrow_mut().count(number));
             Err(Errno::ENOSYS)
         }
     }
 }
 
-/// What was called without being implemented: number and count.
+/// What was called without being implemented.
 #[must_use]
-pub fn missing() -> Vec<(u64, u64)> {
-    MISSING.with(|m| m.counts.borrow().iter().map(|(n, c)| (*n, *c)).collect())
+pub fn missing() -> Missing {
+    STATE.with(|state| state.missing.borrow().clone())
 }

@@ -21,7 +21,7 @@ const MAX_EVENTS: i32 = i32::MAX / EVENT_BYTES as i32;
 
 pub(super) const CALLS: &[Syscall] = &[
     Syscall::full(linux::__NR_epoll_create as u16, "epoll_create", sys_epoll_create, &[Arg::Int]),
-    Syscall::full(linux::__NR_epoll_create1 as u16, "epoll_create1", sys_epoll_create1, &[Arg::Hex]),
+    Syscall::full(linux::__NR_epoll_create1 as u16, "epoll_create1", sys_epoll_create1, &[Arg::EpollFlags]),
     Syscall::full(
         linux::__NR_epoll_ctl as u16,
         "epoll_ctl",
@@ -32,19 +32,19 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_epoll_wait as u16,
         "epoll_wait",
         sys_epoll_wait,
-        &[Arg::Fd, Arg::Ptr, Arg::Int, Arg::Int],
+        &[Arg::Fd, Arg::EpollEvents, Arg::Int, Arg::Int],
     ),
     Syscall::full(
         linux::__NR_epoll_pwait as u16,
         "epoll_pwait",
         sys_epoll_pwait,
-        &[Arg::Fd, Arg::Ptr, Arg::Int, Arg::Int, Arg::SigSet, Arg::Size],
+        &[Arg::Fd, Arg::EpollEvents, Arg::Int, Arg::Int, Arg::SigSet, Arg::Size],
     ),
     Syscall::full(
         linux::__NR_epoll_pwait2 as u16,
         "epoll_pwait2",
         sys_epoll_pwait2,
-        &[Arg::Fd, Arg::Ptr, Arg::Int, Arg::Timespec, Arg::SigSet, Arg::Size],
+        &[Arg::Fd, Arg::EpollEvents, Arg::Int, Arg::Timespec, Arg::SigSet, Arg::Size],
     ),
 ];
 
@@ -103,6 +103,7 @@ fn sys_epoll_pwait2(args: Args) -> Result<u64> {
 }
 
 fn wait(epfd: i32, events: UserAddr, max: i32, deadline: Option<Instant>, mask: Option<SignalSet>) -> Result<u64> {
+    let file = task::current().files().get(epfd)?;
     if !(1..=MAX_EVENTS).contains(&max) {
         return Err(Errno::EINVAL);
     }
@@ -110,7 +111,6 @@ fn wait(epfd: i32, events: UserAddr, max: i32, deadline: Option<Instant>, mask: 
     if events.0.checked_add((max * EVENT_BYTES) as u64).is_none_or(|end| end > USER_END) {
         return Err(Errno::EFAULT);
     }
-    let file = task::current().files().get(epfd)?;
     let epoll = Epoll::of(&file)?;
     let found = with_mask(mask, || {
         epoll.wait(max, deadline, |index, report| {

@@ -11,7 +11,7 @@ use linux_raw_sys::general as linux;
 
 pub(super) const CALLS: &[Syscall] = &[
     Syscall::full(linux::__NR_eventfd as u16, "eventfd", sys_eventfd, &[Arg::Size]),
-    Syscall::full(linux::__NR_eventfd2 as u16, "eventfd2", sys_eventfd2, &[Arg::Size, Arg::Hex]),
+    Syscall::full(linux::__NR_eventfd2 as u16, "eventfd2", sys_eventfd2, &[Arg::Size, Arg::OpenFlags]),
 ];
 
 const SEMAPHORE: u32 = linux::EFD_SEMAPHORE;

@@ -1,6 +1,7 @@
-//! Opening, reading, writing and descriptors.
+//! Opening files, descriptors, and what is done with files besides reading and writing.
 
 use super::event::install;
+use super::lock;
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
 use crate::event::pipe::PipeEnd;
@@ -8,10 +9,10 @@ use crate::fs::caller::Caller;
 use crate::fs::file::{OpenFile, OpenFlags};
 use crate::fs::inode::{FileType, SetMetadata};
 use crate::fs::open::{self, How};
-use crate::fs::path::MAX_PATH_BYTES;
-use crate::fs::{access, notify};
+use crate::fs::path::{MAX_PATH_BYTES, Resolve};
+use crate::fs::{access, notify, size_limit};
 use crate::mm::addr::{PAGE_BYTES, UserAddr};
-use crate::mm::user::{self, Dest, Segment, Source};
+use crate::mm::user;
 use crate::task::current;
 use crate::task::limits::Resource;
 use alloc::rc::Rc;
@@ -20,14 +21,6 @@ use linux_raw_sys::general as linux;
 use linux_raw_sys::ioctl as io;
 
 pub(super) const CALLS: &[Syscall] = &[
-    Syscall::full(linux::__NR_read as u16, "read", sys_read, &[Arg::Fd, Arg::BufOut, Arg::Size]),
-    Syscall::full(linux::__NR_write as u16, "write", sys_write, &[Arg::Fd, Arg::BufIn, Arg::Size]),
-    Syscall::full(linux::__NR_pread64 as u16, "pread64", sys_pread64, &[Arg::Fd, Arg::BufOut, Arg::Size, Arg::Int]),
-    Syscall::full(linux::__NR_pwrite64 as u16, "pwrite64", sys_pwrite64, &[Arg::Fd, Arg::BufIn, Arg::Size, Arg::Int]),
-    Syscall::full(linux::__NR_readv as u16, "readv", sys_readv, &[Arg::Fd, Arg::IovecOut, Arg::Size]),
-    Syscall::full(linux::__NR_writev as u16, "writev", sys_writev, &[Arg::Fd, Arg::IovecIn, Arg::Size]),
-    Syscall::full(linux::__NR_preadv as u16, "preadv", sys_preadv, &[Arg::Fd, Arg::IovecOut, Arg::Size, Arg::Int]),
-    Syscall::full(linux::__NR_pwritev as u16, "pwritev", sys_pwritev, &[Arg::Fd, Arg::IovecIn, Arg::Size, Arg::Int]),
     Syscall::full(linux::__NR_open as u16, "open", sys_open, &[Arg::Path, Arg::OpenFlags, Arg::Mode]),
     Syscall::full(linux::__NR_openat as u16, "openat", sys_openat, &[Arg::DirFd, Arg::Path, Arg::OpenFlags, Arg::Mode]),
     Syscall::full(linux::__NR_openat2 as u16, "openat2", sys_openat2, &[Arg::DirFd, Arg::Path, Arg::Ptr, Arg::Size]),
@@ -46,29 +39,19 @@ pub(super) const CALLS: &[Syscall] = &[
     Syscall::partial(
         linux::__NR_fcntl as u16,
         "fcntl",
-        "no record locks, leases and directory notification yet (EINVAL)",
+        "no leases (F_SETLEASE), directory notification (F_NOTIFY) and write hints: EINVAL",
         sys_fcntl,
-        &[Arg::Fd, Arg::FcntlCmd, Arg::Hex],
+        &[Arg::Fd, Arg::FcntlCmd, Arg::FcntlArg],
     ),
-    Syscall::full(linux::__NR_ioctl as u16, "ioctl", sys_ioctl, &[Arg::Fd, Arg::IoctlCmd, Arg::Hex]),
+    Syscall::full(linux::__NR_ioctl as u16, "ioctl", sys_ioctl, &[Arg::Fd, Arg::IoctlCmd, Arg::IoctlArg]),
     Syscall::full(linux::__NR_lseek as u16, "lseek", sys_lseek, &[Arg::Fd, Arg::Int, Arg::Whence]),
     Syscall::full(linux::__NR_truncate as u16, "truncate", sys_truncate, &[Arg::Path, Arg::Size]),
     Syscall::full(linux::__NR_ftruncate as u16, "ftruncate", sys_ftruncate, &[Arg::Fd, Arg::Size]),
     Syscall::full(linux::__NR_fallocate as u16, "fallocate", sys_fallocate, &[Arg::Fd, Arg::Hex, Arg::Size, Arg::Size]),
-    Syscall::full(linux::__NR_fsync as u16, "fsync", sys_fsync, &[Arg::Fd]),
-    Syscall::full(linux::__NR_fdatasync as u16, "fdatasync", sys_fsync, &[Arg::Fd]),
-    Syscall::full(linux::__NR_sync as u16, "sync", |_| Ok(0), &[]),
-    Syscall::full(linux::__NR_syncfs as u16, "syncfs", sys_syncfs, &[Arg::Fd]),
-    Syscall::full(linux::__NR_fadvise64 as u16, "fadvise64", sys_fadvise64, &[Arg::Fd, Arg::Size, Arg::Size, Arg::Int]),
 ];
 
-/// MAX_RW_COUNT.
-const MAX_TRANSFER_BYTES: usize = 0x7fff_f000;
-/// UIO_MAXIOV.
-const MAX_PIECES: usize = 1024;
-
 /// The description behind a descriptor that is not O_PATH.
-fn file(fd: i32) -> Result<Rc<OpenFile>> {
+pub(super) fn file(fd: i32) -> Result<Rc<OpenFile>> {
     let file = current().files().get(fd)?;
     if file.flags.get().contains(OpenFlags::PATH) { Err(Errno::EBADF) } else { Ok(file) }
 }
@@ -78,128 +61,15 @@ pub(super) fn path(addr: UserAddr) -> Result<Vec<u8>> {
     user::read_cstr(addr, MAX_PATH_BYTES, Errno::ENAMETOOLONG)
 }
 
-fn one(args: Args) -> [Segment; 1] {
-    [Segment { addr: args.addr(1), len: args.usize(2).min(MAX_TRANSFER_BYTES) }]
-}
-
-/// The array of `struct iovec` that arguments 1 and 2 tell of; all together at most [`MAX_TRANSFER_BYTES`].
-pub(super) fn segments(args: Args) -> Result<Vec<Segment>> {
-    let count = args.usize(2);
-    if count > MAX_PIECES {
-        return Err(Errno::EINVAL);
-    }
-    let mut left = MAX_TRANSFER_BYTES;
-    let mut segments = Vec::with_capacity(count);
-    for n in 0..count as u64 {
-        let [base, len] = user::read::<[u64; 2]>(args.addr(1).offset(16 * n))?;
-        let len = isize::try_from(len).map_err(|_| Errno::EINVAL)? as usize;
-        segments.push(Segment { addr: UserAddr(base), len: len.min(left) });
-        left -= len.min(left);
-    }
-    Ok(segments)
-}
-
-fn read(file: &Rc<OpenFile>, segments: &[Segment]) -> Result<u64> {
-    let n = file.read(&mut Dest::user(segments))?;
-    note_read(file, n);
-    Ok(n as u64)
-}
-
-/// What follows from a read of `n` bytes: access time, inotify.
-pub(super) fn note_read(file: &OpenFile, n: usize) {
-    if let Some(location) = file.location.as_ref().filter(|_| n > 0) {
-        if !file.flags.get().contains(OpenFlags::NOATIME) {
-            access::note_access(location);
-        }
-        notify::event(location, notify::mask::IN_ACCESS);
-    }
-}
-
-fn write(file: &Rc<OpenFile>, segments: &[Segment]) -> Result<u64> {
-    let n = file.write(&mut Source::user(segments))?;
-    note_write(file, n);
-    Ok(n as u64)
-}
-
-/// What follows from a write of `n` bytes: inotify.
-pub(super) fn note_write(file: &OpenFile, n: usize) {
-    if let Some(location) = file.location.as_ref().filter(|_| n > 0) {
-        notify::event(location, notify::mask::IN_MODIFY);
-    }
-}
-
-/// The position argument of the calls that have one: checked before anything else.
-fn position(args: Args) -> Result<u64> {
-    u64::try_from(args.i64(3)).map_err(|_| Errno::EINVAL)
-}
-
-fn read_at(file: &OpenFile, segments: &[Segment], offset: u64) -> Result<u64> {
-    if !file.flags.get().readable() {
-        return Err(Errno::EBADF);
-    }
-    if !file.ops.seekable() {
-        return Err(Errno::ESPIPE);
-    }
-    let n = file.ops.read(file, &mut Dest::user(segments), offset)?;
-    note_read(file, n);
-    Ok(n as u64)
-}
-
-fn write_at(file: &OpenFile, segments: &[Segment], offset: u64) -> Result<u64> {
-    if !file.flags.get().writable() {
-        return Err(Errno::EBADF);
-    }
-    if !file.ops.seekable() {
-        return Err(Errno::ESPIPE);
-    }
-    let (n, _) = file.ops.write(file, &mut Source::user(segments), offset)?;
-    note_write(file, n);
-    Ok(n as u64)
-}
-
-fn sys_read(args: Args) -> Result<u64> {
-    read(&file(args.i32(0))?, &one(args))
-}
-
-fn sys_write(args: Args) -> Result<u64> {
-    write(&file(args.i32(0))?, &one(args))
-}
-
-fn sys_pread64(args: Args) -> Result<u64> {
-    let offset = position(args)?;
-    read_at(&*file(args.i32(0))?, &one(args), offset)
-}
-
-fn sys_pwrite64(args: Args) -> Result<u64> {
-    let offset = position(args)?;
-    write_at(&*file(args.i32(0))?, &one(args), offset)
-}
-
-fn sys_readv(args: Args) -> Result<u64> {
-    read(&file(args.i32(0))?, &segments(args)?)
-}
-
-fn sys_writev(args: Args) -> Result<u64> {
-    write(&file(args.i32(0))?, &segments(args)?)
-}
-
-fn sys_preadv(args: Args) -> Result<u64> {
-    let offset = position(args)?;
-    read_at(&*file(args.i32(0))?, &segments(args)?, offset)
-}
-
-fn sys_pwritev(args: Args) -> Result<u64> {
-    let offset = position(args)?;
-    write_at(&*file(args.i32(0))?, &segments(args)?, offset)
-}
-
 fn open_at(dirfd: i32, addr: UserAddr, how: How) -> Result<u64> {
     let caller = Caller::current();
     let path = path(addr)?;
     if path.is_empty() {
         return Err(Errno::ENOENT);
     }
-    let start = caller.start(dirfd, &path)?;
+    // A start that is never left is where absolute paths begin as well.
+    let confined = how.resolve.intersects(Resolve::BENEATH | Resolve::IN_ROOT);
+    let start = if confined { caller.directory(dirfd)? } else { caller.start(dirfd, &path)? };
     install(open::open(&caller, start, &path, how)?, how.flags)
 }
 
@@ -237,21 +107,8 @@ fn sys_openat2(args: Args) -> Result<u64> {
     open_at(args.i32(0), args.addr(1), How::of_openat2(flags, mode, resolve)?)
 }
 
-/// Runs what a close(2) of a descriptor entails; the last reference is dropped outside of any borrow.
-pub(crate) fn closed(file: Rc<OpenFile>) {
-    file.ops.closed(&file);
-    if let Some(location) = &file.location {
-        let mask =
-            if file.flags.get().writable() { notify::mask::IN_CLOSE_WRITE } else { notify::mask::IN_CLOSE_NOWRITE };
-        if Rc::strong_count(&file) == 1 {
-            notify::event(location, mask);
-        }
-    }
-    drop(file);
-}
-
 fn sys_close(args: Args) -> Result<u64> {
-    closed(current().files().remove(args.i32(0))?);
+    current().files().close(args.i32(0))?;
     Ok(0)
 }
 
@@ -273,7 +130,7 @@ fn sys_close_range(args: Args) -> Result<u64> {
         return Ok(0);
     }
     for file in files.drain(first as usize, last as usize, |_| true) {
-        closed(file);
+        files.closed(file);
     }
     Ok(0)
 }
@@ -291,7 +148,7 @@ fn dup_to(old: i32, new: i32, close_on_exec: bool) -> Result<u64> {
     let files = current().files();
     let file = files.get(old)?;
     if let Some(replaced) = files.replace(new, file, close_on_exec, limit())? {
-        closed(replaced);
+        files.closed(replaced);
     }
     Ok(new as u64)
 }
@@ -339,11 +196,7 @@ fn sys_fcntl(args: Args) -> Result<u64> {
             files.set_close_on_exec(fd, args.u64(2) & 1 != 0)?;
             Ok(0)
         }
-        linux::F_GETFL => {
-            // As on every 64-bit Linux, open(2) always sets O_LARGEFILE.
-            let large = if opened.location.is_some() { OpenFlags::LARGEFILE } else { OpenFlags::empty() };
-            Ok(u64::from((opened.flags.get() | large).bits()))
-        }
+        linux::F_GETFL => Ok(u64::from(opened.shown_flags().bits())),
         linux::F_SETFL => {
             let wanted = OpenFlags::from_bits_truncate(args.u32(2)) & SETTABLE;
             opened.flags.set((opened.flags.get() - SETTABLE) | wanted);
@@ -362,6 +215,14 @@ fn sys_fcntl(args: Args) -> Result<u64> {
             opened.owner_signal.set(args.u32(2));
             Ok(0)
         }
+        linux::F_GETLK | linux::F_OFD_GETLK => lock::get(&opened, command, args.addr(2)),
+        linux::F_SETLK | linux::F_SETLKW | linux::F_OFD_SETLK | linux::F_OFD_SETLKW => {
+            lock::set(&opened, fd, command, args.addr(2))
+        }
+        linux::F_NOTIFY if opened.metadata().file_type != FileType::Directory => Err(Errno::ENOTDIR),
+        // No file system here has leases, so there is none to be found.
+        linux::F_GETLEASE => Ok(u64::from(linux::F_UNLCK)),
+        linux::F_ADD_SEALS if !opened.flags.get().writable() => Err(Errno::EPERM),
         linux::F_SETPIPE_SZ | linux::F_GETPIPE_SZ if PipeEnd::of(&opened).is_none() => Err(Errno::EBADF),
         _ => opened.ops.fcntl(&opened, command, args.u64(2)),
     }
@@ -394,16 +255,21 @@ fn sys_ioctl(args: Args) -> Result<u64> {
 fn sys_lseek(args: Args) -> Result<u64> {
     let opened = file(args.i32(0))?;
     let (offset, whence) = (args.i64(1), args.u32(2));
-    if !opened.ops.seekable() && opened.metadata().file_type != FileType::Directory {
-        return Err(Errno::ESPIPE);
+    if whence > linux::SEEK_HOLE {
+        return Err(Errno::EINVAL);
+    }
+    match opened.metadata().file_type {
+        // These have no positions, and don't mind.
+        FileType::Anonymous => return Ok(0),
+        FileType::CharDevice if opened.ops.seekable() => return Ok(0),
+        FileType::Directory => {}
+        _ if opened.ops.seekable() => {}
+        _ => return Err(Errno::ESPIPE),
     }
     let position = match whence {
         linux::SEEK_SET => offset,
-        linux::SEEK_CUR => opened.position.get().cast_signed().checked_add(offset).ok_or(Errno::EOVERFLOW)?,
-        linux::SEEK_END | linux::SEEK_DATA | linux::SEEK_HOLE => {
-            opened.ops.seek(&opened, offset, whence)?.cast_signed()
-        }
-        _ => return Err(Errno::EINVAL),
+        linux::SEEK_CUR => opened.position.get().cast_signed().checked_add(offset).ok_or(Errno::EINVAL)?,
+        _ => opened.ops.seek(&opened, offset, whence)?.cast_signed(),
     };
     let position = u64::try_from(position).map_err(|_| Errno::EINVAL)?;
     opened.position.set(position);
@@ -420,6 +286,7 @@ fn sys_truncate(args: Args) -> Result<u64> {
         _ => return Err(Errno::EINVAL),
     }
     access::check(&place, &caller.creds, access::WRITE)?;
+    size_limit::check(place.inode.metadata().size, size)?;
     let mode = access::mode_after_write(&place.inode.metadata(), &caller.creds);
     place.inode.set_metadata(&SetMetadata { size: Some(size), mode, ..SetMetadata::default() })?;
     notify::event(&place, notify::mask::IN_MODIFY);
@@ -437,6 +304,7 @@ fn sys_ftruncate(args: Args) -> Result<u64> {
     if meta.file_type != FileType::Regular {
         return Err(Errno::EINVAL);
     }
+    size_limit::check(meta.size, size)?;
     let mode = access::mode_after_write(&meta, &current().creds());
     place.inode.set_metadata(&SetMetadata { size: Some(size), mode, ..SetMetadata::default() })?;
     notify::event(place, notify::mask::IN_MODIFY);
@@ -453,10 +321,8 @@ fn sys_fallocate(args: Args) -> Result<u64> {
     match mode & !linux::FALLOC_FL_KEEP_SIZE {
         0 | linux::FALLOC_FL_ZERO_RANGE => {}
         linux::FALLOC_FL_PUNCH_HOLE if mode & linux::FALLOC_FL_KEEP_SIZE != 0 => {}
-        linux::FALLOC_FL_COLLAPSE_RANGE | linux::FALLOC_FL_INSERT_RANGE if mode & linux::FALLOC_FL_KEEP_SIZE != 0 => {
-            return Err(Errno::EINVAL);
-        }
-        linux::FALLOC_FL_COLLAPSE_RANGE | linux::FALLOC_FL_INSERT_RANGE | linux::FALLOC_FL_UNSHARE_RANGE => {}
+        linux::FALLOC_FL_UNSHARE_RANGE => {}
+        linux::FALLOC_FL_COLLAPSE_RANGE | linux::FALLOC_FL_INSERT_RANGE if mode & linux::FALLOC_FL_KEEP_SIZE == 0 => {}
         _ => return Err(Errno::EOPNOTSUPP),
     }
     if !opened.flags.get().writable() {
@@ -471,23 +337,4 @@ fn sys_fallocate(args: Args) -> Result<u64> {
     offset.checked_add(len).ok_or(Errno::EFBIG)?;
     opened.ops.allocate(&opened, mode, offset as u64, len as u64)?;
     Ok(0)
-}
-
-fn sys_fsync(args: Args) -> Result<u64> {
-    file(args.i32(0))?.ops.sync()?;
-    Ok(0)
-}
-
-fn sys_syncfs(args: Args) -> Result<u64> {
-    file(args.i32(0))?;
-    Ok(0)
-}
-
-fn sys_fadvise64(args: Args) -> Result<u64> {
-    let opened = file(args.i32(0))?;
-    if matches!(opened.metadata().file_type, FileType::Fifo | FileType::Socket) {
-        return Err(Errno::ESPIPE);
-    }
-    // Advice about a page cache that everything lives in: nothing to do, but the arguments are checked (posix_fadvise(2)).
-    if args.u32(3) > 5 || args.i64(2) < 0 { Err(Errno::EINVAL) } else { Ok(0) }
 }

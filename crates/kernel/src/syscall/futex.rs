@@ -16,7 +16,7 @@ pub(super) const CALLS: &[Syscall] = &[
     Syscall::partial(
         linux::__NR_futex as u16,
         "futex",
-        "FUTEX_WAIT_REQUEUE_PI and FUTEX_CMP_REQUEUE_PI give ENOSYS; PI locks lend no priority",
+        "locks that inherit priority hand over to the first in the queue, and lend no priority",
         sys_futex,
         &[Arg::Ptr, Arg::FutexOp, Arg::Size, Arg::Ptr, Arg::Ptr, Arg::Hex],
     ),
@@ -37,7 +37,7 @@ fn sys_futex(args: Args) -> Result<u64> {
     let command = op & linux::FUTEX_CMD_MASK.cast_unsigned();
     let scope = if op & linux::FUTEX_PRIVATE_FLAG != 0 { Scope::Private } else { Scope::Shared };
     let realtime = op & linux::FUTEX_CLOCK_REALTIME != 0;
-    let takes_realtime = [linux::FUTEX_WAIT, linux::FUTEX_WAIT_BITSET, linux::FUTEX_LOCK_PI2];
+    let takes_realtime = [linux::FUTEX_WAIT_BITSET, linux::FUTEX_WAIT_REQUEUE_PI, linux::FUTEX_LOCK_PI2];
     if realtime && !takes_realtime.contains(&command) {
         return Err(Errno::ENOSYS);
     }
@@ -53,11 +53,7 @@ fn sys_futex(args: Args) -> Result<u64> {
         linux::FUTEX_WAIT => {
             // Relative, and restarted with the same end.
             let relative = if args.addr(3).is_null() { None } else { Some(read_time(args.addr(3))?) };
-            let deadline = relative.map(|ns| match clock {
-                WallClock::Realtime => Deadline::at(clock, clock.now_ns().saturating_add(ns)),
-                _ => Deadline::after(ns),
-            });
-            wait(first, scope, args.u32(2), deadline, MATCH_ANY)
+            wait(first, scope, args.u32(2), relative.map(Deadline::after), MATCH_ANY)
         }
         linux::FUTEX_WAIT_BITSET => wait(first, scope, args.u32(2), absolute()?, value3),
         linux::FUTEX_WAKE => futex::wake(first, scope, count, MATCH_ANY).map(number),
@@ -70,6 +66,10 @@ fn sys_futex(args: Args) -> Result<u64> {
         }
         linux::FUTEX_LOCK_PI | linux::FUTEX_LOCK_PI2 => futex::lock_pi(first, scope, absolute()?).map(|()| 0),
         linux::FUTEX_TRYLOCK_PI => futex::trylock_pi(first, scope).map(|()| 0),
+        linux::FUTEX_WAIT_REQUEUE_PI => {
+            futex::wait_requeue_pi(first, scope, args.u32(2), absolute()?, second).map(|()| 0)
+        }
+        linux::FUTEX_CMP_REQUEUE_PI => futex::requeue_pi(first, second, scope, (count, count2), value3).map(number),
         linux::FUTEX_UNLOCK_PI => futex::unlock_pi(first, scope).map(|()| 0),
         _ => Err(Errno::ENOSYS),
     }

@@ -29,13 +29,13 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_getresuid as u16,
         "getresuid",
         |args| get_all(args, Kind::User),
-        &[Arg::Ptr, Arg::Ptr, Arg::Ptr],
+        &[Arg::Out(&Arg::IntAt), Arg::Out(&Arg::IntAt), Arg::Out(&Arg::IntAt)],
     ),
     Syscall::full(
         linux::__NR_getresgid as u16,
         "getresgid",
         |args| get_all(args, Kind::Group),
-        &[Arg::Ptr, Arg::Ptr, Arg::Ptr],
+        &[Arg::Out(&Arg::IntAt), Arg::Out(&Arg::IntAt), Arg::Out(&Arg::IntAt)],
     ),
     Syscall::full(linux::__NR_setuid as u16, "setuid", |args| set_id(args, Kind::User), &[Arg::Uid]),
     Syscall::full(linux::__NR_setgid as u16, "setgid", |args| set_id(args, Kind::Group), &[Arg::Uid]),
@@ -84,8 +84,11 @@ fn sys_getsid(args: Args) -> Result<u64> {
 }
 
 fn sys_setpgid(args: Args) -> Result<u64> {
-    let pgid = u32::try_from(args.i32(1)).map_err(|_| Errno::EINVAL)?;
-    let pid = u32::try_from(args.i32(0)).map_err(|_| Errno::ESRCH)?;
+    let (pid, pgid) = (args.i32(0), args.i32(1));
+    if pgid < 0 || pgid == 0 && pid < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (pid, pgid) = (u32::try_from(pid).map_err(|_| Errno::ESRCH)?, pgid.cast_unsigned());
     session::set_pgid(&current().process, pid, pgid)?;
     Ok(0)
 }

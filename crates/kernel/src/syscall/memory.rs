@@ -2,7 +2,7 @@
 
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
-use crate::fs::file::OpenFile;
+use crate::fs::file::{OpenFile, OpenFlags};
 use crate::mm::addr::{PAGE_BYTES, USER_END, UserAddr};
 use crate::mm::pte::Prot;
 use crate::mm::space::{
@@ -30,7 +30,7 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_mremap as u16,
         "mremap",
         sys_mremap,
-        &[Arg::Ptr, Arg::Size, Arg::Size, Arg::Hex, Arg::Ptr],
+        &[Arg::Ptr, Arg::Size, Arg::Size, Arg::MremapFlags, Arg::Ptr],
     ),
     Syscall::full(linux::__NR_brk as u16, "brk", sys_brk, &[Arg::Ptr]),
     Syscall::partial(
@@ -90,8 +90,18 @@ fn sys_mmap(args: Args) -> Result<u64> {
     }
     let anonymous = flags & linux::MAP_ANONYMOUS != 0;
     let file = if anonymous { None } else { Some(task::current().files().get(args.i32(4))?) };
-    if bytes == 0 {
+    if file.as_ref().is_some_and(|file| file.flags.get().contains(OpenFlags::PATH)) {
+        return Err(Errno::EBADF);
+    }
+    let fixed = flags & (linux::MAP_FIXED | linux::MAP_FIXED_NOREPLACE) != 0;
+    if bytes == 0 || fixed && !addr.is_multiple_of(PAGE_BYTES) {
         return Err(Errno::EINVAL);
+    }
+    if bytes > u64::MAX - PAGE_BYTES {
+        return Err(Errno::ENOMEM);
+    }
+    if flags & linux::MAP_FIXED_NOREPLACE != 0 && space().is_mapped(addr, bytes) {
+        return Err(Errno::EEXIST); // before any look at what shall be mapped
     }
     if flags & linux::MAP_HUGETLB != 0 && (anonymous || file.is_some()) {
         return Err(if anonymous { Errno::ENOMEM } else { Errno::EINVAL });
@@ -140,7 +150,6 @@ fn sys_mmap(args: Args) -> Result<u64> {
 /// What MAP_SHARED_VALIDATE knows; with others it gives EOPNOTSUPP (MAP_SYNC among them: no file is on such memory).
 const SHARED_VALIDATE_KNOWN: u32 = linux::MAP_TYPE
     | linux::MAP_FIXED
-    | linux::MAP_FIXED_NOREPLACE
     | linux::MAP_ANONYMOUS
     | linux::MAP_DENYWRITE
     | linux::MAP_EXECUTABLE
@@ -161,14 +170,14 @@ fn zeros(bytes: u64) -> Backing {
 
 fn backing_of(file: &Rc<OpenFile>, prot: Prot, shared: bool, bytes: u64, offset: u64) -> Result<Backing> {
     let flags = file.flags.get();
-    if flags.contains(crate::fs::file::OpenFlags::PATH) {
-        return Err(Errno::EBADF);
-    }
     if offset.checked_add(bytes).is_none_or(|end| end > i64::MAX as u64) {
         return Err(Errno::EOVERFLOW);
     }
     if !flags.readable() || shared && prot.contains(Prot::WRITE) && !flags.writable() {
         return Err(Errno::EACCES);
+    }
+    if file.location.is_none() && prot.contains(Prot::EXEC) {
+        return Err(Errno::EPERM); // pipes, sockets and their like are on file systems without execution
     }
     let source = file.ops.pages().ok_or(Errno::ENODEV)?;
     if source.is_zeros() {
@@ -285,8 +294,9 @@ fn sys_msync(args: Args) -> Result<u64> {
     {
         return Err(Errno::EINVAL);
     }
-    let end =
-        bytes.checked_next_multiple_of(PAGE_BYTES).and_then(|bytes| start.checked_add(bytes)).ok_or(Errno::ENOMEM)?;
+    // As on Linux, a length that rounds up to more than there is comes out as none.
+    let bytes = bytes.wrapping_add(PAGE_BYTES - 1) & !(PAGE_BYTES - 1);
+    let end = start.checked_add(bytes).ok_or(Errno::ENOMEM)?;
     if start == end {
         return Ok(0);
     }

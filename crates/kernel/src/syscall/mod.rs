@@ -1,5 +1,6 @@
 //! System calls: one file per group, each with its table; [`table`] joins them.
 
+pub mod absent;
 pub mod attributes;
 pub mod directory;
 pub mod dispatch;
@@ -9,9 +10,11 @@ mod epoll;
 mod event;
 mod exec;
 pub mod file;
+mod file_times;
 mod futex;
 mod ids;
 mod inotify;
+mod lock;
 mod memfd;
 mod memory;
 pub mod names;
@@ -33,3 +36,4 @@ pub mod table;
 mod time;
 mod timerfd;
 pub mod trace;
+pub mod transfer;

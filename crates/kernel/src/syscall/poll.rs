@@ -4,6 +4,7 @@ use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
 use crate::event::poll::{self, Polled, deadline_after, deadline_after_ms, remaining_ns};
 use crate::fs::fdtable::{FdTable, MAX_DESCRIPTORS};
+use crate::fs::file::{OpenFile, OpenFlags};
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task;
@@ -27,13 +28,13 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_select as u16,
         "select",
         sys_select,
-        &[Arg::Int, Arg::Ptr, Arg::Ptr, Arg::Ptr, Arg::Timeval],
+        &[Arg::Int, Arg::FdSet, Arg::FdSet, Arg::FdSet, Arg::Timeval],
     ),
     Syscall::full(
         linux::__NR_pselect6 as u16,
         "pselect6",
         sys_pselect6,
-        &[Arg::Int, Arg::Ptr, Arg::Ptr, Arg::Ptr, Arg::Timespec, Arg::Ptr],
+        &[Arg::Int, Arg::FdSet, Arg::FdSet, Arg::FdSet, Arg::Timespec, Arg::Ptr],
     ),
 ];
 
@@ -120,7 +121,7 @@ fn poll(addr: UserAddr, count: u32, deadline: Option<Instant>) -> Result<u64> {
     for entry in bytes.as_chunks::<POLLFD_BYTES>().0 {
         let fd = i32::from_ne_bytes([entry[0], entry[1], entry[2], entry[3]]);
         let wanted = Events::from_bits_truncate(u16::from_ne_bytes([entry[4], entry[5]]).into());
-        let file = if fd < 0 { None } else { files.get(fd).ok() };
+        let file = if fd < 0 { None } else { files.get(fd).ok().filter(|file| !is_path(file)) };
         let ready = if fd >= 0 && file.is_none() { Events::NVAL } else { Events::empty() };
         polled.push(Polled { file, wanted: wanted | Events::ERR | Events::HUP, ready });
     }
@@ -168,11 +169,16 @@ fn sys_pselect6(args: Args) -> Result<u64> {
     result
 }
 
+/// An O_PATH descriptor can't be polled.
+fn is_path(file: &OpenFile) -> bool {
+    file.flags.get().contains(OpenFlags::PATH)
+}
+
 /// The three sets of select(2): which events put a descriptor in the result.
 const SETS: [Events; 3] = [
-    Events::IN.union(Events::RDNORM).union(Events::RDBAND).union(Events::HUP).union(Events::ERR),
-    Events::OUT.union(Events::WRNORM).union(Events::WRBAND).union(Events::ERR),
-    Events::PRI,
+    Events::IN.union(Events::RDNORM).union(Events::RDBAND).union(Events::HUP).union(Events::ERR).union(Events::NVAL),
+    Events::OUT.union(Events::WRNORM).union(Events::WRBAND).union(Events::ERR).union(Events::NVAL),
+    Events::PRI.union(Events::NVAL),
 ];
 
 fn select(args: Args, deadline: Option<Instant>) -> Result<u64> {
@@ -197,7 +203,8 @@ fn select(args: Args, deadline: Option<Instant>) -> Result<u64> {
         }
         if !wanted.is_empty() {
             let file = files.get(fd as i32)?;
-            polled.push(Polled { file: Some(file), wanted, ready: Events::empty() });
+            let (file, ready) = if is_path(&file) { (None, Events::NVAL) } else { (Some(file), Events::empty()) };
+            polled.push(Polled { file, wanted, ready });
             fds.push(fd);
         }
     }

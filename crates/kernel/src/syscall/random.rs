@@ -6,8 +6,12 @@ use crate::mm::user;
 use crate::random;
 use linux_raw_sys::general as linux;
 
-pub(super) const CALLS: &[Syscall] =
-    &[Syscall::full(linux::__NR_getrandom as u16, "getrandom", sys_getrandom, &[Arg::BufOut, Arg::Size, Arg::Hex])];
+pub(super) const CALLS: &[Syscall] = &[Syscall::full(
+    linux::__NR_getrandom as u16,
+    "getrandom",
+    sys_getrandom,
+    &[Arg::BufOut, Arg::Size, Arg::RandomFlags],
+)];
 
 fn sys_getrandom(args: Args) -> Result<u64> {
     let flags = args.u32(2);

@@ -1,7 +1,7 @@
 //! Calls that Linux refuses as it is configured for containers: with the error that such a Linux gives, before it looks at
 //! any argument.
 
-use super::table::{Arg, Args, Syscall};
+use super::table::{Arg, Args, Support, Syscall};
 use crate::errno::{Errno, Result};
 use linux_raw_sys::general as linux;
 
@@ -14,7 +14,8 @@ pub(super) const CALLS: &[Syscall] = &[
 ];
 
 const fn refusal(number: u32, name: &'static str, why: &'static str, handler: fn(Args) -> Result<u64>) -> Syscall {
-    Syscall::partial(number as u16, name, why, handler, &[Arg::Hex, Arg::Hex, Arg::Hex])
+    let args = &[Arg::Hex, Arg::Hex, Arg::Hex];
+    Syscall { number: number as u16, name, support: Support::Refused(why), handler, args }
 }
 
 fn eperm(_: Args) -> Result<u64> {

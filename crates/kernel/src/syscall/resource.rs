@@ -5,23 +5,26 @@ use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
 use crate::mm::addr::UserAddr;
 use crate::mm::{frame, user};
+use crate::task::cpu_limit::CpuLimit;
 use crate::task::exit::CLOCK_TICK_NS;
 use crate::task::limits::{Limit, Resource};
+use crate::task::process::Process;
 use crate::task::usage::Usage;
 use crate::task::{current, loadavg, pid, sched};
 use crate::time;
+use alloc::rc::Rc;
 use linux_raw_sys::general as linux;
 
 pub(super) const CALLS: &[Syscall] = &[
-    Syscall::full(linux::__NR_getrlimit as u16, "getrlimit", sys_getrlimit, &[Arg::Resource, Arg::Ptr]),
+    Syscall::full(linux::__NR_getrlimit as u16, "getrlimit", sys_getrlimit, &[Arg::Resource, Arg::Out(&Arg::Rlimit)]),
     Syscall::full(linux::__NR_setrlimit as u16, "setrlimit", sys_setrlimit, &[Arg::Resource, Arg::Rlimit]),
     Syscall::full(
         linux::__NR_prlimit64 as u16,
         "prlimit64",
         sys_prlimit,
-        &[Arg::Pid, Arg::Resource, Arg::Rlimit, Arg::Ptr],
+        &[Arg::Pid, Arg::Resource, Arg::Rlimit, Arg::Out(&Arg::Rlimit)],
     ),
-    Syscall::full(linux::__NR_getrusage as u16, "getrusage", sys_getrusage, &[Arg::Int, Arg::Ptr]),
+    Syscall::full(linux::__NR_getrusage as u16, "getrusage", sys_getrusage, &[Arg::RusageWho, Arg::Out(&Arg::Rusage)]),
     Syscall::full(linux::__NR_times as u16, "times", sys_times, &[Arg::Ptr]),
     Syscall::full(linux::__NR_sysinfo as u16, "sysinfo", sys_sysinfo, &[Arg::Ptr]),
 ];
@@ -53,12 +56,22 @@ fn check(resource: Resource, old: Limit, new: Limit, capable: bool) -> Result<()
     if too_many || new.hard > old.hard && !capable { Err(Errno::EPERM) } else { Ok(()) }
 }
 
+fn set(process: &Rc<Process>, resource: Resource, new: Limit) {
+    if resource == Resource::Cpu {
+        // As on Linux, no time at all is a second.
+        process.set_limits(resource, Limit { soft: new.soft.max(1), ..new });
+        CpuLimit::watch(process);
+    } else {
+        process.set_limits(resource, new);
+    }
+}
+
 fn sys_setrlimit(args: Args) -> Result<u64> {
     let resource = Resource::try_from(args.u32(0))?;
     let new = read_limit(args.addr(1))?;
     let me = current();
     check(resource, me.process.limits(resource), new, me.creds().has(linux::CAP_SYS_RESOURCE))?;
-    me.process.set_limits(resource, new);
+    set(&me.process, resource, new);
     Ok(0)
 }
 
@@ -71,14 +84,14 @@ fn sys_prlimit(args: Args) -> Result<u64> {
     let capable = mine.has(linux::CAP_SYS_RESOURCE);
     let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == mine.uid)
         && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == mine.gid);
-    if !alloc::rc::Rc::ptr_eq(&me, &thread) && !same && !capable {
+    if !Rc::ptr_eq(&me, &thread) && !same && !capable {
         return Err(Errno::EPERM);
     }
     let process = &thread.process;
     let old = process.limits(resource);
     if let Some(new) = new {
         check(resource, old, new, capable)?;
-        process.set_limits(resource, new);
+        set(process, resource, new);
     }
     if !old_at.is_null() {
         write_limit(old_at, old)?;

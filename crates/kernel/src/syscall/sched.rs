@@ -19,11 +19,16 @@ pub(super) const CALLS: &[Syscall] = &[
         "sched_setscheduler",
         "no SCHED_DEADLINE, SCHED_EXT",
         sys_setscheduler,
-        &[Arg::Pid, Arg::Int, Arg::Ptr],
+        &[Arg::Pid, Arg::Int, Arg::IntAt],
     ),
     Syscall::full(linux::__NR_sched_getscheduler as u16, "sched_getscheduler", sys_getscheduler, &[Arg::Pid]),
-    Syscall::full(linux::__NR_sched_setparam as u16, "sched_setparam", sys_setparam, &[Arg::Pid, Arg::Ptr]),
-    Syscall::full(linux::__NR_sched_getparam as u16, "sched_getparam", sys_getparam, &[Arg::Pid, Arg::Ptr]),
+    Syscall::full(linux::__NR_sched_setparam as u16, "sched_setparam", sys_setparam, &[Arg::Pid, Arg::IntAt]),
+    Syscall::full(
+        linux::__NR_sched_getparam as u16,
+        "sched_getparam",
+        sys_getparam,
+        &[Arg::Pid, Arg::Out(&Arg::IntAt)],
+    ),
     Syscall::partial(
         linux::__NR_sched_setattr as u16,
         "sched_setattr",
@@ -43,7 +48,7 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_sched_rr_get_interval as u16,
         "sched_rr_get_interval",
         sys_rr_interval,
-        &[Arg::Pid, Arg::Ptr],
+        &[Arg::Pid, Arg::Out(&Arg::Timespec)],
     ),
     Syscall::full(
         linux::__NR_sched_setaffinity as u16,
@@ -57,7 +62,12 @@ pub(super) const CALLS: &[Syscall] = &[
         sys_getaffinity,
         &[Arg::Pid, Arg::Size, Arg::Ptr],
     ),
-    Syscall::full(linux::__NR_getcpu as u16, "getcpu", sys_getcpu, &[Arg::Ptr, Arg::Ptr, Arg::Ptr]),
+    Syscall::full(
+        linux::__NR_getcpu as u16,
+        "getcpu",
+        sys_getcpu,
+        &[Arg::Out(&Arg::IntAt), Arg::Out(&Arg::IntAt), Arg::Ptr],
+    ),
     Syscall::full(linux::__NR_getpriority as u16, "getpriority", sys_getpriority, &[Arg::Int, Arg::Pid]),
     Syscall::full(linux::__NR_setpriority as u16, "setpriority", sys_setpriority, &[Arg::Int, Arg::Pid, Arg::Int]),
 ];

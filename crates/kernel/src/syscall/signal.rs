@@ -9,7 +9,7 @@ use crate::task::process::Process;
 use crate::task::sched::{self, Sleep};
 use crate::task::session::Group;
 use crate::task::signal::{
-    self, Action, ActionFlags, Origin, SI_TKILL, SI_USER, SIGINFO_BYTES, Signal, SignalInfo, SignalSet, USED_BYTES,
+    self, Action, ActionFlags, SI_TKILL, SI_USER, SIGINFO_BYTES, Signal, SignalInfo, SignalSet, USED_BYTES,
 };
 use crate::task::{current, pid, pidfd};
 use alloc::rc::Rc;
@@ -23,42 +23,52 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_rt_sigqueueinfo as u16,
         "rt_sigqueueinfo",
         sys_rt_sigqueueinfo,
-        &[Arg::Pid, Arg::Signal, Arg::Ptr],
+        &[Arg::Pid, Arg::Signal, Arg::SigInfo],
     ),
     Syscall::full(
         linux::__NR_rt_tgsigqueueinfo as u16,
         "rt_tgsigqueueinfo",
         sys_rt_tgsigqueueinfo,
-        &[Arg::Pid, Arg::Pid, Arg::Signal, Arg::Ptr],
+        &[Arg::Pid, Arg::Pid, Arg::Signal, Arg::SigInfo],
     ),
     Syscall::full(
         linux::__NR_pidfd_send_signal as u16,
         "pidfd_send_signal",
         sys_pidfd_send_signal,
-        &[Arg::Fd, Arg::Signal, Arg::Ptr, Arg::Hex],
+        &[Arg::Fd, Arg::Signal, Arg::SigInfo, Arg::Hex],
     ),
     Syscall::full(
         linux::__NR_rt_sigaction as u16,
         "rt_sigaction",
         sys_rt_sigaction,
-        &[Arg::Signal, Arg::SigAction, Arg::Ptr, Arg::Size],
+        &[Arg::Signal, Arg::SigAction, Arg::Out(&Arg::SigAction), Arg::Size],
     ),
     Syscall::full(
         linux::__NR_rt_sigprocmask as u16,
         "rt_sigprocmask",
         sys_rt_sigprocmask,
-        &[Arg::Int, Arg::SigSet, Arg::Ptr, Arg::Size],
+        &[Arg::SigHow, Arg::SigSet, Arg::Out(&Arg::SigSet), Arg::Size],
     ),
-    Syscall::full(linux::__NR_rt_sigpending as u16, "rt_sigpending", sys_rt_sigpending, &[Arg::Ptr, Arg::Size]),
+    Syscall::full(
+        linux::__NR_rt_sigpending as u16,
+        "rt_sigpending",
+        sys_rt_sigpending,
+        &[Arg::Out(&Arg::SigSet), Arg::Size],
+    ),
     Syscall::full(linux::__NR_rt_sigsuspend as u16, "rt_sigsuspend", sys_rt_sigsuspend, &[Arg::SigSet, Arg::Size]),
     Syscall::full(
         linux::__NR_rt_sigtimedwait as u16,
         "rt_sigtimedwait",
         sys_rt_sigtimedwait,
-        &[Arg::SigSet, Arg::Ptr, Arg::Timespec, Arg::Size],
+        &[Arg::SigSet, Arg::Out(&Arg::SigInfo), Arg::Timespec, Arg::Size],
     ),
     Syscall::full(linux::__NR_rt_sigreturn as u16, "rt_sigreturn", sys_rt_sigreturn, &[]),
-    Syscall::full(linux::__NR_sigaltstack as u16, "sigaltstack", sys_sigaltstack, &[Arg::Ptr, Arg::Ptr]),
+    Syscall::full(
+        linux::__NR_sigaltstack as u16,
+        "sigaltstack",
+        sys_sigaltstack,
+        &[Arg::SigStack, Arg::Out(&Arg::SigStack)],
+    ),
     Syscall::full(linux::__NR_pause as u16, "pause", sys_pause, &[]),
     Syscall::full(linux::__NR_restart_syscall as u16, "restart_syscall", sys_restart_syscall, &[]),
 ];
@@ -94,7 +104,7 @@ fn send(target: &Rc<Process>, number: i32, info: impl FnOnce(Signal) -> SignalIn
     let signal = signal_number(number)?;
     check_permission(target, signal)?;
     match signal {
-        Some(signal) => signal::send_to_process(target, info(signal), Origin::Guest),
+        Some(signal) => signal::send_to_process(target, info(signal)),
         None => Ok(()),
     }
 }
@@ -129,7 +139,7 @@ fn sys_kill(args: Args) -> Result<u64> {
             let me = current().process.pid();
             let (mut any, mut outcome) = (false, Ok(()));
             for process in pid::processes() {
-                if process.pid() == 1 || process.pid() == me {
+                if process.is_init() || process.pid() == me {
                     continue;
                 }
                 any = true;
@@ -160,7 +170,7 @@ fn send_to_thread(tgid: Option<i32>, tid: i32, number: i32, info: impl FnOnce(Si
     let signal = signal_number(number)?;
     check_permission(&thread.process, signal)?;
     if let Some(signal) = signal {
-        signal::send_to_thread(&thread, info(signal), Origin::Guest)?;
+        signal::send_to_thread(&thread, info(signal))?;
     }
     Ok(0)
 }

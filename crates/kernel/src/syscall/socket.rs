@@ -33,11 +33,31 @@ pub(super) const CALLS: &[Syscall] = &[
     ),
     Syscall::full(linux::__NR_bind as u16, "bind", sys_bind, &[Arg::Fd, Arg::SockAddr, Arg::Size]),
     Syscall::full(linux::__NR_listen as u16, "listen", sys_listen, &[Arg::Fd, Arg::Int]),
-    Syscall::full(linux::__NR_accept as u16, "accept", sys_accept, &[Arg::Fd, Arg::Ptr, Arg::Ptr]),
-    Syscall::full(linux::__NR_accept4 as u16, "accept4", sys_accept4, &[Arg::Fd, Arg::Ptr, Arg::Ptr, Arg::Hex]),
+    Syscall::full(
+        linux::__NR_accept as u16,
+        "accept",
+        sys_accept,
+        &[Arg::Fd, Arg::Out(&Arg::SockAddr), Arg::Out(&Arg::IntAt)],
+    ),
+    Syscall::full(
+        linux::__NR_accept4 as u16,
+        "accept4",
+        sys_accept4,
+        &[Arg::Fd, Arg::Out(&Arg::SockAddr), Arg::Out(&Arg::IntAt), Arg::SocketFlags],
+    ),
     Syscall::full(linux::__NR_connect as u16, "connect", sys_connect, &[Arg::Fd, Arg::SockAddr, Arg::Size]),
-    Syscall::full(linux::__NR_getsockname as u16, "getsockname", sys_getsockname, &[Arg::Fd, Arg::Ptr, Arg::Ptr]),
-    Syscall::full(linux::__NR_getpeername as u16, "getpeername", sys_getpeername, &[Arg::Fd, Arg::Ptr, Arg::Ptr]),
+    Syscall::full(
+        linux::__NR_getsockname as u16,
+        "getsockname",
+        sys_getsockname,
+        &[Arg::Fd, Arg::Out(&Arg::SockAddr), Arg::Out(&Arg::IntAt)],
+    ),
+    Syscall::full(
+        linux::__NR_getpeername as u16,
+        "getpeername",
+        sys_getpeername,
+        &[Arg::Fd, Arg::Out(&Arg::SockAddr), Arg::Out(&Arg::IntAt)],
+    ),
     Syscall::partial(
         linux::__NR_sendto as u16,
         "sendto",
@@ -50,7 +70,7 @@ pub(super) const CALLS: &[Syscall] = &[
         "recvfrom",
         "no out-of-band data",
         sys_recvfrom,
-        &[Arg::Fd, Arg::BufOut, Arg::Size, Arg::MsgFlags, Arg::Ptr, Arg::Ptr],
+        &[Arg::Fd, Arg::BufOut, Arg::Size, Arg::MsgFlags, Arg::Out(&Arg::SockAddr), Arg::Out(&Arg::IntAt)],
     ),
     Syscall::partial(
         linux::__NR_sendmsg as u16,
@@ -64,7 +84,7 @@ pub(super) const CALLS: &[Syscall] = &[
         "recvmsg",
         "no out-of-band data",
         sys_recvmsg,
-        &[Arg::Fd, Arg::MsgHdr, Arg::MsgFlags],
+        &[Arg::Fd, Arg::Out(&Arg::MsgHdr), Arg::MsgFlags],
     ),
     Syscall::partial(
         linux::__NR_sendmmsg as u16,
@@ -80,20 +100,20 @@ pub(super) const CALLS: &[Syscall] = &[
         sys_recvmmsg,
         &[Arg::Fd, Arg::Ptr, Arg::Size, Arg::MsgFlags, Arg::Timespec],
     ),
-    Syscall::full(linux::__NR_shutdown as u16, "shutdown", sys_shutdown, &[Arg::Fd, Arg::Int]),
+    Syscall::full(linux::__NR_shutdown as u16, "shutdown", sys_shutdown, &[Arg::Fd, Arg::ShutdownHow]),
     Syscall::partial(
         linux::__NR_setsockopt as u16,
         "setsockopt",
         "options that have a meaning on the loopback interface",
         sys_setsockopt,
-        &[Arg::Fd, Arg::SocketLevel, Arg::Int, Arg::Ptr, Arg::Size],
+        &[Arg::Fd, Arg::SocketLevel, Arg::SocketOption, Arg::IntAt, Arg::Size],
     ),
     Syscall::partial(
         linux::__NR_getsockopt as u16,
         "getsockopt",
         "options that have a meaning on the loopback interface",
         sys_getsockopt,
-        &[Arg::Fd, Arg::SocketLevel, Arg::Int, Arg::Ptr, Arg::Ptr],
+        &[Arg::Fd, Arg::SocketLevel, Arg::SocketOption, Arg::Out(&Arg::IntAt), Arg::Out(&Arg::IntAt)],
     ),
 ];
 
@@ -112,19 +132,24 @@ fn parse_kind(args: Args) -> Result<(Family, Kind, u32, OpenFlags)> {
         1 => Family::Unix,
         2 => Family::Inet,
         10 => Family::Inet6,
+        // NETLINK_ROUTE is the only protocol.
+        16 if args.u32(2) == 0 => Family::Netlink,
+        16 => return Err(Errno::EPROTONOSUPPORT),
+        40 => Family::Vsock,
         _ => return Err(Errno::EAFNOSUPPORT),
     };
     let kind = match args.u32(1) & SOCK_TYPE {
         1 => Kind::Stream,
-        2 => Kind::Datagram,
+        2 if family != Family::Vsock => Kind::Datagram,
         5 if family == Family::Unix => Kind::SeqPacket,
         // Unix sockets take SOCK_RAW for SOCK_DGRAM.
         3 if family == Family::Unix => Kind::Datagram,
+        3 if family == Family::Netlink => Kind::Datagram,
         3 => return Err(Errno::EPROTONOSUPPORT),
         _ => return Err(Errno::ESOCKTNOSUPPORT),
     };
     let protocol = match (family, kind, args.u32(2)) {
-        (Family::Unix, _, 0 | 1) => 0,
+        (Family::Unix, _, 0 | 1) | (Family::Vsock, _, 0) | (Family::Netlink, Kind::Datagram, 0) => 0,
         (Family::Inet | Family::Inet6, Kind::Stream, 0 | 6) => 6,
         (Family::Inet | Family::Inet6, Kind::Datagram, 0 | 17) => 17,
         _ => return Err(Errno::EPROTONOSUPPORT),
@@ -153,6 +178,29 @@ fn read_address(addr: UserAddr, len: u32) -> Result<Address> {
     let mut bytes = vec![0; len as usize];
     user::read_bytes(addr, &mut bytes)?;
     Address::decode(&bytes)
+}
+
+/// A shorter address is none for the socket, whatever family it names.
+fn least_address_bytes(socket: &Socket) -> u32 {
+    match socket.family {
+        Family::Unix => 0,
+        Family::Inet | Family::Vsock => 16,
+        Family::Inet6 => 24,
+        Family::Netlink => 12,
+    }
+}
+
+/// The address of sendto(2) and sendmsg(2). Connections have no use for one and don't look at it.
+fn read_target(socket: &Socket, addr: UserAddr, len: u32) -> Result<Option<Address>> {
+    let unused = match socket.kind {
+        Kind::Datagram => false,
+        Kind::Stream => socket.family != Family::Unix,
+        Kind::SeqPacket => true,
+    };
+    if addr.is_null() || unused {
+        return Ok(None);
+    }
+    read_address(addr, len).map(Some)
 }
 
 /// Writes an address as accept(2) says: as much as fits, and its true length. A null address is left out.
@@ -190,7 +238,11 @@ fn sys_socketpair(args: Args) -> Result<u64> {
 
 fn sys_bind(args: Args) -> Result<u64> {
     let (socket, _) = socket(args.i32(0))?;
-    socket.bind(&read_address(args.addr(1), args.u32(2))?)?;
+    let address = read_address(args.addr(1), args.u32(2));
+    if args.u32(2) < least_address_bytes(&socket) {
+        return Err(Errno::EINVAL);
+    }
+    socket.bind(&address?)?;
     Ok(0)
 }
 
@@ -223,7 +275,9 @@ fn accept(args: Args, flags: u32) -> Result<u64> {
 
 fn sys_connect(args: Args) -> Result<u64> {
     let (socket, nonblocking) = socket(args.i32(0))?;
-    socket.connect(&read_address(args.addr(1), args.u32(2))?, nonblocking)?;
+    let short = args.u32(2) < least_address_bytes(&socket);
+    let refused = |error| if error == Errno::EAFNOSUPPORT && short { Errno::EINVAL } else { error };
+    socket.connect(&read_address(args.addr(1), args.u32(2))?, nonblocking).map_err(refused)?;
     Ok(0)
 }
 
@@ -241,7 +295,7 @@ fn sys_getpeername(args: Args) -> Result<u64> {
 
 fn sys_sendto(args: Args) -> Result<u64> {
     let (socket, nonblocking) = socket(args.i32(0))?;
-    let to = if args.addr(4).is_null() { None } else { Some(read_address(args.addr(4), args.u32(5))?) };
+    let to = read_target(&socket, args.addr(4), args.u32(5))?;
     let segments = [Segment { addr: args.addr(1), len: args.usize(2).min(MAX_TRANSFER_BYTES) }];
     let sent = socket.send(&mut Source::user(&segments), to.as_ref(), &Passed::default(), args.u32(3), nonblocking)?;
     Ok(sent as u64)
@@ -298,13 +352,10 @@ impl Header {
 
 fn send_message(socket: &Rc<Socket>, nonblocking: bool, at: UserAddr, flags: u32) -> Result<u64> {
     let header = Header::read(at)?;
-    let to = if header.name.is_null() || header.name_len == 0 {
-        None
-    } else {
-        Some(read_address(header.name, header.name_len)?)
-    };
+    let name = if header.name_len == 0 { UserAddr::NULL } else { header.name };
+    let to = read_target(socket, name, header.name_len)?;
     let mut passed = Passed::default();
-    if !header.control.is_null() && header.control_len > 0 {
+    if !header.control.is_null() && header.control_len > 0 && socket.has_target(to.is_some()) {
         if header.control_len > MAX_CONTROL_BYTES {
             return Err(Errno::ENOBUFS);
         }

@@ -1,7 +1,7 @@
 //! splice(2), tee(2), vmsplice(2), sendfile(2), copy_file_range(2).
 
-use super::file::{note_read, note_write, segments};
 use super::table::{Arg, Args, Syscall};
+use super::transfer::{note_read, note_write, segments};
 use crate::errno::{Errno, Result};
 use crate::event::pipe::PipeEnd;
 use crate::event::pipe::splice::{self, MAX_BYTES, Place};
@@ -35,11 +35,14 @@ pub(super) const CALLS: &[Syscall] = &[
 const FLAGS: u32 = 0xf;
 const NONBLOCK: u32 = 0x2;
 
-/// The files of a call, open in the right ways.
-fn files(from: i32, to: i32) -> Result<(Rc<OpenFile>, Rc<OpenFile>)> {
-    let table = task::current().files();
-    let (from, to) = (table.get(from)?, table.get(to)?);
-    if from.flags.get().readable() && to.flags.get().writable() { Ok((from, to)) } else { Err(Errno::EBADF) }
+/// The description behind a descriptor that is not O_PATH.
+fn opened(fd: i32) -> Result<Rc<OpenFile>> {
+    let file = task::current().files().get(fd)?;
+    if file.flags.get().contains(OpenFlags::PATH) { Err(Errno::EBADF) } else { Ok(file) }
+}
+
+fn check_modes(from: &OpenFile, to: &OpenFile) -> Result<()> {
+    if from.flags.get().readable() && to.flags.get().writable() { Ok(()) } else { Err(Errno::EBADF) }
 }
 
 /// Reads an optional `loff_t`.
@@ -68,19 +71,19 @@ fn sys_splice(args: Args) -> Result<u64> {
         return Ok(0);
     }
     let nonblock = check_flags(args.u32(5))?;
-    let (from, to) = files(args.i32(0), args.i32(2))?;
-    match (PipeEnd::of(&from), PipeEnd::of(&to)) {
+    let (from, to) = (opened(args.i32(0))?, opened(args.i32(2))?);
+    // A pipe has no positions, which comes before everything else.
+    let (source, target) = (PipeEnd::of(&from), PipeEnd::of(&to));
+    if source.is_some() && !in_offset.is_null() || target.is_some() && !out_offset.is_null() {
+        return Err(Errno::ESPIPE);
+    }
+    check_modes(&from, &to)?;
+    match (source, target) {
         (Some(source), Some(target)) => {
-            if !in_offset.is_null() || !out_offset.is_null() {
-                return Err(Errno::ESPIPE);
-            }
             let nonblock = nonblock || from.nonblocking() || to.nonblocking();
             splice::between_pipes(source, target, len, nonblock).map(|n| n as u64)
         }
         (Some(source), None) => {
-            if !in_offset.is_null() {
-                return Err(Errno::ESPIPE);
-            }
             check_seekable(&to, out_offset)?;
             if to.flags.get().contains(OpenFlags::APPEND) {
                 return Err(Errno::EINVAL);
@@ -93,9 +96,6 @@ fn sys_splice(args: Args) -> Result<u64> {
             Ok(n as u64)
         }
         (None, Some(target)) => {
-            if !out_offset.is_null() {
-                return Err(Errno::ESPIPE);
-            }
             check_seekable(&from, in_offset)?;
             let mut place = Place { file: &from, offset: read_offset(in_offset)? };
             let nonblock = nonblock || to.nonblocking();
@@ -118,7 +118,8 @@ fn sys_tee(args: Args) -> Result<u64> {
     if args.usize(2) == 0 {
         return Ok(0);
     }
-    let (from, to) = files(args.i32(0), args.i32(1))?;
+    let (from, to) = (opened(args.i32(0))?, opened(args.i32(1))?);
+    check_modes(&from, &to)?;
     let (Some(source), Some(target)) = (PipeEnd::of(&from), PipeEnd::of(&to)) else { return Err(Errno::EINVAL) };
     let nonblock = nonblock || from.nonblocking() || to.nonblocking();
     splice::tee(source, target, args.usize(2).min(MAX_BYTES), nonblock).map(|n| n as u64)
@@ -127,8 +128,11 @@ fn sys_tee(args: Args) -> Result<u64> {
 fn sys_vmsplice(args: Args) -> Result<u64> {
     let nonblock = check_flags(args.u32(3))?;
     let file = task::current().files().get(args.i32(0))?;
-    let end = PipeEnd::of(&file).ok_or(Errno::EBADF)?;
     let segments = segments(args)?;
+    if segments.iter().all(|segment| segment.len == 0) {
+        return Ok(0);
+    }
+    let end = PipeEnd::of(&file).ok_or(Errno::EBADF)?;
     let nonblock = nonblock || file.nonblocking();
     let moved = if file.flags.get().writable() {
         splice::from_memory(&mut Source::user(&segments), end, nonblock)?
@@ -141,10 +145,10 @@ fn sys_vmsplice(args: Args) -> Result<u64> {
 fn sys_sendfile(args: Args) -> Result<u64> {
     let offset_addr = args.addr(2);
     let offset = if offset_addr.is_null() { None } else { Some(user::read::<i64>(offset_addr)?) };
-    let (to, from) = {
-        let (from, to) = files(args.i32(1), args.i32(0))?;
-        (to, from)
-    };
+    let from = opened(args.i32(1))?;
+    if !from.flags.get().readable() {
+        return Err(Errno::EBADF);
+    }
     if offset.is_some() && !from.ops.seekable() {
         return Err(Errno::ESPIPE);
     }
@@ -152,6 +156,8 @@ fn sys_sendfile(args: Args) -> Result<u64> {
     if args.i64(3) < 0 {
         return Err(Errno::EINVAL);
     }
+    let to = opened(args.i32(0))?;
+    check_modes(&from, &to)?;
     let len = args.usize(3).min(MAX_BYTES);
     let mut source = Place { file: &from, offset };
     let n = if let Some(target) = PipeEnd::of(&to) {
@@ -174,10 +180,11 @@ fn sys_sendfile(args: Args) -> Result<u64> {
 
 fn sys_copy_file_range(args: Args) -> Result<u64> {
     let (in_offset, out_offset) = (args.addr(1), args.addr(3));
-    let table = task::current().files();
-    let (from, to) = (table.get(args.i32(0))?, table.get(args.i32(2))?);
-    let mut source = Place { file: &from, offset: read_offset(in_offset)? };
-    let mut target = Place { file: &to, offset: read_offset(out_offset)? };
+    let (from, to) = (opened(args.i32(0))?, opened(args.i32(2))?);
+    // Negative ones are refused with the range.
+    let raw = |addr: UserAddr| if addr.is_null() { Ok(None) } else { user::read::<u64>(addr).map(Some) };
+    let mut source = Place { file: &from, offset: raw(in_offset)? };
+    let mut target = Place { file: &to, offset: raw(out_offset)? };
     if args.u32(5) != 0 {
         return Err(Errno::EINVAL);
     }
@@ -199,8 +206,11 @@ fn sys_copy_file_range(args: Args) -> Result<u64> {
     let at = |place: &Place<'_>| place.offset.unwrap_or(place.file.position.get());
     let (start, target_start) = (at(&source), at(&target));
     let len = args.u64(4);
-    if start.checked_add(len).is_none() || target_start.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
-        return Err(Errno::EOVERFLOW);
+    for start in [start, target_start] {
+        let end = start.checked_add(len).ok_or(Errno::EOVERFLOW)?;
+        if end > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
     }
     let len = len.min(from_meta.size.saturating_sub(start)).min(MAX_BYTES as u64);
     if from_meta.ino == to_meta.ino && start < target_start + len && target_start < start + len {

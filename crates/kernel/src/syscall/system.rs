@@ -2,10 +2,11 @@
 
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
+use crate::fs::proc::namespace::NamespaceFile;
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task::fork::CloneFlags;
-use crate::task::{current, uts};
+use crate::task::{current, pidfd, uts};
 use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -13,7 +14,7 @@ use linux_raw_sys::general as linux;
 use linux_raw_sys::general::membarrier_cmd as command;
 
 pub(super) const CALLS: &[Syscall] = &[
-    Syscall::full(linux::__NR_uname as u16, "uname", sys_uname, &[Arg::Ptr]),
+    Syscall::full(linux::__NR_uname as u16, "uname", sys_uname, &[Arg::Out(&Arg::Utsname)]),
     Syscall::full(linux::__NR_sethostname as u16, "sethostname", sys_sethostname, &[Arg::BufIn, Arg::Size]),
     Syscall::full(linux::__NR_setdomainname as u16, "setdomainname", sys_setdomainname, &[Arg::BufIn, Arg::Size]),
     Syscall::partial(
@@ -143,8 +144,15 @@ fn sys_unshare(args: Args) -> Result<u64> {
 }
 
 fn sys_setns(args: Args) -> Result<u64> {
-    current().files().get(args.i32(0))?;
-    Err(Errno::EPERM)
+    let file = current().files().get(args.i32(0))?;
+    let wanted = CloneFlags::from_bits(u64::from(args.u32(1)));
+    let wanted = wanted.filter(|flags| CloneFlags::NAMESPACES.contains(*flags)).ok_or(Errno::EINVAL)?;
+    match NamespaceFile::kind_of(&file) {
+        Some(kind) if wanted.is_empty() || wanted == kind => Err(Errno::EPERM),
+        // A descriptor of a process names all its namespaces, of which some have to be asked for.
+        None if pidfd::process_of(&file).is_ok() && !wanted.is_empty() => Err(Errno::EPERM),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 fn sys_syslog(args: Args) -> Result<u64> {

@@ -9,20 +9,27 @@ pub enum Support {
     Full,
     /// The reason says what is missing; what is missing gives an error.
     Partial(&'static str),
+    /// Always an error, which Linux gives where it is configured so; the reason says how.
+    Refused(&'static str),
 }
 
-/// Argument of a system call, for `--trace`.
+/// Argument of a system call, for `--trace`. Structures are shown as they are when the call enters, unless [`Arg::Out`] says
+/// that the call fills them in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "named after what they show")]
 pub enum Arg {
+    /// What stands there once the call has succeeded; otherwise the address.
+    Out(&'static Arg),
     /// Signed decimal.
     Int,
     /// Unsigned decimal (sizes, counts).
     Size,
     /// Hexadecimal.
     Hex,
-    /// Octal mode.
+    /// Octal mode; not shown behind flags of open(2) that make no file.
     Mode,
+    /// Modes of access(2).
+    AccessMode,
     /// Address.
     Ptr,
     Fd,
@@ -42,33 +49,70 @@ pub enum Arg {
     Signal,
     SigSet,
     SigAction,
+    SigInfo,
+    SigHow,
+    SigEvent,
+    SigStack,
     Timespec,
     Timeval,
+    /// Two timespecs: the interval and the value of a timer.
+    Itimerspec,
+    Itimerval,
+    ItimerId,
+    TimerFlags,
     ClockId,
     OpenFlags,
     AtFlags,
     MmapProt,
     MmapFlags,
+    MremapFlags,
     Madvise,
     CloneFlags,
+    CloneArgs,
     FutexOp,
     EpollOp,
+    EpollFlags,
     EpollEvent,
+    /// Array of struct epoll_event; the count is the result.
+    EpollEvents,
     PollFds,
+    /// fd_set; the number of descriptors is the first argument.
+    FdSet,
     FcntlCmd,
+    /// What belongs to the command before it.
+    FcntlArg,
     IoctlCmd,
+    /// What belongs to the command before it.
+    IoctlArg,
     Whence,
     SocketDomain,
     SocketType,
     SocketLevel,
+    SocketFlags,
+    /// Of the level before it.
+    SocketOption,
+    ShutdownHow,
     SockAddr,
     MsgFlags,
     MsgHdr,
     WaitOptions,
     WaitStatus,
+    WaitIdType,
     Resource,
     Rlimit,
+    RusageWho,
+    Rusage,
+    Utsname,
+    RandomFlags,
+    RenameFlags,
+    XattrFlags,
+    StatxMask,
+    /// An int in memory.
+    IntAt,
+    /// A long in memory.
+    LongAt,
     Stat,
+    Statx,
     Dirents,
     Pid,
     Uid,
@@ -167,8 +211,11 @@ pub const GROUPS: &[&[Syscall]] = &[
     super::event::CALLS,
     super::futex::CALLS,
     super::file::CALLS,
+    super::file_times::CALLS,
+    super::transfer::CALLS,
     super::exec::CALLS,
     super::inotify::CALLS,
+    super::lock::CALLS,
     super::memfd::CALLS,
     super::memory::CALLS,
     super::pipe::CALLS,

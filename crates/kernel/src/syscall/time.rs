@@ -19,17 +19,32 @@ use core::cell::Cell;
 use linux_raw_sys::general as linux;
 
 pub(super) const CALLS: &[Syscall] = &[
-    Syscall::full(linux::__NR_clock_gettime as u16, "clock_gettime", sys_clock_gettime, &[Arg::ClockId, Arg::Ptr]),
-    Syscall::full(linux::__NR_clock_getres as u16, "clock_getres", sys_clock_getres, &[Arg::ClockId, Arg::Ptr]),
+    Syscall::full(
+        linux::__NR_clock_gettime as u16,
+        "clock_gettime",
+        sys_clock_gettime,
+        &[Arg::ClockId, Arg::Out(&Arg::Timespec)],
+    ),
+    Syscall::full(
+        linux::__NR_clock_getres as u16,
+        "clock_getres",
+        sys_clock_getres,
+        &[Arg::ClockId, Arg::Out(&Arg::Timespec)],
+    ),
     Syscall::full(linux::__NR_clock_settime as u16, "clock_settime", sys_clock_settime, &[Arg::ClockId, Arg::Timespec]),
     Syscall::full(
         linux::__NR_clock_nanosleep as u16,
         "clock_nanosleep",
         sys_clock_nanosleep,
-        &[Arg::ClockId, Arg::Hex, Arg::Timespec, Arg::Ptr],
+        &[Arg::ClockId, Arg::TimerFlags, Arg::Timespec, Arg::Ptr],
     ),
     Syscall::full(linux::__NR_nanosleep as u16, "nanosleep", sys_nanosleep, &[Arg::Timespec, Arg::Ptr]),
-    Syscall::full(linux::__NR_gettimeofday as u16, "gettimeofday", sys_gettimeofday, &[Arg::Ptr, Arg::Ptr]),
+    Syscall::full(
+        linux::__NR_gettimeofday as u16,
+        "gettimeofday",
+        sys_gettimeofday,
+        &[Arg::Out(&Arg::Timeval), Arg::Ptr],
+    ),
     Syscall::full(linux::__NR_settimeofday as u16, "settimeofday", sys_settimeofday, &[Arg::Timeval, Arg::Ptr]),
     Syscall::full(linux::__NR_time as u16, "time", sys_time, &[Arg::Ptr]),
     Syscall::partial(
@@ -47,21 +62,36 @@ pub(super) const CALLS: &[Syscall] = &[
         &[Arg::ClockId, Arg::Ptr],
     ),
     Syscall::full(linux::__NR_alarm as u16, "alarm", sys_alarm, &[Arg::Size]),
-    Syscall::full(linux::__NR_getitimer as u16, "getitimer", sys_getitimer, &[Arg::Int, Arg::Ptr]),
-    Syscall::full(linux::__NR_setitimer as u16, "setitimer", sys_setitimer, &[Arg::Int, Arg::Ptr, Arg::Ptr]),
+    Syscall::full(
+        linux::__NR_getitimer as u16,
+        "getitimer",
+        sys_getitimer,
+        &[Arg::ItimerId, Arg::Out(&Arg::Itimerval)],
+    ),
+    Syscall::full(
+        linux::__NR_setitimer as u16,
+        "setitimer",
+        sys_setitimer,
+        &[Arg::ItimerId, Arg::Itimerval, Arg::Out(&Arg::Itimerval)],
+    ),
     Syscall::full(
         linux::__NR_timer_create as u16,
         "timer_create",
         sys_timer_create,
-        &[Arg::ClockId, Arg::Ptr, Arg::Ptr],
+        &[Arg::ClockId, Arg::SigEvent, Arg::Out(&Arg::IntAt)],
     ),
     Syscall::full(
         linux::__NR_timer_settime as u16,
         "timer_settime",
         sys_timer_settime,
-        &[Arg::Int, Arg::Hex, Arg::Ptr, Arg::Ptr],
+        &[Arg::Int, Arg::TimerFlags, Arg::Itimerspec, Arg::Out(&Arg::Itimerspec)],
     ),
-    Syscall::full(linux::__NR_timer_gettime as u16, "timer_gettime", sys_timer_gettime, &[Arg::Int, Arg::Ptr]),
+    Syscall::full(
+        linux::__NR_timer_gettime as u16,
+        "timer_gettime",
+        sys_timer_gettime,
+        &[Arg::Int, Arg::Out(&Arg::Itimerspec)],
+    ),
     Syscall::full(linux::__NR_timer_getoverrun as u16, "timer_getoverrun", sys_timer_getoverrun, &[Arg::Int]),
     Syscall::full(linux::__NR_timer_delete as u16, "timer_delete", sys_timer_delete, &[Arg::Int]),
 ];

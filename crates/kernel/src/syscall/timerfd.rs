@@ -21,9 +21,14 @@ pub(super) const CALLS: &[Syscall] = &[
         linux::__NR_timerfd_settime as u16,
         "timerfd_settime",
         sys_timerfd_settime,
-        &[Arg::Fd, Arg::Hex, Arg::Ptr, Arg::Ptr],
+        &[Arg::Fd, Arg::TimerFlags, Arg::Itimerspec, Arg::Out(&Arg::Itimerspec)],
     ),
-    Syscall::full(linux::__NR_timerfd_gettime as u16, "timerfd_gettime", sys_timerfd_gettime, &[Arg::Fd, Arg::Ptr]),
+    Syscall::full(
+        linux::__NR_timerfd_gettime as u16,
+        "timerfd_gettime",
+        sys_timerfd_gettime,
+        &[Arg::Fd, Arg::Out(&Arg::Itimerspec)],
+    ),
 ];
 
 /// Trigger something that wakes the system up (capabilities(7)).

@@ -183,9 +183,9 @@ fn close_on_exec(me: &Thread) {
     let Some(files) = me.set_files(None) else { return };
     let files = if Rc::strong_count(&files) > 1 { files.duplicate() } else { files };
     let closed = files.drain(0, usize::MAX, |close_on_exec| close_on_exec);
-    me.set_files(Some(files));
+    me.set_files(Some(Rc::clone(&files)));
     for file in closed {
-        file.ops.closed(&file);
+        files.closed(file);
     }
 }
 

@@ -3,45 +3,29 @@
 //! A thread that shall end is marked ([`Thread::doom`]) and ends itself before it would next return to its program, from a
 //! frame that holds nothing: its kernel stack is never unwound.
 //!
-//! The first program is process 1, as in a container. The kernel stands in for what an init would do: orphans get process
-//! 1 as their parent (unless an ancestor is a PR_SET_CHILD_SUBREAPER), and the kernel reaps them when they end, unless
-//! process 1 is waiting for children at that moment or has declared itself a subreaper. Signals
-//! for which process 1 has no handler do not reach it, but for SIGKILL and SIGSTOP from outside. When it ends, the system
-//! is over.
+//! Orphans go to a PR_SET_CHILD_SUBREAPER or to [`init`](super::init), which has nothing to learn from their end.
 
 use super::process::Process;
 use super::sched;
 use super::session;
-use super::signal::{self, Origin, SIGCHLD, Signal, SignalInfo};
+use super::signal::{self, SIGCHLD, Signal, SignalInfo};
 use super::status::WaitStatus;
 use super::thread::Thread;
 use super::usage::Usage;
-use super::{current, futex, log, pid};
+use super::{current, futex, init, log, pid};
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::wait::Events;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::Cell;
 
 /// Nanoseconds of a clock tick (CLK_TCK is 100).
 pub const CLOCK_TICK_NS: u64 = 10_000_000;
 
-crate::global! {
-    static AFTER_INIT: Cell<Option<fn(WaitStatus) -> !>> = Cell::new(None);
-}
-
-/// Sets what is called when process 1 has ended.
-pub fn on_init_exit(over: fn(WaitStatus) -> !) {
-    AFTER_INIT.with(|hook| hook.set(Some(over)));
-}
-
 /// exit(2): the current thread ends before it returns to its program.
 pub fn exit_thread(code: u32) {
     let me = current();
-    if me.is_leader() {
-        me.process.leader_exit.set(WaitStatus::exited(code));
-    }
+    me.exit_status.set(WaitStatus::exited(code));
     me.doom();
 }
 
@@ -69,6 +53,9 @@ fn end_current() {
     let me = current();
     sched::account();
     release_memory(&me);
+    if crate::syscall::dispatch::tracing() {
+        crate::syscall::trace::ended(me.tid(), me.process.group_exit.get().unwrap_or(me.exit_status.get()));
+    }
     end_thread(&me);
 }
 
@@ -104,7 +91,7 @@ pub(super) fn end_thread(thread: &Rc<Thread>) {
     pid::remove_thread(thread.tid());
     signal::thread_gone(thread);
     if last {
-        end_process(&process);
+        end_process(&process, thread.exit_status.get());
     } else {
         // execve(2) waits for the others to be gone.
         process.own_events.wake_all(Events::empty());
@@ -118,8 +105,9 @@ fn parent_thread_ended(child: &Rc<Process>, process: &Process, thread: &Rc<Threa
     }
     let signals: Vec<Signal> = child.threads().iter().filter_map(|t| t.parent_death_signal.get()).collect();
     for signal in signals {
-        // A standard signal from the kernel always finds room; of a real-time one a lost one is Linux's behaviour, too.
-        let _ = signal::send_to_process(child, SignalInfo::kernel(signal), Origin::Outside);
+        let info = SignalInfo::process(signal, signal::SI_USER, process.pid(), thread.creds().uid);
+        // A standard signal always finds room with SI_USER; of a real-time one a lost one is Linux's behaviour, too.
+        let _ = signal::send_to_process(child, info);
     }
 }
 
@@ -128,27 +116,25 @@ pub(super) fn close_files(thread: &Thread) {
     let Some(files) = thread.set_files(None) else { return };
     if Rc::strong_count(&files) == 1 {
         for file in files.drain(0, usize::MAX, |_| true) {
-            file.ops.closed(&file);
+            files.closed(file);
         }
     }
 }
 
-fn end_process(process: &Rc<Process>) {
+/// The last thread has ended: with `exit_status`, which counts unless the process was ended as a whole.
+fn end_process(process: &Rc<Process>, exit_status: WaitStatus) {
     process.release_vfork();
     process.timers.clear();
+    process.cpu_limit.stop();
     release_space(process);
     process.set_executable(None);
     let group = process.group();
     if group.session().is_leader(process) {
         group.session().release_terminal();
     }
-    let status = process.group_exit.get().unwrap_or(process.leader_exit.get());
+    let status = process.group_exit.get().unwrap_or(exit_status);
     process.ended.set(Some(status));
-    if process.pid() == 1
-        && let Some(over) = AFTER_INIT.with(Cell::get)
-    {
-        over(status);
-    }
+    init::end_with(process, status);
     leave_children(process);
     session::signal_if_orphaned(process, process.parent().as_deref());
     process.own_events.wake_all(Events::IN);
@@ -164,7 +150,6 @@ fn leave_children(process: &Rc<Process>) {
     for child in &children {
         child.set_parent(&reaper);
         child.exit_signal.set(Some(SIGCHLD));
-        child.adopted.set(reaper.pid() == 1 && !reaper.child_subreaper.get());
         reaper.add_child(child);
     }
     for child in &children {
@@ -175,11 +160,11 @@ fn leave_children(process: &Rc<Process>) {
     }
 }
 
-/// The nearest ancestor that is a subreaper, else process 1.
+/// The nearest ancestor that is a subreaper, else init.
 fn find_reaper(process: &Process) -> Option<Rc<Process>> {
     let mut ancestor = process.parent();
     while let Some(candidate) = ancestor {
-        if candidate.is_alive() && (candidate.child_subreaper.get() || candidate.pid() == 1) {
+        if candidate.is_alive() && (candidate.child_subreaper.get() || candidate.is_init()) {
             return Some(candidate);
         }
         ancestor = candidate.parent();
@@ -190,7 +175,7 @@ fn find_reaper(process: &Process) -> Option<Rc<Process>> {
 /// Tells the parent that the process has ended; where nobody wants to know, it vanishes at once.
 fn announce(process: &Rc<Process>) {
     let (Some(parent), Some(status)) = (process.parent(), process.ended()) else { return };
-    if process.adopted.get() && parent.child_events.is_empty() {
+    if parent.is_init() {
         reap(&parent, process);
         return;
     }

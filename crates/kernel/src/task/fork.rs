@@ -1,5 +1,6 @@
 //! Making threads and processes (fork(2), vfork(2), clone(2), clone3).
 
+use super::cpu_limit::CpuLimit;
 use super::process::{Process, Seed};
 use super::sched::{self, Sleep};
 use super::session;
@@ -109,9 +110,6 @@ fn check(args: &CloneArgs, me: &Thread) -> Result<()> {
     if flags.contains(CloneFlags::INTO_CGROUP) || flags.contains(CloneFlags::PIDFD | CloneFlags::THREAD) {
         return Err(Errno::EINVAL);
     }
-    if flags.contains(CloneFlags::PARENT) && me.process.pid() == 1 {
-        return Err(Errno::EINVAL);
-    }
     if flags.contains(CloneFlags::SETTLS) && args.tls >= USER_END {
         return Err(Errno::EPERM);
     }
@@ -170,6 +168,10 @@ pub fn clone(args: &CloneArgs) -> Result<u32> {
     let signals = ThreadSignals::inherit(&me.signals);
     let thread = Thread::new(tid, &process, state, me.creds(), signals, shared);
     thread.inherit(&me);
+    // A copy of the memory, or the memory itself until execve(2), keeps its alternate stack; a thread needs its own.
+    if !flags.contains(CloneFlags::VM) || flags.contains(CloneFlags::VFORK) {
+        thread.signals.set_alt_stack(me.signals.alt_stack());
+    }
     if flags.contains(CloneFlags::CHILD_CLEARTID) {
         thread.clear_child_tid.set(args.child_tid);
     }
@@ -183,6 +185,7 @@ pub fn clone(args: &CloneArgs) -> Result<u32> {
     if !flags.contains(CloneFlags::THREAD) {
         session::join(&process);
         pid::add_process(&process);
+        CpuLimit::watch(&process);
         let parent = if flags.contains(CloneFlags::PARENT) { me.process.parent() } else { None };
         parent.as_ref().unwrap_or(&me.process).add_child(&process);
     }
@@ -298,7 +301,7 @@ mod tests {
         let me = enter_with_memory();
         let child = spawn(&fork_args()).expect("fork");
         let pid = child.tid();
-        assert_eq!((pid, child.process.parent().map(|p| p.pid())), (2, Some(1)));
+        assert_eq!((pid, child.process.parent().map(|p| p.pid())), (3, Some(2)));
         assert_eq!(wait(&Which::Any, NOW), Ok(None));
         end(&child, 7);
         assert!(pid::process(pid).is_some() && pid::thread(pid).is_none());
@@ -340,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn orphans_go_to_the_subreaper_else_to_process_1_where_the_kernel_reaps_them() {
+    fn orphans_go_to_the_subreaper_else_to_init_where_they_vanish() {
         let me = enter_with_memory();
         let parent = spawn(&fork_args()).expect("fork");
         let reaper = spawn(&fork_args()).expect("fork");
@@ -366,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_thread_ends_the_process_with_the_first_ones_status() {
+    fn the_last_thread_ends_the_process_with_its_status() {
         let _me = enter_with_memory();
         let child = spawn(&fork_args()).expect("fork");
         sched::start_first(&child);
@@ -376,7 +379,7 @@ mod tests {
         end(&child, 5);
         assert!(child.process.is_alive());
         end(&second, 6);
-        assert_eq!(child.process.ended(), Some(WaitStatus::exited(5)));
+        assert_eq!(child.process.ended(), Some(WaitStatus::exited(6)));
     }
 
     #[test]
@@ -396,7 +399,6 @@ mod tests {
         let clone_with = |flags| clone(&CloneArgs { flags, ..fork_args() });
         assert_eq!(clone_with(CloneFlags::THREAD), Err(Errno::EINVAL));
         assert_eq!(clone_with(CloneFlags::SIGHAND), Err(Errno::EINVAL));
-        assert_eq!(clone_with(CloneFlags::PARENT), Err(Errno::EINVAL));
         assert_eq!(clone_with(CloneFlags::NEWUSER), Err(Errno::EPERM));
         assert_eq!(clone(&CloneArgs { wanted_tid: 1, ..fork_args() }), Err(Errno::EEXIST));
         assert_eq!(clone(&CloneArgs { wanted_tid: 700, ..fork_args() }), Ok(700));

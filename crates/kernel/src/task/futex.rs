@@ -5,16 +5,18 @@
 //! and offset for shared memory.
 
 mod pi;
+mod requeue_pi;
 mod robust;
 
 pub use pi::{lock_pi, trylock_pi, unlock_pi};
+pub use requeue_pi::{requeue_pi, wait_requeue_pi};
 pub use robust::thread_exits;
 
 use super::current;
 use super::sched::{Sleep, WaitError};
 use super::thread::Thread;
 use crate::errno::{Errno, Result};
-use crate::mm::addr::UserAddr;
+use crate::mm::addr::{USER_END, UserAddr};
 use crate::mm::space::Identity;
 use crate::mm::user;
 use crate::time::sleep::{self, Deadline};
@@ -38,9 +40,19 @@ pub enum Scope {
 /// What a word is known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
-    /// An object's id, or an address space's with the lowest bit set.
-    place: (bool, u64),
+    place: Place,
     offset: u64,
+}
+
+/// Where a word is. Private and shared waiters on the same memory of one address space do not see each other, as on Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// An address space, for its own threads only.
+    Private(u64),
+    /// Memory of an address space that is not shared, where FUTEX_PRIVATE_FLAG was not given.
+    Space(u64),
+    /// An object in memory that may be shared.
+    Object(u64),
 }
 
 impl Key {
@@ -51,15 +63,17 @@ impl Key {
         }
         // Hosted tests may have no address space.
         let Some(space) = current().process.try_space() else {
-            return Ok(Self { place: (false, 0), offset: addr.0 });
+            return Ok(Self { place: Place::Private(0), offset: addr.0 });
         };
-        let private = Self { place: (false, space.id()), offset: addr.0 };
+        if addr.0 >= USER_END {
+            return Err(Errno::EFAULT);
+        }
         if scope == Scope::Private {
-            return Ok(private);
+            return Ok(Self { place: Place::Private(space.id()), offset: addr.0 });
         }
         match space.identity(addr.0) {
-            Some(Identity::Object { id, offset }) => Ok(Self { place: (true, id as u64), offset }),
-            Some(Identity::Private { .. }) => Ok(private),
+            Some(Identity::Object { id, offset }) => Ok(Self { place: Place::Object(id as u64), offset }),
+            Some(Identity::Private { .. }) => Ok(Self { place: Place::Space(space.id()), offset: addr.0 }),
             None => Err(Errno::EFAULT),
         }
     }
@@ -72,12 +86,24 @@ struct Waiter {
     bits: u32,
     /// Waits for a lock (`pi`), to be handed over rather than woken.
     wants_lock: bool,
+    /// The lock that it is to be moved to before that (`requeue_pi`).
+    lock: Option<Key>,
     woken: Cell<bool>,
 }
 
 impl Waiter {
-    fn new(thread: &Rc<Thread>, key: Key, bits: u32, wants_lock: bool) -> Rc<Self> {
-        Rc::new(Self { thread: Rc::downgrade(thread), key: Cell::new(key), bits, wants_lock, woken: Cell::new(false) })
+    fn new(thread: &Rc<Thread>, key: Key, bits: u32) -> Rc<Self> {
+        Self::with(thread, key, bits, false, None)
+    }
+
+    /// One that waits for a lock with this key, now or once it has been moved to `lock`.
+    fn for_lock(thread: &Rc<Thread>, key: Key, lock: Option<Key>) -> Rc<Self> {
+        Self::with(thread, key, MATCH_ANY, true, lock)
+    }
+
+    fn with(thread: &Rc<Thread>, key: Key, bits: u32, wants_lock: bool, lock: Option<Key>) -> Rc<Self> {
+        let (key, woken) = (Cell::new(key), Cell::new(false));
+        Rc::new(Self { thread: Rc::downgrade(thread), key, bits, wants_lock, lock, woken })
     }
 
     fn wake(&self) {
@@ -171,7 +197,7 @@ pub fn wait_any(words: &[WaitFor], deadline: Option<Deadline>, bits: u32) -> Res
     let me = current();
     let mut waiters = Vec::with_capacity(words.len());
     for word in words {
-        waiters.push(Waiter::new(&me, Key::new(word.addr, word.scope)?, bits, false));
+        waiters.push(Waiter::new(&me, Key::new(word.addr, word.scope)?, bits));
     }
     for word in words {
         if user::load_u32(word.addr)? != word.expected {

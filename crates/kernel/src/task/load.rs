@@ -332,6 +332,7 @@ mod tests {
     use crate::mm::pages::{Access, Page, PageError};
     use alloc::string::String;
     use core::any::Any;
+    use proptest::prelude::*;
 
     struct TestFile(Rc<Vec<u8>>);
 
@@ -475,5 +476,39 @@ mod tests {
         let none = Strings::default();
         let outcome = load(&program, &elf, b"x", (&none, &none), &WHO, &|_| Err(Errno::ENOENT));
         assert_eq!(outcome.err(), Some(Errno::EINVAL));
+    }
+
+    proptest! {
+        /// Whatever the headers say, there is a program whose entry and stack are in its own memory, or an error, and
+        /// nothing is left behind.
+        #[test]
+        fn any_headers_are_loaded_or_refused(
+            kind in prop::sample::select(vec![2u16, 3]),
+            entry in any::<u64>(),
+            headers in prop::collection::vec(
+                (prop::sample::select(vec![1u32, 1, 1, 6, 0x6474_e551]), 0u32..8, 0u64..0x4000,
+                 prop_oneof![0u64..0x10_0000, any::<u64>()], 0u64..0x3000,
+                 prop_oneof![0u64..0x8000, 0u64..1 << 40, any::<u64>()]), 1..8),
+            aligned in any::<bool>(),
+        ) {
+            frame::reset_hosted(64 << 20, 64 << 20);
+            let _me = crate::task::testing::enter();
+            let used = frame::usage().used_bytes;
+            // Mostly what Linux wants: the same place within a page in the file and in memory.
+            let headers: Vec<Header> = headers
+                .into_iter()
+                .map(|h| if aligned { (h.0, h.1, h.2, h.3 & !0xfff | h.2 & 0xfff, h.4, h.5.max(h.4)) } else { h })
+                .collect();
+            let program = file(image(kind, entry, &headers, 0x5000));
+            let loaded = Elf::parse(|at, buffer| read_at(&program, at, buffer)).and_then(|elf| {
+                let none = Strings::default();
+                load(&program, &elf, b"x", (&none, &none), &WHO, &|_| Err(Errno::ENOENT))
+            });
+            if let Ok(loaded) = loaded {
+                prop_assert_eq!(loaded.stack % 16, 0);
+                prop_assert_eq!(word(&loaded, loaded.stack), 0);
+            }
+            prop_assert_eq!(frame::usage().used_bytes, used);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Threads, processes, scheduling, signals.
 
+pub mod cpu_limit;
 pub mod creds;
 pub mod elf;
 pub mod exec;
@@ -8,6 +9,7 @@ pub mod fork;
 pub mod futex;
 #[cfg(feature = "hosted")]
 mod hosted;
+pub mod init;
 pub mod limits;
 pub mod load;
 pub mod loadavg;
@@ -32,16 +34,14 @@ pub use crate::arch::thread::ThreadState;
 #[cfg(feature = "hosted")]
 pub use hosted::ThreadState;
 
-use crate::arch::regs::UserRegs;
 use crate::errno::Result;
 use crate::fs::context::FsContext;
 use crate::fs::fdtable::FdTable;
 use crate::mm::space::AddressSpace;
-use alloc::rc::{Rc, Weak};
+use alloc::rc::Rc;
 use creds::Credentials;
-pub use exit::{on_init_exit, oom_kill};
-use process::{Process, Seed};
-use thread::{Shared, Thread};
+pub use exit::oom_kill;
+use thread::Thread;
 
 /// The thread that runs.
 ///
@@ -58,7 +58,7 @@ pub fn try_current() -> Option<Rc<Thread>> {
     sched::current()
 }
 
-/// What the first process starts with.
+/// What the first program's process starts with.
 pub struct First {
     /// Who it is.
     pub creds: Credentials,
@@ -70,29 +70,14 @@ pub struct First {
     pub space: Option<Rc<AddressSpace>>,
 }
 
-/// Makes process 1 with one thread, which is current from here on: the caller loads its program and lets it go on.
+/// Makes init and its first child, the program that the VM is there for, with one thread, which is current from here on: the
+/// caller loads its program and lets it go on.
 ///
 /// # Errors
 /// ENOMEM.
 pub fn make_first(first: First) -> Result<Rc<Thread>> {
-    let pid = pid::allocate()?;
-    let process = Process::new(Seed {
-        pid,
-        parent: Weak::new(),
-        group: session::first(pid),
-        signals: signal::ProcessSignals::default(),
-        space: first.space,
-        limits: limits::Limits::initial(),
-        exit_signal: Some(signal::SIGCHLD),
-    });
-    process.signals.protect();
-    session::join(&process);
-    let state = ThreadState::new_user(&UserRegs::start(0, 0), 0, 0)?;
-    let shared = Shared { files: first.files, fs: first.fs };
-    let thread = Thread::new(pid, &process, state, Rc::new(first.creds), signal::ThreadSignals::default(), shared);
-    process.add_thread(&thread);
-    pid::add_process(&process);
-    pid::add_thread(&thread);
+    let init = init::make(first.fs.as_ref().map(|fs| fs.duplicate()))?;
+    let thread = init::leader(Rc::downgrade(&init), first)?;
     sched::start_first(&thread);
     Ok(thread)
 }

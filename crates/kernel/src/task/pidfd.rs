@@ -35,6 +35,14 @@ impl FileOps for PidFd {
         self
     }
 
+    fn can_read(&self) -> bool {
+        false
+    }
+
+    fn can_write(&self) -> bool {
+        false
+    }
+
     fn poll(&self, _: &OpenFile) -> Events {
         if self.process.is_alive() { Events::empty() } else { Events::READABLE }
     }

@@ -1,5 +1,6 @@
 //! Processes: an address space, threads, children, and what they share.
 
+use super::cpu_limit::CpuLimit;
 use super::limits::{Limit, Limits, Resource};
 use super::pid;
 use super::session::Group;
@@ -23,6 +24,8 @@ pub struct Process {
     pub signals: ProcessSignals,
     /// Interval timers and POSIX timers.
     pub timers: ProcessTimers,
+    /// Enforces RLIMIT_CPU.
+    pub(super) cpu_limit: CpuLimit,
     /// Woken when a child changes its state (wait4(2)).
     pub child_events: Rc<WaitQueue>,
     /// Woken when this process has ended (pidfd_open(2)) and when it is continued.
@@ -43,12 +46,8 @@ pub struct Process {
     pub(super) exit_signal: Cell<Option<Signal>>,
     /// All threads end with this status (exit_group(2), a fatal signal).
     pub(super) group_exit: Cell<Option<WaitStatus>>,
-    /// The first thread's own status, where it called exit(2).
-    pub(super) leader_exit: Cell<WaitStatus>,
     /// Set when no thread is left.
     pub(super) ended: Cell<Option<WaitStatus>>,
-    /// An orphan that the first process was given.
-    pub(super) adopted: Cell<bool>,
     /// The thread of the parent that made it.
     pub(super) creator_tid: Cell<u32>,
     /// Where execve(2) put the strings.
@@ -68,6 +67,21 @@ pub struct Process {
     pub membarrier: Cell<u32>,
     /// Score adjustment for the OOM killer: -1000 to 1000.
     pub oom_score_adj: Cell<i16>,
+    /// What it has read and written, for /proc/PID/io.
+    pub transfers: Cell<TransferCounts>,
+}
+
+/// Data that went through read(2) and write(2) and their kin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransferCounts {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Calls that read.
+    pub reads: u64,
+    /// Calls that wrote.
+    pub writes: u64,
 }
 
 /// Where execve(2) put a program's arguments and environment, for /proc/PID/cmdline and /proc/PID/environ: addresses in
@@ -103,6 +117,7 @@ impl Process {
             pid: seed.pid,
             signals: seed.signals,
             timers: ProcessTimers::default(),
+            cpu_limit: CpuLimit::default(),
             child_events: WaitQueue::new(),
             own_events: WaitQueue::new(),
             started_boottime_ns: time::boottime_ns(),
@@ -117,9 +132,7 @@ impl Process {
             name: Cell::default(),
             exit_signal: Cell::new(seed.exit_signal),
             group_exit: Cell::new(None),
-            leader_exit: Cell::new(WaitStatus(0)),
             ended: Cell::new(None),
-            adopted: Cell::new(false),
             creator_tid: Cell::new(0),
             arguments: Cell::default(),
             vfork: RefCell::default(),
@@ -131,6 +144,7 @@ impl Process {
             personality: Cell::new(0),
             membarrier: Cell::new(0),
             oom_score_adj: Cell::new(0),
+            transfers: Cell::default(),
         })
     }
 
@@ -180,7 +194,13 @@ impl Process {
         self.executed.get()
     }
 
-    /// Its parent; `None` for the first process.
+    /// Whether this is process 1, which the kernel plays ([`super::init`]).
+    #[must_use]
+    pub fn is_init(&self) -> bool {
+        self.pid == super::init::INIT
+    }
+
+    /// Its parent; `None` for init.
     #[must_use]
     pub fn parent(&self) -> Option<Rc<Process>> {
         self.parent.borrow().upgrade()

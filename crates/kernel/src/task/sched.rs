@@ -128,6 +128,17 @@ impl Entity {
     }
 }
 
+/// Who spends the processor's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spender {
+    /// The current thread's program.
+    Program,
+    /// The kernel, for the current thread.
+    Kernel,
+    /// Nobody: the current thread sleeps, and no other is runnable.
+    Idle,
+}
+
 struct Scheduler {
     current: RefCell<Option<Rc<Thread>>>,
     queue: RefCell<RunQueue<Rc<Thread>>>,
@@ -136,8 +147,8 @@ struct Scheduler {
     accounted_to: Cell<Instant>,
     /// How long the current thread has had the processor.
     ran_ns: Cell<u64>,
-    /// The program runs, not the kernel.
-    in_user: Cell<bool>,
+    /// Whom the time belongs to that passes.
+    spender: Cell<Spender>,
     /// What the current thread has run in its program and in the kernel, and not been charged with yet.
     uncharged_ns: [Cell<u64>; 2],
     idle_ns: Cell<u64>,
@@ -155,7 +166,7 @@ crate::global! {
         need_resched: Cell::new(false),
         accounted_to: Cell::new(Instant(0)),
         ran_ns: Cell::new(0),
-        in_user: Cell::new(false),
+        spender: Cell::new(Spender::Kernel),
         uncharged_ns: [Cell::new(0), Cell::new(0)],
         idle_ns: Cell::new(0),
         switches: Cell::new(0),
@@ -174,7 +185,7 @@ pub fn start_first(thread: &Rc<Thread>) {
         sched.queue.replace(RunQueue::new());
         thread.sched.state.set(State::Running);
         sched.accounted_to.set(time::now());
-        sched.in_user.set(false);
+        sched.spender.set(Spender::Kernel);
         sched.uncharged_ns.iter().for_each(|ns| ns.set(0));
         sched.ran_ns.set(0);
         let before = sched.current.replace(Some(Rc::clone(thread)));
@@ -247,27 +258,31 @@ pub fn tick() {
 
 /// The way in: what has run since [`leave_kernel`] was the program. Called at every entry from a program.
 pub fn enter_kernel() {
-    SCHED.with(|sched| {
-        sched.note_time();
-        sched.in_user.set(false);
-    });
+    SCHED.with(|sched| sched.pass_on(Spender::Kernel));
 }
 
 /// The way out: the program runs from here on. Called last thing before every return to a program.
 pub fn leave_kernel() {
-    SCHED.with(|sched| {
-        sched.note_time();
-        sched.in_user.set(true);
-    });
+    SCHED.with(|sched| sched.pass_on(Spender::Program));
 }
 
 impl Scheduler {
-    /// Notes the time since the last call as the current thread's. All that entries and returns need, so it is quick.
+    /// Notes the time since the last call as its spender's. All that entries and returns need, so it is quick.
     fn note_time(&self) {
         let now = time::now();
         let ns = now.0.saturating_sub(self.accounted_to.replace(now).0);
-        let uncharged = &self.uncharged_ns[usize::from(!self.in_user.get())];
-        uncharged.set(uncharged.get() + ns);
+        let total = match self.spender.get() {
+            Spender::Program => &self.uncharged_ns[0],
+            Spender::Kernel => &self.uncharged_ns[1],
+            Spender::Idle => &self.idle_ns,
+        };
+        total.set(total.get() + ns);
+    }
+
+    /// From now on time is `spender`'s.
+    fn pass_on(&self, spender: Spender) {
+        self.note_time();
+        self.spender.set(spender);
     }
 }
 
@@ -474,13 +489,10 @@ fn switch_to_next() {
         // Who has run all the time since the last sample counts; short activity does not.
         let busy = SCHED.with(|sched| sched.ran_ns.get() >= loadavg::PERIOD_NS);
         loadavg::sample(time::now(), usize::from(busy));
+        SCHED.with(|sched| sched.pass_on(Spender::Idle));
         arch_idle();
-        SCHED.with(|sched| {
-            let now = time::now();
-            loadavg::sample(now, 0);
-            let ns = now.0.saturating_sub(sched.accounted_to.replace(now).0);
-            sched.idle_ns.set(sched.idle_ns.get() + ns);
-        });
+        SCHED.with(|sched| sched.pass_on(Spender::Kernel));
+        loadavg::sample(time::now(), 0);
         timer::run_expired(time::now());
     };
     next.sched.state.set(State::Running);
@@ -583,6 +595,19 @@ mod tests {
     fn a_sleep_for_ever_panics() {
         let _me = testing::enter();
         let _ = wait_until(&[], None, Sleep::Interruptible, || None::<()>);
+    }
+
+    #[test]
+    fn time_asleep_is_nobodys() {
+        let start = Instant(5_000_000_000);
+        time::set_now(start);
+        let me = testing::enter();
+        let idle_ns = idle_ns();
+        let deadline = Some(start.after_ns(5_000));
+        assert_eq!(wait_until(&[], deadline, Sleep::Interruptible, || None::<()>), Err(WaitError::TimedOut));
+        account();
+        assert_eq!((me.sched.user_ns(), me.sched.system_ns()), (0, 0));
+        assert_eq!(super::idle_ns() - idle_ns, 5_000);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::pid;
 use super::process::Process;
-use super::signal::{self, Origin, SIGCONT, SIGHUP, Signal, SignalInfo};
+use super::signal::{self, SIGCONT, SIGHUP, Signal, SignalInfo};
 use crate::errno::{Errno, Result};
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
@@ -103,7 +103,7 @@ impl Group {
     pub fn signal(&self, signal: Signal) {
         for member in self.members() {
             // A standard signal from the kernel always finds room.
-            let _ = signal::send_to_process(&member, SignalInfo::kernel(signal), Origin::Outside);
+            let _ = signal::send_to_process(&member, SignalInfo::kernel(signal));
         }
     }
 
@@ -115,7 +115,7 @@ impl Group {
 
     /// Whether `member` lives and `parent` could do job control for it.
     fn is_supervised(&self, member: &Process, parent: Option<&Process>) -> bool {
-        let Some(parent) = parent.filter(|parent| member.is_alive() && parent.pid() != 1) else { return false };
+        let Some(parent) = parent.filter(|parent| member.is_alive() && !parent.is_init()) else { return false };
         let group = parent.group();
         group.pgid != self.pgid && Rc::ptr_eq(&group.session, &self.session)
     }

@@ -28,6 +28,15 @@ impl WaitStatus {
         Self((signo & 0xff) << 8 | 0x7f)
     }
 
+    /// The signal that ended it.
+    #[must_use]
+    pub const fn signal(self) -> Option<u32> {
+        match self.0 & 0x7f {
+            0 | 0x7f => None,
+            signal => Some(signal),
+        }
+    }
+
     /// `si_code` and `si_status` of siginfo_t.
     #[must_use]
     pub const fn code_and_status(self) -> (i32, i32) {

@@ -7,7 +7,7 @@ use super::{First, exit, fork, make_first, pid};
 use crate::fs::fdtable::FdTable;
 use alloc::rc::Rc;
 
-/// Makes a thread of a process of its own (process 1) the current one of this test: root, no descriptors, no working
+/// Makes a thread of a process of its own (process 2) the current one of this test: root, no descriptors, no working
 /// directory and no address space (see [`Thread::set_fs`] and [`super::process::Process::set_space`]). A second call starts
 /// afresh.
 ///
@@ -35,8 +35,6 @@ pub fn spawn(args: &CloneArgs) -> crate::errno::Result<Rc<Thread>> {
 
 /// Ends a thread that is not the current one as if it had called exit(2) with `code`.
 pub fn end(thread: &Rc<Thread>, code: u32) {
-    if thread.is_leader() {
-        thread.process.leader_exit.set(super::status::WaitStatus::exited(code));
-    }
+    thread.exit_status.set(super::status::WaitStatus::exited(code));
     exit::end_thread(thread);
 }

@@ -5,6 +5,7 @@ use super::creds::Credentials;
 use super::process::Process;
 use super::sched;
 use super::signal::{Signal, ThreadSignals};
+use super::status::WaitStatus;
 use crate::fs::context::FsContext;
 use crate::fs::fdtable::FdTable;
 use crate::mm::addr::UserAddr;
@@ -44,6 +45,8 @@ pub struct Thread {
     creds: RefCell<Rc<Credentials>>,
     name: Cell<[u8; NAME_BYTES]>,
     dying: Cell<bool>,
+    /// What it gave to exit(2).
+    pub(super) exit_status: Cell<WaitStatus>,
     waker: Rc<Waker>,
     /// PR_SET_PDEATHSIG.
     pub parent_death_signal: Cell<Option<Signal>>,
@@ -114,6 +117,7 @@ impl Thread {
             creds: RefCell::new(creds),
             name: Cell::new([0; NAME_BYTES]),
             dying: Cell::new(false),
+            exit_status: Cell::new(WaitStatus(0)),
             waker: Rc::new(Waker { thread: me.clone(), woken: Cell::new(false) }),
             parent_death_signal: Cell::new(None),
             no_new_privs: Cell::new(false),

@@ -3,7 +3,7 @@
 pub mod alarm;
 pub mod clock;
 pub mod clocks;
-mod cpu;
+pub mod cpu;
 pub mod sleep;
 pub mod timer;
 #[cfg(any(test, not(feature = "hosted")))]

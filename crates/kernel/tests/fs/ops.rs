@@ -53,6 +53,9 @@ pub(crate) enum Op {
     RemoveXattr { at: At, name: &'static str },
     ListXattr { at: At },
     Flags { slot: usize, set: u32 },
+    Copy { from: usize, to: usize, offsets: Option<(i64, i64)>, len: usize },
+    Lock { slot: usize, command: u32, kind: u32, start: i64, len: i64 },
+    Flock { slot: usize, operation: u32 },
 }
 
 fn component() -> impl Strategy<Value = String> {
@@ -137,6 +140,10 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         linux::RESOLVE_NO_MAGICLINKS,
     ]);
     let id = || prop::sample::select(vec![0, 1, 1000, u32::MAX]);
+    // Locks of descriptions: those of processes would be the test's own process's on one side.
+    let lock_command = prop::sample::select(vec![linux::F_OFD_SETLK, linux::F_OFD_SETLK, linux::F_OFD_GETLK]);
+    let lock_kind = prop::sample::select(vec![linux::F_RDLCK, linux::F_WRLCK, linux::F_UNLCK]);
+    let flock = prop::sample::select(vec![linux::LOCK_SH, linux::LOCK_EX, linux::LOCK_UN]);
     let files = prop_oneof![
         12 => (at(), flags(), mode(), slot()).prop_map(|(at, flags, mode, slot)| Op::Open { at, flags, mode, slot }),
         2 => (at(), resolve, slot()).prop_map(|(at, resolve, slot)| Op::OpenBelow { at, resolve: u64::from(resolve), slot }),
@@ -156,6 +163,11 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         2 => (slot(), 30..400usize).prop_map(|(slot, buffer_bytes)| Op::List { slot, buffer_bytes }),
         1 => (slot(), prop::sample::select(vec![0, linux::O_APPEND, linux::O_NONBLOCK]))
             .prop_map(|(slot, set)| Op::Flags { slot, set }),
+        3 => (slot(), slot(), prop::option::of((offset(), offset())), len())
+            .prop_map(|(from, to, offsets, len)| Op::Copy { from, to, offsets, len }),
+        4 => (slot(), lock_command, lock_kind, 0..20i64, -3..12i64)
+            .prop_map(|(slot, command, kind, start, len)| Op::Lock { slot, command, kind, start, len }),
+        2 => (slot(), flock).prop_map(|(slot, operation)| Op::Flock { slot, operation }),
     ];
     let tree = prop_oneof![
         5 => (at(), mode()).prop_map(|(at, mode)| Op::Mkdir { at, mode }),
@@ -189,6 +201,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
 #[derive(Debug, PartialEq)]
 pub(crate) enum Gave {
     Value(u64),
+    Values(Vec<u64>),
     Bytes(Vec<u8>),
     Stat(Stat),
     Names(Vec<String>),
@@ -323,6 +336,28 @@ impl Runner {
                 let fd = self.fd::<S>(*slot);
                 side.call(linux::__NR_fcntl, [fd, u64::from(linux::F_SETFL), u64::from(*set), 0, 0, 0])?;
                 value(side.call(linux::__NR_fcntl, [fd, u64::from(linux::F_GETFL), 0, 0, 0, 0]))
+            }
+            Op::Copy { from, to, offsets, len } => {
+                let mut places = offsets.unwrap_or_default();
+                let (source, target) = match offsets {
+                    Some(_) => (&raw mut places.0 as u64, &raw mut places.1 as u64),
+                    None => (0, 0),
+                };
+                let args = [self.fd::<S>(*from), source, self.fd::<S>(*to), target, *len as u64, 0];
+                let n = side.call(linux::__NR_copy_file_range, args)?;
+                Ok(Gave::Values(vec![n, places.0 as u64, places.1 as u64]))
+            }
+            Op::Lock { slot, command, kind, start, len } => {
+                // struct flock: s16 type, s16 whence, s64 start, s64 len, s32 pid.
+                let mut flock = [u64::from(*kind), *start as u64, *len as u64, 0];
+                let args = [self.fd::<S>(*slot), u64::from(*command), flock.as_mut_ptr() as u64, 0, 0, 0];
+                side.call(linux::__NR_fcntl, args)?;
+                // Padding is nobody's.
+                Ok(Gave::Values(vec![flock[0] & 0xffff_ffff, flock[1], flock[2], flock[3] & 0xffff_ffff]))
+            }
+            Op::Flock { slot, operation } => {
+                let operation = u64::from(operation | linux::LOCK_NB);
+                value(side.call(linux::__NR_flock, [self.fd::<S>(*slot), operation, 0, 0, 0, 0]))
             }
             _ => self.attempt_on_tree(side, op),
         }

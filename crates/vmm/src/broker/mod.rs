@@ -9,7 +9,6 @@ mod terminal;
 
 use crate::cli::{self, Command, RunOptions, TraceTarget, USAGE};
 use crate::error::Failure;
-use crate::link;
 use crate::vm::{self, Given, boot};
 use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -24,6 +23,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use terminal::Terminal;
 use torpor_abi::boot::flags;
+use torpor_streams::link;
+use torpor_streams::sockets::{Sockets, Vsock};
 
 /// The whole command: parses the arguments, runs, reports.
 #[must_use]
@@ -77,6 +78,7 @@ fn run(options: &RunOptions) -> Result<u8, Failure> {
     let trace = open_trace(options.trace.as_ref())?;
     let program = describe_program(options)?;
     boot::check_size(&program)?;
+    let sockets = open_sockets(options)?;
     let (ours, theirs) = link::pair().map_err(|error| Failure::new(format!("socketpair: {error}")))?;
 
     let signals = Signals::block().map_err(|error| Failure::new(format!("signalfd: {error}")))?;
@@ -92,7 +94,7 @@ fn run(options: &RunOptions) -> Result<u8, Failure> {
     };
     let terminal = if options.tty && options.interactive { Some(Terminal::raw()?) } else { None };
     let child = fork(given)?;
-    Session::new(ours, child, signals, options, terminal, trace).run()
+    Session::new(ours, child, signals, options, terminal, trace, sockets).run()
 }
 
 /// Starts the VM process. No thread exists yet, so the child may do anything.
@@ -131,6 +133,20 @@ fn open_kvm() -> Result<OwnedFd, Failure> {
             _ => format!("/dev/kvm: {error}"),
         })),
     }
+}
+
+/// Binds what is published. A port that was left to choice is said on standard error.
+fn open_sockets(options: &RunOptions) -> Result<Sockets, Failure> {
+    let mut bound = Vec::new();
+    for publish in &options.publish {
+        let ports = publish.bind().map_err(|text| Failure::new(format!("--publish {text}")))?;
+        if publish.host_port == 0 {
+            let _ = writeln!(std::io::stderr(), "torpor-vmm: port {} is {}", publish.guest_port, ports[0].local);
+        }
+        bound.extend(ports);
+    }
+    let vsock = options.vsock.as_deref().map(Vsock::bind).transpose().map_err(Failure::new)?;
+    Sockets::new(options.egress.clone(), bound, vsock).map_err(|error| Failure::new(format!("epoll: {error}")))
 }
 
 fn read_kernel(path: Option<&Path>) -> Result<Cow<'static, [u8]>, Failure> {

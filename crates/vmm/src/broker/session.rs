@@ -8,15 +8,17 @@ use super::sink::Sink;
 use super::terminal::{self, Terminal};
 use crate::cli::RunOptions;
 use crate::error::{Failure, printable};
-use crate::flow::{Ledger, Violation};
-use crate::link::{MESSAGE_MAX_BYTES, Message, receive, report, split_frame};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 use std::io::{ErrorKind, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use torpor_abi::frame::{Header, INITIAL_WINDOW_BYTES, MAX_PAYLOAD_BYTES, kind, stream};
+use torpor_streams::ledger::Violation;
+use torpor_streams::link::{MESSAGE_MAX_BYTES, Message, receive, report, split_frame};
+use torpor_streams::outbox::Outbox;
+use torpor_streams::sockets::Sockets;
 
 /// Bytes written are handed back in portions, since each wakes the guest.
 const CREDIT_PORTION_BYTES: u32 = INITIAL_WINDOW_BYTES / 2;
@@ -27,6 +29,10 @@ const FORCE_COUNT: usize = 3;
 const FORCE_WITHIN: Duration = Duration::from_secs(1);
 /// Ctrl-], as systemd-nspawn(1) has it.
 const FORCE_KEY: u8 = 0x1d;
+/// Messages to the VM process before others get their turn.
+const SEND_ROUNDS: usize = 16;
+/// What programs left behind in connections is written within this time after their end.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// An output stream of the guest and where it goes.
 struct Output {
@@ -53,8 +59,10 @@ pub(super) struct Session {
     tty: bool,
     /// Standard input in raw mode, with `-it`.
     terminal: Option<Terminal>,
-    ledger: Ledger,
-    outgoing: Message,
+    outbox: Outbox,
+    sockets: Sockets,
+    /// The program's connections have more to say than was sent.
+    sockets_have_more: bool,
     outputs: Vec<Output>,
     trace: Option<Sink>,
     /// The trace goes to a terminal in raw mode, where a line needs a carriage return.
@@ -66,6 +74,8 @@ pub(super) struct Session {
     window_changed: bool,
     force_requests: Vec<Instant>,
     outcome: Option<Outcome>,
+    /// After the end: until when connections are waited for.
+    linger_until: Option<Instant>,
 }
 
 impl Session {
@@ -77,6 +87,7 @@ impl Session {
         options: &RunOptions,
         terminal: Option<Terminal>,
         trace: Option<std::fs::File>,
+        sockets: Sockets,
     ) -> Self {
         let tty = options.tty;
         let output = |number, sink: Option<Sink>| Output {
@@ -98,8 +109,9 @@ impl Session {
             signals,
             tty,
             terminal,
-            ledger: Ledger::new(tty),
-            outgoing: Message::default(),
+            outbox: Outbox::new(tty),
+            sockets,
+            sockets_have_more: false,
             outputs,
             raw_trace: terminal_output(trace.is_none(), options),
             trace: trace.map_or_else(|| Sink::of(rustix::stdio::stderr()), |file| Some(Sink::new(file.into()))),
@@ -109,6 +121,7 @@ impl Session {
             window_changed: false,
             force_requests: Vec::new(),
             outcome: None,
+            linger_until: None,
         }
     }
 
@@ -133,18 +146,30 @@ impl Session {
         outcome
     }
 
+    /// Until when connections are waited for after the end; None where that is over or there is nothing to wait for.
+    fn lingers_until(&self) -> Option<Instant> {
+        self.linger_until.filter(|&until| until > Instant::now() && !self.sockets.is_drained())
+    }
+
     fn is_drained(&self) -> bool {
+        if self.lingers_until().is_some() {
+            return false;
+        }
         self.outputs.iter().filter_map(|output| output.sink.as_ref()).chain(&self.trace).all(|sink| sink.len() == 0)
     }
 
     /// Waits for anything to happen and deals with it.
     fn wait(&mut self, buffer: &mut [u8]) {
         let trace_waits = self.trace.as_ref().is_some_and(|sink| sink.len() > TRACE_QUEUE_MAX_BYTES);
-        let reads_stdin = self.stdin_open && self.outgoing.is_empty() && self.ledger.stdin_free_bytes() > 0;
+        let reads_stdin =
+            self.stdin_open && self.outbox.message.is_empty() && self.outbox.ledger.stdin_free_bytes() > 0;
         let mut link_events = PollFlags::empty();
         link_events.set(PollFlags::IN, !trace_waits);
-        link_events.set(PollFlags::OUT, !self.outgoing.is_empty());
-        let mut descriptors = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        link_events.set(PollFlags::OUT, !self.outbox.message.is_empty());
+        let mut descriptors = vec![
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.sockets.as_fd(), PollFlags::IN),
+        ];
         let running = self.outcome.is_none();
         if running {
             descriptors.push(PollFd::from_borrowed_fd(self.link.as_fd(), link_events));
@@ -157,7 +182,10 @@ impl Session {
         if reads_stdin {
             descriptors.push(PollFd::from_borrowed_fd(rustix::stdio::stdin(), PollFlags::IN));
         }
-        match poll(&mut descriptors, None) {
+        // What more there is to say waits for the link, if that is behind.
+        let at_once = (self.sockets_have_more && self.outbox.message.is_empty()).then(Timespec::default);
+        let timeout = at_once.or_else(|| self.lingers_until().map(time_until));
+        match poll(&mut descriptors, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 self.end(Err(Failure::new(format!("poll: {}", std::io::Error::from(error)))));
@@ -168,6 +196,9 @@ impl Session {
         drop(descriptors);
         if ready[0].contains(PollFlags::IN) {
             self.take_signals();
+        }
+        if ready[1].contains(PollFlags::IN) {
+            self.sockets.look();
         }
         let mut sink_events = ready[sinks_from..].iter().copied();
         for at in 0..self.outputs.len() {
@@ -187,7 +218,7 @@ impl Session {
         if reads_stdin && sink_events.next().is_some_and(|events| !events.is_empty()) {
             self.read_stdin(buffer);
         }
-        if running && ready[1].intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && !trace_waits {
+        if running && ready[2].intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && !trace_waits {
             self.receive(buffer);
         }
     }
@@ -195,6 +226,8 @@ impl Session {
     fn end(&mut self, outcome: Outcome) {
         if self.outcome.is_none() {
             self.outcome = Some(outcome);
+            self.sockets.finish();
+            self.linger_until = Some(Instant::now() + LINGER);
         }
     }
 
@@ -204,6 +237,7 @@ impl Session {
             output.sink = None;
         }
         self.trace = None;
+        self.linger_until = Some(Instant::now());
         self.outcome = Some(outcome);
     }
 
@@ -245,12 +279,12 @@ impl Session {
     }
 
     fn read_stdin(&mut self, buffer: &mut [u8]) {
-        let room = self.ledger.stdin_free_bytes().min(MAX_PAYLOAD_BYTES) as usize;
+        let room = self.outbox.ledger.stdin_free_bytes().min(MAX_PAYLOAD_BYTES) as usize;
         match rustix::io::read(rustix::stdio::stdin(), &mut buffer[..room]) {
             Ok(len) if len > 0 => {
                 let bytes = &buffer[..len];
                 let len = u32::try_from(len).expect("at most MAX_PAYLOAD_BYTES");
-                self.push(Header { stream: stream::STDIN, kind: kind::DATA, len, argument: 0 }, bytes);
+                self.outbox.push(Header { stream: stream::STDIN, kind: kind::DATA, len, argument: 0 }, bytes);
                 if self.tty {
                     for _ in bytes.iter().filter(|&&byte| byte == FORCE_KEY) {
                         if self.forced(FORCE_COUNT) {
@@ -269,52 +303,56 @@ impl Session {
         }
     }
 
-    /// Appends a frame to what is to be sent.
-    fn push(&mut self, header: Header, payload: &[u8]) {
-        if let Err(violation) = self.ledger.to_guest(&header) {
-            unreachable!("the broker keeps to the protocol: {violation}");
-        }
-        self.outgoing.push(&header, payload);
-    }
-
     /// Sends what there is to say, as far as the VM process takes it.
     fn send(&mut self) {
         if self.outcome.is_some() {
+            // Nobody listens any more; what the program has left behind is written all the same.
+            self.sockets.fill(&mut self.outbox);
+            self.outbox.message = Message::default();
             return;
         }
-        let control = |kind, argument| Header { stream: stream::CONTROL, kind, len: 0, argument };
-        if self.outgoing.is_empty() || self.outgoing.fits(0) {
-            for signal in std::mem::take(&mut self.pending_signals) {
-                self.push(control(kind::SIGNAL, signal.as_raw().cast_unsigned()), &[]);
+        if self.outbox.message.fits(0) {
+            self.say();
+        }
+        for _ in 0..SEND_ROUNDS {
+            self.sockets.fill(&mut self.outbox);
+            self.sockets_have_more = self.sockets.has_more();
+            if self.outbox.message.is_empty() {
+                return;
             }
-            if std::mem::take(&mut self.window_changed) {
-                let (rows, columns) = terminal::size();
-                self.push(control(kind::WINSIZE, u32::from(rows) << 16 | u32::from(columns)), &[]);
-            }
-            if std::mem::take(&mut self.stdin_ended) {
-                self.push(Header { stream: stream::STDIN, kind: kind::SHUTDOWN, len: 0, argument: 0 }, &[]);
-            }
-            for at in 0..self.outputs.len() {
-                let output = &mut self.outputs[at];
-                let number = output.number;
-                if output.credit_bytes >= CREDIT_PORTION_BYTES {
-                    let argument = std::mem::take(&mut output.credit_bytes);
-                    self.push(Header { stream: number, kind: kind::CREDIT, len: 0, argument }, &[]);
-                } else if std::mem::take(&mut output.report_gone) {
-                    if self.tty {
-                        // A terminal that is gone is a hangup.
-                        self.push(control(kind::SIGNAL, Signal::HUP.as_raw().cast_unsigned()), &[]);
-                    }
-                    self.push(Header { stream: number, kind: kind::SHUTDOWN, len: 0, argument: 0 }, &[]);
-                }
+            match self.outbox.message.send(&self.link) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // The VM process has ended; its last words are still to be received.
+                Err(_) => return self.outbox.message = Message::default(),
             }
         }
-        if !self.outgoing.is_empty() {
-            match self.outgoing.send(&self.link) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                // The VM process has ended; its last words are still to be received.
-                Err(_) => self.outgoing = Message::default(),
+    }
+
+    /// Puts together what there is to say besides connections.
+    fn say(&mut self) {
+        let control = |kind, argument| Header { stream: stream::CONTROL, kind, len: 0, argument };
+        for signal in std::mem::take(&mut self.pending_signals) {
+            self.outbox.push(control(kind::SIGNAL, signal.as_raw().cast_unsigned()), &[]);
+        }
+        if std::mem::take(&mut self.window_changed) {
+            let (rows, columns) = terminal::size();
+            self.outbox.push(control(kind::WINSIZE, u32::from(rows) << 16 | u32::from(columns)), &[]);
+        }
+        if std::mem::take(&mut self.stdin_ended) {
+            self.outbox.push(Header { stream: stream::STDIN, kind: kind::SHUTDOWN, len: 0, argument: 0 }, &[]);
+        }
+        for output in &mut self.outputs {
+            let number = output.number;
+            if output.credit_bytes >= CREDIT_PORTION_BYTES {
+                let argument = std::mem::take(&mut output.credit_bytes);
+                self.outbox.push(Header { stream: number, kind: kind::CREDIT, len: 0, argument }, &[]);
+            } else if std::mem::take(&mut output.report_gone) {
+                if self.tty {
+                    // A terminal that is gone is a hangup.
+                    self.outbox.push(control(kind::SIGNAL, Signal::HUP.as_raw().cast_unsigned()), &[]);
+                }
+                self.outbox.push(Header { stream: number, kind: kind::SHUTDOWN, len: 0, argument: 0 }, &[]);
             }
         }
     }
@@ -351,7 +389,11 @@ impl Session {
                 self.take_report(&header, payload)?;
                 continue;
             }
-            self.ledger.from_guest(&header)?;
+            self.outbox.ledger.from_guest(&header)?;
+            if header.stream >= stream::FIRST_DYNAMIC {
+                self.sockets.take(&header, payload)?;
+                continue;
+            }
             match (header.stream, header.kind) {
                 (stream::TRACE, kind::DATA) => {
                     if let Some(trace) = &mut self.trace {
@@ -467,6 +509,11 @@ impl Output {
             _ => rustix::stdio::dup2_stdout(&null),
         };
     }
+}
+
+fn time_until(moment: Instant) -> Timespec {
+    // At most LINGER, which fits.
+    moment.saturating_duration_since(Instant::now()).try_into().unwrap_or_default()
 }
 
 /// Whether text for standard error reaches a terminal that is in raw mode.

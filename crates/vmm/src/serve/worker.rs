@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 use torpor_abi::boot::flags;
 use torpor_abi::handover::reason;
 
@@ -118,11 +119,23 @@ impl Worker {
                 super::exit()
             }
         };
-        let job = {
+        let (job, deadline) = {
             let mut inner = self.shared.lock();
-            inner.deadline = None;
-            inner.job.take()
+            (inner.job.take(), inner.deadline.take())
         };
+        if let Some(Job { command: Command::Standby(stop) | Command::Checkpoint(stop), .. }) = &job
+            && let Err(Refusal::Busy(_)) = vm.settle()
+            && deadline.is_some_and(|deadline| deadline > Instant::now())
+        {
+            // Something came in between: the guest takes it and stops again.
+            let busy = stop.busy;
+            let mut inner = self.shared.lock();
+            (inner.job, inner.deadline) = (job, deadline);
+            drop(inner);
+            vm.go_on();
+            vm.handle().request_stop(busy);
+            return;
+        }
         match job {
             Some(Job { id, command: Command::Standby(stop), .. }) => {
                 let done = self.store(&stop, false);

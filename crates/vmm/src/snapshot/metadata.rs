@@ -13,8 +13,18 @@ pub struct Digest(pub [u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Uuid(pub [u8; 16]);
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Text as bytes.
+pub(crate) fn unhex_all(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().as_chunks::<2>();
+    if !pairs.1.is_empty() {
+        return None;
+    }
+    pairs.0.iter().map(|pair| unhex::<1>(str::from_utf8(pair).ok()?).map(|[byte]| byte)).collect()
 }
 
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
@@ -143,7 +153,7 @@ pub struct Metadata {
     pub stopped_at_ns: u64,
     /// From the stop to the next timer on CLOCK_MONOTONIC.
     pub next_deadline_ns: Option<u64>,
-    /// State of the streams, as the module that owns them wrote it; hexadecimal.
+    /// Streams to the outside ([`torpor_streams::parked`]), in hexadecimal; empty where there are none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub streams: String,
 }

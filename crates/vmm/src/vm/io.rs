@@ -1,7 +1,6 @@
 //! The thread that moves frames between the guest's rings and the broker, and keeps the timer.
 
 use super::{End, Fatal, Machine};
-use crate::link::{MESSAGE_MAX_BYTES, receive, split_frame};
 use crate::vm::rings::ReceiveRing;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
@@ -9,6 +8,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard};
+use torpor_streams::link::{MESSAGE_MAX_BYTES, receive, split_frame};
 
 /// While the guest runs its memory is measured this often; an idle guest takes none.
 const RESIDENT_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -206,6 +206,6 @@ fn judge(machine: &Machine, mut message: &[u8]) -> Result<(), Fatal> {
     Ok(())
 }
 
-fn broken_broker(violation: crate::flow::Violation) -> Fatal {
+fn broken_broker(violation: torpor_streams::ledger::Violation) -> Fatal {
     Fatal::System { what: "message of the broker", error: std::io::Error::other(violation.to_string()) }
 }

@@ -24,8 +24,6 @@ mod timer;
 mod traps;
 mod vcpu;
 
-use crate::flow::{Ledger, Violation};
-use crate::link::{Message, report};
 use control::Control;
 use io::{Gate, Inbox};
 use kick::Kicker;
@@ -42,6 +40,8 @@ use std::sync::atomic::Ordering;
 use thiserror::Error;
 use timer::Timer;
 use torpor_abi::ring::CorruptRing;
+use torpor_streams::ledger::{Ledger, Violation};
+use torpor_streams::link::{Message, report};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use kernel::embedded as embedded_kernel;
@@ -58,7 +58,7 @@ pub struct Given {
     pub image: File,
     /// Its size in bytes, as checked by the broker.
     pub image_bytes: u64,
-    /// The VM process's end of [`crate::link::pair`].
+    /// The VM process's end of [`torpor_streams::link::pair`].
     pub link: OwnedFd,
     /// What the guest's programs may use.
     pub memory_limit_bytes: u64,

@@ -1,12 +1,12 @@
 //! This process among others: what it keeps of its parent's, how it ends, and how much memory it holds.
 
 use super::Fatal;
-use crate::link::{Message, report};
 use rustix::process::{Pid, Signal};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use torpor_abi::layout::{PAGE_BYTES, ram_bytes};
+use torpor_streams::link::{Message, report};
 
 /// Ends the process at once: what it holds is the kernel's to clean up.
 pub(super) fn exit() -> ! {

@@ -7,8 +7,6 @@ use super::memory::{Gpa, GuestMemory, Hva, ImageMapping};
 use super::process::{self, ResidentMemory};
 use super::timer::Timer;
 use super::{End, Fatal, Given, Machine, Serving, Transmit, boot, cpu, io, tables, traps, vcpu};
-use crate::flow::Ledger;
-use crate::link::{Message, report};
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use rustix::process::Pid;
@@ -20,6 +18,8 @@ use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Mutex;
 use torpor_abi::boot::flags;
 use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_TABLES_BYTES, BOOT_TABLES_GPA, IMAGE_GPA, PAGE_BYTES, ram_bytes};
+use torpor_streams::ledger::Ledger;
+use torpor_streams::link::{Message, report};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 const RAM_SLOT: u32 = 0;
@@ -144,12 +144,13 @@ pub(super) fn assemble(
     let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
     // SAFETY: the page is mapped as long as the vCPU's owner lives, which never returns.
     let kicker = unsafe { Kicker::new(immediate_exit) }.map_err(Fatal::system("sigaction"))?;
+    let timer = Timer::new(&memory).map_err(Fatal::system("timerfd_create"))?;
     let machine = Machine {
         memory,
         link: parts.link,
         transmit: Mutex::new(Transmit::default()),
         ledger: Mutex::new(Ledger::new(parts.tty)),
-        timer: Timer::new().map_err(Fatal::system("timerfd_create"))?,
+        timer,
         kicker,
         notify,
         resident: ResidentMemory::new(parts.statm, parts.memory_limit_bytes),

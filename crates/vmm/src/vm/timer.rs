@@ -1,4 +1,7 @@
 //! The guest's one timer: `wanted_deadline_ns` of the control page, kept by a timerfd.
+//!
+//! A deadline that has fired is forgotten. The guest's clock may be a little behind the host's, so that it finds nothing
+//! due and asks for the same deadline once more: that one fires at once.
 
 use super::control::Control;
 use super::memory::GuestMemory;
@@ -11,6 +14,9 @@ use std::sync::atomic::Ordering;
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
+/// How often one call follows a guest that changes its mind meanwhile. One that goes on is up to no good.
+const FOLLOW_LIMIT: u32 = 16;
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Timer {
@@ -21,19 +27,18 @@ pub(super) struct Timer {
 #[derive(Debug)]
 struct State {
     armed_ns: u64,
-    /// The deadline that the guest was last told about; it is not armed again while the guest has named no other.
-    fired_ns: Option<u64>,
 }
 
 impl Timer {
-    /// A timer that is not armed.
+    /// A timer that is not armed, and says so to the guest.
     ///
     /// # Errors
     /// What timerfd_create(2) gives.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(memory: &GuestMemory) -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let descriptor = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        Ok(Self { descriptor, state: Mutex::new(State { armed_ns: NEVER, fired_ns: None }) })
+        Control(memory).armed_deadline_ns().store(NEVER, Ordering::SeqCst);
+        Ok(Self { descriptor, state: Mutex::new(State { armed_ns: NEVER }) })
     }
 
     /// Disarms it: the guest is another one.
@@ -42,8 +47,10 @@ impl Timer {
     /// What timerfd_settime(2) gives.
     pub(super) fn reset(&self, memory: &GuestMemory) -> io::Result<()> {
         let mut state = self.state.lock().expect("no holder panics");
-        state.fired_ns = None;
-        self.arm(&mut state, memory, NEVER)
+        let control = Control(memory);
+        control.wanted_deadline_ns().store(NEVER, Ordering::SeqCst);
+        control.armed_deadline_ns().store(NEVER, Ordering::SeqCst);
+        self.follow(&mut state, memory)
     }
 
     /// Becomes readable at the deadline.
@@ -58,13 +65,7 @@ impl Timer {
     /// What timerfd_settime(2) gives.
     pub(super) fn update(&self, memory: &GuestMemory) -> io::Result<()> {
         let mut state = self.state.lock().expect("no holder panics");
-        let wanted_ns = Control(memory).wanted_deadline_ns().load(Ordering::SeqCst);
-        // 0 is memory that the guest has not written yet.
-        if wanted_ns == 0 || wanted_ns == state.armed_ns || Some(wanted_ns) == state.fired_ns {
-            return Ok(());
-        }
-        state.fired_ns = None;
-        self.arm(&mut state, memory, wanted_ns)
+        self.follow(&mut state, memory)
     }
 
     /// The descriptor was readable: returns whether the guest's deadline has come. If it has moved on meanwhile, the
@@ -83,22 +84,31 @@ impl Timer {
         }
         let wanted_ns = Control(memory).wanted_deadline_ns().load(Ordering::SeqCst);
         if wanted_ns > now_ns(rustix::time::ClockId::Monotonic) {
-            self.arm(&mut state, memory, wanted_ns)?;
+            self.follow(&mut state, memory)?;
             return Ok(false);
         }
         state.armed_ns = NEVER;
-        state.fired_ns = Some(wanted_ns);
         Control(memory).armed_deadline_ns().store(NEVER, Ordering::SeqCst);
         Ok(true)
     }
 
-    fn arm(&self, state: &mut State, memory: &GuestMemory, deadline_ns: u64) -> io::Result<()> {
-        // All zeros would disarm; a deadline that has passed fires at once.
-        let at = if deadline_ns == NEVER { Timespec::default() } else { timespec(deadline_ns.max(1)) };
-        let setting = Itimerspec { it_interval: Timespec::default(), it_value: at };
-        rustix::time::timerfd_settime(&self.descriptor, TimerfdTimerFlags::ABSTIME, &setting)?;
-        state.armed_ns = deadline_ns;
-        Control(memory).armed_deadline_ns().store(deadline_ns, Ordering::SeqCst);
+    /// Arms what the guest wants. The guest rings no doorbell for a deadline that is later than the armed one, so after
+    /// every change of the armed one the wanted one is looked at again.
+    fn follow(&self, state: &mut State, memory: &GuestMemory) -> io::Result<()> {
+        let control = Control(memory);
+        for _ in 0..FOLLOW_LIMIT {
+            let wanted_ns = control.wanted_deadline_ns().load(Ordering::SeqCst);
+            // 0 is memory that the guest has not written yet.
+            if wanted_ns == 0 || wanted_ns == state.armed_ns {
+                return Ok(());
+            }
+            // All zeros would disarm; a deadline that has passed fires at once.
+            let at = if wanted_ns == NEVER { Timespec::default() } else { timespec(wanted_ns) };
+            let setting = Itimerspec { it_interval: Timespec::default(), it_value: at };
+            rustix::time::timerfd_settime(&self.descriptor, TimerfdTimerFlags::ABSTIME, &setting)?;
+            state.armed_ns = wanted_ns;
+            control.armed_deadline_ns().store(wanted_ns, Ordering::SeqCst);
+        }
         Ok(())
     }
 }
@@ -136,7 +146,8 @@ mod tests {
     fn a_deadline_fires_once() {
         let memory = GuestMemory::new(2 << 20).expect("memory");
         let control = Control(&memory);
-        let timer = Timer::new().expect("timerfd");
+        let timer = Timer::new(&memory).expect("timerfd");
+        assert_eq!(control.armed_deadline_ns().load(Ordering::SeqCst), NEVER);
         timer.update(&memory).expect("nothing wanted");
         let soon = now_ns(ClockId::Monotonic) + 1_000_000;
         control.wanted_deadline_ns().store(soon, Ordering::SeqCst);
@@ -145,20 +156,28 @@ mod tests {
         assert!(wait(&timer));
         assert!(timer.expired(&memory).expect("read"));
         assert_eq!(control.armed_deadline_ns().load(Ordering::SeqCst), NEVER);
-        timer.update(&memory).expect("not again");
         assert!(!timer.expired(&memory).expect("read"));
-        // A deadline in the past that is a new one fires at once.
-        control.wanted_deadline_ns().store(1, Ordering::SeqCst);
-        timer.update(&memory).expect("armed");
-        assert!(wait(&timer));
-        assert!(timer.expired(&memory).expect("read"));
+    }
+
+    #[test]
+    fn a_deadline_that_the_guest_wants_again_fires_again() {
+        let memory = GuestMemory::new(2 << 20).expect("memory");
+        let control = Control(&memory);
+        let timer = Timer::new(&memory).expect("timerfd");
+        // By the guest's clock it had not come yet.
+        for _ in 0..2 {
+            control.wanted_deadline_ns().store(1, Ordering::SeqCst);
+            timer.update(&memory).expect("armed");
+            assert!(wait(&timer));
+            assert!(timer.expired(&memory).expect("read"));
+        }
     }
 
     #[test]
     fn a_deadline_that_moved_is_kept() {
         let memory = GuestMemory::new(2 << 20).expect("memory");
         let control = Control(&memory);
-        let timer = Timer::new().expect("timerfd");
+        let timer = Timer::new(&memory).expect("timerfd");
         control.wanted_deadline_ns().store(1, Ordering::SeqCst);
         timer.update(&memory).expect("armed");
         let later = now_ns(ClockId::Monotonic) + 3_600_000_000_000;

@@ -4,7 +4,6 @@ use super::kernel::Symbols;
 use super::memory::Gpa;
 use super::timer::now_ns;
 use super::{End, Fatal, Machine, crash};
-use crate::link::report;
 use kvm_bindings::{KVMIO, kvm_interrupt};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, SyncReg, VcpuExit, VcpuFd, VmFd};
 use rustix::time::ClockId;
@@ -12,6 +11,7 @@ use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
 use torpor_abi::layout::{DOORBELL_GPA, PAGE_BYTES};
 use torpor_abi::shared::{EVENT_VECTOR, doorbell, exit};
+use torpor_streams::link::report;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 

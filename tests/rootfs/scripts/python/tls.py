@@ -7,6 +7,7 @@ import threading
 server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 server_context.load_cert_chain("/srv/localhost.pem")
 listener = socket.create_server(("127.0.0.1", 0))
+refusals: list[str] = []
 
 
 def serve() -> None:
@@ -17,7 +18,7 @@ def serve() -> None:
                 while data := secure.recv(65536):
                     secure.sendall(data[::-1])
         except ssl.SSLError as error:
-            print("server:", error.reason)
+            refusals.append(error.reason)
             connection.close()
 
 
@@ -41,3 +42,4 @@ with socket.create_connection(listener.getsockname()) as plain:
     except ssl.SSLCertVerificationError as error:
         print("client:", error.verify_message)
 thread.join()
+print("server:", refusals)

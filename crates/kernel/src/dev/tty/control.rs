@@ -72,7 +72,14 @@ fn set_termios(tty: &Tty, addr: UserAddr, second: bool, flush: bool) -> Result<(
         tty.discipline.borrow_mut().flush_input();
     }
     tty.discipline.borrow_mut().set_termios(new);
-    tty.control_changed(Change::Settings);
+    let external = old.external() || new.external();
+    if external || old.usual_flow_control() != new.usual_flow_control() {
+        let usual = new.usual_flow_control();
+        tty.control_changed(if usual { Change::UsualFlowControl } else { Change::OtherFlowControl });
+    }
+    if external {
+        tty.control_changed(Change::Settings);
+    }
     tty.queue.wake_all(Events::READABLE | Events::WRITABLE);
     Ok(())
 }
@@ -152,6 +159,9 @@ fn set_foreground(tty: &Tty, pgid: i32) -> Result<()> {
 /// As tty_ioctl(4) says; ENOTTY for what it does not know.
 pub(super) fn ioctl(tty: &Rc<Tty>, request: u32, argument: u64) -> Result<u64> {
     let addr = UserAddr(argument);
+    if tty.hung_up.get() {
+        return Err(if request == io::TIOCSPGRP { Errno::ENOTTY } else { Errno::EIO });
+    }
     match request {
         io::TCGETS => get_termios(tty, addr, false)?,
         io::TCGETS2 => get_termios(tty, addr, true)?,

@@ -26,7 +26,7 @@ pub(super) struct Termios {
 }
 
 impl Default for Termios {
-    /// Linux's `tty_std_termios`: 38400 baud, 8 bits, cooked with echo.
+    /// What a pseudoterminal of Linux begins with: 38400 baud, 8 bits, cooked with echo.
     fn default() -> Self {
         let mut cc = [0; 19];
         for (index, value) in [
@@ -49,7 +49,7 @@ impl Default for Termios {
         Self {
             iflag: g::ICRNL | g::IXON,
             oflag: g::OPOST | g::ONLCR,
-            cflag: g::B38400 | g::CS8 | g::CREAD | g::HUPCL,
+            cflag: g::B38400 | g::CS8 | g::CREAD,
             lflag: g::ISIG | g::ICANON | g::ECHO | g::ECHOE | g::ECHOK | g::ECHOCTL | g::ECHOKE | g::IEXTEN,
             line: 0,
             cc,
@@ -60,6 +60,16 @@ impl Default for Termios {
 }
 
 impl Termios {
+    /// Whether Ctrl-S and Ctrl-Q stop and start output, which the other end may do itself (TIOCPKT of tty_ioctl(4)).
+    pub(super) fn usual_flow_control(&self) -> bool {
+        self.input(g::IXON) && self.cc[g::VSTOP as usize] == 19 && self.cc[g::VSTART as usize] == 17
+    }
+
+    /// Whether the other end edits lines (EXTPROC).
+    pub(super) fn external(&self) -> bool {
+        self.local(g::EXTPROC)
+    }
+
     fn input(&self, flag: u32) -> bool {
         self.iflag & flag != 0
     }

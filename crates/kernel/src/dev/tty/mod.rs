@@ -12,7 +12,7 @@ use crate::fs::inode::Metadata;
 use crate::mm::user::{Dest, Source};
 use crate::task::sched::{Sleep, WaitError, wait_until};
 use crate::task::session::Terminal;
-use crate::task::signal::{self, Origin, SignalInfo};
+use crate::task::signal::{self, SignalInfo};
 use crate::task::{current, pid};
 use crate::time;
 use crate::wait::{Events, WaitQueue};
@@ -52,6 +52,8 @@ pub enum Change {
     FlushWrite,
     Stop,
     Start,
+    UsualFlowControl,
+    OtherFlowControl,
     Settings,
 }
 
@@ -161,7 +163,7 @@ impl Tty {
         self.signal_foreground(signal::SIGCONT);
         if let Some(leader) = pid::process(self.session.get()) {
             // The kernel's own signals always find room.
-            let _ = signal::send_to_process(&leader, SignalInfo::kernel(signal::SIGHUP), Origin::Outside);
+            let _ = signal::send_to_process(&leader, SignalInfo::kernel(signal::SIGHUP));
         }
         self.queue.wake_all(Events::all());
     }

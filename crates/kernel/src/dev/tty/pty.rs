@@ -104,9 +104,19 @@ impl Line for SlaveLine {
                 Change::FlushWrite => 2,
                 Change::Stop => 4,
                 Change::Start => 8,
+                Change::UsualFlowControl => 32,
+                Change::OtherFlowControl => 16,
                 Change::Settings => 64,
             };
-            pty.packet.set(pty.packet.get() | bit);
+            // What undoes something else takes its place.
+            let opposite = match change {
+                Change::Stop => 8,
+                Change::Start => 4,
+                Change::UsualFlowControl => 16,
+                Change::OtherFlowControl => 32,
+                _ => 0,
+            };
+            pty.packet.set(pty.packet.get() & !opposite | bit);
             pty.queue.wake(Events::PRI | Events::READABLE);
         }
     }

@@ -263,8 +263,11 @@ impl Epoll {
     /// EPERM, EINVAL, ENOENT, as epoll_ctl(2) says.
     pub fn modify(&self, fd: i32, file: &Rc<OpenFile>, interest: Interest) -> Result<()> {
         self.check_target(file)?;
+        if interest.mode.contains(Mode::EXCLUSIVE) {
+            return Err(Errno::EINVAL);
+        }
         let item = self.find((fd, Rc::as_ptr(file))).ok_or(Errno::ENOENT)?;
-        if (interest.mode | item.interest.get().mode).contains(Mode::EXCLUSIVE) {
+        if item.interest.get().mode.contains(Mode::EXCLUSIVE) {
             return Err(Errno::EINVAL);
         }
         item.interest.set(interest.with_errors());
@@ -367,6 +370,14 @@ impl FileOps for Epoll {
         self
     }
 
+    fn can_read(&self) -> bool {
+        false
+    }
+
+    fn can_write(&self) -> bool {
+        false
+    }
+
     fn poll(&self, _file: &OpenFile) -> Events {
         loop {
             let Some(item) = self.ready.borrow().front().cloned() else { return Events::empty() };
@@ -381,6 +392,10 @@ impl FileOps for Epoll {
 
     fn wait_queue(&self) -> Option<Rc<WaitQueue>> {
         Some(Rc::clone(&self.pollers))
+    }
+
+    fn ioctl(&self, _: &OpenFile, _: u32, _: u64) -> Result<u64> {
+        Err(Errno::EINVAL)
     }
 
     fn metadata(&self) -> Metadata {

@@ -28,8 +28,8 @@ pub(super) fn open_attached(attachment: &Attachment, flags: OpenFlags) -> Result
     open(&pipe, flags)
 }
 
-/// Opens a pipe by fifo(7)'s rules.
-pub(super) fn open(pipe: &Rc<Pipe>, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
+/// Opens the pipe by fifo(7)'s rules.
+fn open(pipe: &Rc<Pipe>, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
     let (reads, writes) = (flags.readable(), flags.writable());
     let nonblock = flags.contains(OpenFlags::NONBLOCK);
     if writes && !reads && nonblock && pipe.readers.get() == 0 {

@@ -9,7 +9,7 @@ pub use fifo::open_inode;
 use super::anon;
 use crate::errno::{Errno, Result};
 use crate::fs::file::{FileOps, OpenFile, OpenFlags};
-use crate::fs::inode::{FileType, Metadata};
+use crate::fs::inode::{FileType, Metadata, SetMetadata};
 use crate::mm::addr::UserAddr;
 use crate::mm::user::{self, Dest, Source};
 use crate::task::sched::{Sleep, wait_until_exclusive};
@@ -41,7 +41,7 @@ pub struct Pipe {
     writable: Rc<WaitQueue>,
     /// For descriptions that are open in both ways (a FIFO with O_RDWR): hears of both.
     both: RefCell<Option<Rc<WaitQueue>>>,
-    metadata: Metadata,
+    metadata: Cell<Metadata>,
 }
 
 /// A pipe as one open file description sees it.
@@ -88,7 +88,7 @@ impl Pipe {
             readable: WaitQueue::new(),
             writable: WaitQueue::new(),
             both: RefCell::new(None),
-            metadata,
+            metadata: Cell::new(metadata),
         })
     }
 
@@ -336,16 +336,24 @@ impl FileOps for PipeEnd {
         }
     }
 
+    /// Through /proc/PID/fd. That is not the opening of a FIFO: it waits for nobody (fs/pipe.c of Linux, `fifo_open`).
     fn reopen(&self, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
-        fifo::open(&self.pipe, flags)
+        let end = PipeEnd::new(&self.pipe, flags.readable(), flags.writable());
+        self.pipe.wake_everybody();
+        Ok(end)
     }
 
     fn metadata(&self) -> Metadata {
-        self.pipe.metadata
+        self.pipe.metadata.get()
+    }
+
+    fn set_metadata(&self, change: &SetMetadata) -> Result<()> {
+        anon::change(&self.pipe.metadata, change);
+        Ok(())
     }
 
     fn describe(&self) -> String {
-        alloc::format!("pipe:[{}]", self.pipe.metadata.ino)
+        alloc::format!("pipe:[{}]", self.pipe.metadata.get().ino)
     }
 }
 

@@ -66,23 +66,19 @@ fn buffer(len: usize) -> Result<Vec<u8>> {
 
 /// Whether data can be moved out of the file without a program's buffer: eventfd and its kind have messages, not data.
 fn check_data(file: &OpenFile) -> Result<()> {
+    if PipeEnd::of(file).is_some() {
+        return Err(Errno::EINVAL); // sendfile(2) takes none; splice(2) has a way of its own between pipes
+    }
     match file.metadata().file_type {
-        FileType::Anonymous => Err(Errno::EINVAL),
-        FileType::Directory => Err(Errno::EISDIR),
+        FileType::Anonymous | FileType::Directory => Err(Errno::EINVAL),
         _ => Ok(()),
     }
 }
 
 /// Runs `call` with the file in non-blocking mode. The call itself does not block then, so nobody else sees the mode.
 fn without_blocking<T>(file: &OpenFile, nonblock: bool, call: impl FnOnce() -> T) -> T {
-    let flags = file.flags.get();
-    if !nonblock || file.nonblocking() {
-        return call();
-    }
-    file.flags.set(flags | OpenFlags::NONBLOCK);
-    let result = call();
-    file.flags.set(flags);
-    result
+    let set = if nonblock { OpenFlags::NONBLOCK } else { OpenFlags::empty() };
+    file.with_flags(set, OpenFlags::empty(), call)
 }
 
 /// splice(2) from a file into a pipe: one read's worth of data.
@@ -90,11 +86,11 @@ fn without_blocking<T>(file: &OpenFile, nonblock: bool, call: impl FnOnce() -> T
 /// # Errors
 /// EPIPE, EAGAIN, ERESTARTSYS, EINVAL, those of the file.
 pub fn from_file(from: &mut Place<'_>, to: &PipeEnd, len: usize, nonblock: bool) -> Result<usize> {
-    check_data(from.file)?;
     let pipe = &to.pipe;
     pipe.check_readers()?;
     pipe.wait_writable(nonblock)?;
     pipe.check_readers()?;
+    check_data(from.file)?;
     let mut done = 0;
     while done < len && !pipe.queue.borrow().is_full() {
         // As a page of the page cache takes a slot, so does a piece up to a page boundary here.
@@ -129,6 +125,9 @@ pub fn from_file(from: &mut Place<'_>, to: &PipeEnd, len: usize, nonblock: bool)
 /// # Errors
 /// EAGAIN, ERESTARTSYS, those of the file.
 pub fn to_file(from: &PipeEnd, to: &mut Place<'_>, len: usize, nonblock: bool) -> Result<usize> {
+    if to.file.metadata().file_type == FileType::Anonymous {
+        return Err(Errno::EINVAL);
+    }
     let pipe = &from.pipe;
     pipe.wait_readable(nonblock)?;
     let mut done = 0;

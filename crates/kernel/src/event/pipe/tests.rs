@@ -88,6 +88,21 @@ fn fifo_opening() {
     assert_eq!(read(&both, 5).as_deref(), Ok(&b"x"[..]));
 }
 
+#[test]
+fn reopening_waits_for_nobody() {
+    let _thread = crate::task::testing::enter();
+    let (r, w) = pipe(OpenFlags::empty());
+    assert_eq!(write(&w, b"abc"), Ok(3));
+    drop(w);
+    let again = |flags| OpenFile::anonymous(r.ops.reopen(flags).expect("opens"), flags);
+    let r2 = again(OpenFlags::empty());
+    assert_eq!(r2.poll(), Events::READABLE | Events::HUP);
+    assert_eq!(read(&r2, 10).as_deref(), Ok(&b"abc"[..]));
+    let w = again(OpenFlags::WRONLY);
+    assert_eq!(write(&w, b"d"), Ok(1));
+    assert_eq!(read(&r, 10).as_deref(), Ok(&b"d"[..]));
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Write { len: usize, packets: bool },

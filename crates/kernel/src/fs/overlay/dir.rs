@@ -17,8 +17,8 @@ use hashbrown::HashTable;
 
 /// Position of the first entry that the image does not have.
 const ADDED: u64 = 1 << 48;
-/// What tmpfs says that an entry takes of its directory's size.
-const ENTRY_BYTES: u64 = 20;
+/// What tmpfs says that an entry takes of its directory's size, `.` and `..` included.
+pub(super) const ENTRY_BYTES: u64 = 20;
 
 struct Child {
     name: Box<[u8]>,

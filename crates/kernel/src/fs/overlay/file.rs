@@ -4,13 +4,16 @@ use super::data::{MAX_FILE_BYTES, Place};
 use super::node::{Kind, Node};
 use super::tree::image_error;
 use crate::errno::{Errno, Result};
+use crate::fs::access;
 use crate::fs::erofs::Extent;
 use crate::fs::file::{FileOps, OpenFile, OpenFlags};
 use crate::fs::inode::Metadata;
+use crate::fs::size_limit;
 use crate::mm::addr::PAGE_BYTES;
 use crate::mm::frame::Frame;
 use crate::mm::pages::PageSource;
 use crate::mm::user::{Dest, Source};
+use crate::task::try_current;
 use alloc::rc::Rc;
 use core::any::Any;
 use linux_raw_sys::general::{
@@ -95,7 +98,8 @@ impl Node {
         if offset >= MAX_FILE_BYTES {
             return Err(Errno::EFBIG);
         }
-        let mut end = offset.saturating_add(src.remaining() as u64).min(MAX_FILE_BYTES);
+        let end = offset.saturating_add(src.remaining() as u64).min(MAX_FILE_BYTES);
+        let mut end = size_limit::writable_end(offset, end)?;
         if data.seals.get() & F_SEAL_GROW != 0 && end > data.size() {
             if offset >= data.size() {
                 return Err(Errno::EPERM);
@@ -103,6 +107,7 @@ impl Node {
             end = data.size();
         }
         if offset > data.size() {
+            // Even if nothing of the program's can be read then: so does tmpfs.
             self.set_size(offset)?;
         }
         let mut at = offset;
@@ -176,6 +181,7 @@ impl Node {
                 if (grows && seals & F_SEAL_GROW != 0) || (kind != 0 && seals & F_SEAL_WRITE != 0) {
                     return Err(Errno::EPERM);
                 }
+                size_limit::check(data.size(), end)?;
                 self.mark_changed();
                 if kind == FALLOC_FL_ZERO_RANGE {
                     self.punch(offset, end)?;
@@ -252,6 +258,13 @@ impl FileOps for Node {
     fn write(&self, file: &OpenFile, src: &mut Source<'_>, offset: u64) -> Result<(usize, u64)> {
         let offset = if file.flags.get().contains(OpenFlags::APPEND) { self.data()?.size() } else { offset };
         let n = self.write_data(src, offset)?;
+        // Before there is a first process, the kernel itself writes.
+        if n > 0
+            && let Some(me) = try_current()
+            && let Some(mode) = access::mode_after_write(&self.stat(), &me.creds())
+        {
+            self.change(|attributes, _| attributes.mode = mode);
+        }
         Ok((n, offset + n as u64))
     }
 

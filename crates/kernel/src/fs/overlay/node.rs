@@ -1,7 +1,7 @@
 //! Nodes: the inodes of a tree.
 
 use super::data::Data;
-use super::dir::Dir;
+use super::dir::{Dir, ENTRY_BYTES};
 use super::tree::{NODE_BYTES, Tree};
 use super::xattr::Xattrs;
 use crate::errno::{Errno, Result};
@@ -220,8 +220,8 @@ impl Node {
         let (size, blocks, rdev) = match &self.kind {
             Kind::Regular(data) => (data.size(), data.allocated_pages() * (PAGE_BYTES / 512), 0),
             Kind::Directory(dir) => {
-                let image = self.image.as_ref().map_or(0, |image| image.size_bytes);
-                (image + dir.added_bytes(), self.image.as_ref().map_or(0, |image| image.nr_sectors()), 0)
+                let own = self.image.as_ref().map_or(2 * ENTRY_BYTES, |image| image.size_bytes);
+                (own + dir.added_bytes(), self.image.as_ref().map_or(0, |image| image.nr_sectors()), 0)
             }
             Kind::Symlink(Some(target)) => (target.len() as u64, 0, 0),
             Kind::Symlink(None) => (self.image.as_ref().map_or(0, |image| image.size_bytes), 0, 0),

@@ -20,7 +20,7 @@ fn header(process: &Process, area: &Area, out: &mut Vec<u8>) {
             (0, 0, 0, name.as_bytes().to_vec())
         }
         Backing::Object(object) => match &object.label {
-            Label::Name(name) => (0, 0, 0, name.as_bytes().to_vec()),
+            Label::Name(name) => (object.first_page * PAGE_BYTES, 0, 0, name.as_bytes().to_vec()),
             Label::File(file) => {
                 let meta = file.metadata();
                 let root = current().fs().root.borrow().clone();

@@ -1,6 +1,7 @@
 //! /proc (proc(5)), as far as programs read it.
 
 mod memory;
+pub mod namespace;
 mod net;
 mod process;
 mod status;

@@ -1,5 +1,6 @@
 //! /proc/PID and /proc/PID/task/TID.
 
+use super::namespace::Namespaces;
 use super::{memory, number, status};
 use crate::errno::{Errno, Result};
 use crate::fs::anonymous;
@@ -7,8 +8,10 @@ use crate::fs::context::{FsContext, Location};
 use crate::fs::generated::{Attributes, Directory, Home, Link, Listing, TextFile, Write, ino_of};
 use crate::fs::inode::{FileType, Inode};
 use crate::fs::{mount, path};
+use crate::mm::addr::PAGE_BYTES;
+use crate::mm::frame;
 use crate::mm::space::Respect;
-use crate::task::process::{ArgumentArea, Process};
+use crate::task::process::{ArgumentArea, Process, TransferCounts};
 use crate::task::thread::Thread;
 use crate::task::{current, pid};
 use alloc::boxed::Box;
@@ -78,20 +81,26 @@ type Make = fn(&Subject) -> Result<Vec<u8>>;
 
 /// Name, mode, content.
 const FILES: &[(&str, u32, Make)] = &[
+    ("auxv", 0o400, auxiliary_vector),
     ("cgroup", 0o444, |_| Ok(b"0::/\n".to_vec())),
     ("cmdline", 0o444, |s| strings(s, |m| (m.args_start, m.args_end))),
     ("comm", 0o644, |s| Ok([&s.thread()?.name()[..], b"\n"].concat())),
     ("environ", 0o400, |s| strings(s, |m| (m.env_start, m.env_end))),
-    ("io", 0o400, |_| {
-        Ok(b"rchar: 0\nwchar: 0\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n"
-            .to_vec())
+    ("io", 0o400, |s| {
+        // No file system here has a disk.
+        let TransferCounts { read_bytes, written_bytes, reads, writes } = s.process()?.transfers.get();
+        Ok(format!(
+            "rchar: {read_bytes}\nwchar: {written_bytes}\nsyscr: {reads}\nsyscw: {writes}\nread_bytes: 0\n\
+             write_bytes: 0\ncancelled_write_bytes: 0\n"
+        )
+        .into_bytes())
     }),
     ("limits", 0o444, |s| Ok(status::limits(&*s.process()?).into_bytes())),
     ("loginuid", 0o644, |_| Ok(b"4294967295".to_vec())),
     ("maps", 0o444, |s| Ok(memory::maps(&*s.process()?))),
     ("mountinfo", 0o444, |s| Ok(mount::mountinfo_text(&*s.fs()?))),
     ("mounts", 0o444, |s| Ok(mount::mounts_text(&*s.fs()?))),
-    ("oom_score", 0o444, |_| Ok(b"0\n".to_vec())),
+    ("oom_score", 0o444, |s| Ok(format!("{}\n", oom_score(&*s.process()?)).into_bytes())),
     ("oom_score_adj", 0o644, |s| Ok(format!("{}\n", s.process()?.oom_score_adj.get()).into_bytes())),
     ("personality", 0o400, |s| Ok(format!("{:08x}\n", s.process()?.personality.get()).into_bytes())),
     ("sessionid", 0o444, |_| Ok(b"4294967295".to_vec())),
@@ -117,17 +126,41 @@ const LINKS: &[(&str, Find)] = &[
 
 const DIRECTORIES: &[&str] = &["fd", "fdinfo", "net", "ns", "task"];
 
-/// Namespaces of /proc/PID/ns with the inode numbers that Linux gives the initial ones.
-const NAMESPACES: &[(&str, u64)] = &[
-    ("cgroup", 0xefff_fffb),
-    ("ipc", 0xefff_ffff),
-    ("mnt", 0xf000_0000),
-    ("net", 0xf000_0001),
-    ("pid", 0xefff_fffc),
-    ("time", 0xefff_fffa),
-    ("user", 0xefff_fffd),
-    ("uts", 0xefff_fffe),
-];
+/// The score by which the OOM killer of Linux chooses, `proc_oom_score`: 0 to 2000, a process without memory or adjustment
+/// has 666.
+fn oom_score(process: &Process) -> i64 {
+    let adjustment = i64::from(process.oom_score_adj.get());
+    let total = (frame::usage().limit_bytes / PAGE_BYTES).cast_signed();
+    if adjustment == -1000 || total == 0 {
+        return 0;
+    }
+    let resident = process.try_space().map_or(0, |space| space.resident_pages().pages().cast_signed());
+    let badness = resident + adjustment * total / 1000;
+    ((1000 + badness * 1000 / total) * 2 / 3).max(0)
+}
+
+/// What execve(2) put behind the environment's pointers on the stack (getauxval(3)), as the process's memory has it now.
+fn auxiliary_vector(subject: &Subject) -> Result<Vec<u8>> {
+    const MAX_BYTES: usize = 1024;
+    let process = subject.process()?;
+    let Some(space) = process.try_space() else { return Ok(Vec::new()) };
+    let area = process.arguments.get();
+    // All of it lies between the stack pointer and the strings: argc, argv, NULL, envp, NULL, pairs up to AT_NULL.
+    let len = area.args_start.saturating_sub(area.stack_start).min(MAX_STRINGS_BYTES);
+    let mut bytes = vec![0; len as usize];
+    let read = match space.read_memory(area.stack_start, &mut bytes, Respect::Nothing) {
+        Ok(()) => bytes.len(),
+        Err(read) => read,
+    };
+    let words = bytes[..read].as_chunks::<8>().0;
+    let argc = words.first().map_or(0, |word| u64::from_le_bytes(*word));
+    let env = usize::try_from(argc).ok().and_then(|argc| argc.checked_add(2)).unwrap_or(usize::MAX);
+    let rest = words.get(env..).unwrap_or_default();
+    let end = rest.iter().position(|word| *word == [0; 8]).map_or(rest.len(), |null| null + 1);
+    let pairs = rest[end..].chunks_exact(2);
+    let count = pairs.clone().position(|pair| pair[0] == [0; 8]).map_or(0, |null| null + 1);
+    Ok(pairs.take(count).flatten().flatten().copied().take(MAX_BYTES).collect())
+}
 
 fn strings(subject: &Subject, range: fn(&ArgumentArea) -> (u64, u64)) -> Result<Vec<u8>> {
     let process = subject.process()?;
@@ -244,9 +277,10 @@ impl Listing for Descriptors {
                 let file = files.get(fd).map_err(|_| Errno::ENOENT)?;
                 let cloexec = if files.close_on_exec(fd)? { 0o2_000_000 } else { 0 };
                 let mut text = format!(
-                    "pos:\t{}\nflags:\t0{:o}\nmnt_id:\t1\nino:\t{}\n",
+                    "pos:\t{}\nflags:\t0{:o}\nmnt_id:\t{}\nino:\t{}\n",
                     file.position.get(),
-                    file.flags.get().bits() | cloexec,
+                    file.shown_flags().bits() | cloexec,
+                    file.location.as_ref().map_or(0, |location| location.mount.id),
                     file.metadata().ino
                 );
                 text.push_str(&file.ops.fdinfo());
@@ -260,28 +294,6 @@ impl Listing for Descriptors {
         let reopen = open.clone();
         let target = Rc::new(move || Ok(link_text(&anonymous::location(&open().ok_or(Errno::ENOENT)?))));
         Some(Rc::new(Link { attributes, target, magic: Some(Rc::new(move || Some(anonymous::location(&reopen()?)))) }))
-    }
-}
-
-/// /proc/PID/ns.
-struct Namespaces {
-    attributes: Attributes,
-}
-
-impl Listing for Namespaces {
-    fn names(&self) -> Vec<(Vec<u8>, FileType)> {
-        NAMESPACES.iter().map(|(name, _)| (name.as_bytes().to_vec(), FileType::Symlink)).collect()
-    }
-
-    fn find(&self, name: &[u8]) -> Option<Rc<dyn Inode>> {
-        let (name, number) = NAMESPACES.iter().find(|(n, _)| n.as_bytes() == name)?;
-        let attributes =
-            Attributes { ino: ino_of(self.attributes.ino, name.as_bytes()), mode: 0o777, ..self.attributes };
-        Some(Rc::new(Link {
-            attributes,
-            target: Rc::new(move || Ok(format!("{name}:[{number}]").into_bytes())),
-            magic: None,
-        }))
     }
 }
 

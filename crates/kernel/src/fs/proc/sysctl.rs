@@ -99,6 +99,7 @@ pub(super) fn fill(tree: &mut Tree) {
     tree.directory("fs", |t| {
         t.text("file-max", line("9223372036854775807"));
         t.text("nr_open", line("1048576"));
+        t.text("protected_hardlinks", line("1"));
         t.text("pipe-max-size", line("1048576"));
         t.text("file-nr", line("0\t0\t9223372036854775807"));
         t.directory("inotify", |t| {

@@ -1,10 +1,13 @@
 //! Files of /proc about the machine as a whole.
 
+use crate::errno::{Errno, Result};
 use crate::fs::generated::Tree;
 use crate::mm::frame;
-use crate::task::{pid, sched};
+use crate::task::usage::Usage;
+use crate::task::{loadavg, pid, sched};
 use crate::time;
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use core::fmt::Write;
 
@@ -16,12 +19,13 @@ pub(super) fn fill(tree: &mut Tree) {
     tree.text("meminfo", meminfo);
     tree.text("stat", stat);
     tree.text("uptime", uptime);
-    tree.text("loadavg", loadavg);
+    tree.text("loadavg", load_averages);
     tree.text("version", version);
     tree.text("cmdline", || "torpor\n".into());
     tree.text("filesystems", || {
         "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\nnodev\tdevpts\n\terofs\nnodev\toverlay\n".into()
     });
+    tree.text("locks", crate::fs::lock::text);
     tree.text("swaps", || "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".into());
     tree.text("devices", || {
         "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n  5 /dev/ptmx\n136 pts\n\nBlock devices:\n".into()
@@ -30,7 +34,16 @@ pub(super) fn fill(tree: &mut Tree) {
     tree.text("diskstats", String::new);
     tree.text("modules", String::new);
     tree.text("vmstat", vmstat);
+    tree.setting("sysrq-trigger", String::new, Rc::new(sysrq));
     tree.text("interrupts", || "           CPU0       \n".into());
+}
+
+/// Of Linux's magic keys there is the one that crashes the system, so that the end of a kernel can be seen.
+fn sysrq(keys: &[u8]) -> Result<()> {
+    match keys.first() {
+        Some(b'c') => panic!("sysrq triggered crash"),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// The kernel that programs see: new enough for what this one does.
@@ -237,16 +250,22 @@ fn uptime() -> String {
     format!("{} {}\n", hundredths(time::boottime_ns()), hundredths(sched::idle_ns()))
 }
 
-fn loadavg() -> String {
-    // No averages are kept: what is runnable now.
-    let now = sched::runnable();
-    format!("{now}.00 {now}.00 {now}.00 {now}/{} {}\n", pid::thread_count(), pid::last())
+fn load_averages() -> String {
+    const ONE: u32 = 1 << loadavg::FRACTION_BITS;
+    let shown = |load: u32| {
+        // Rounded to hundredths.
+        let load = load + ONE / 200;
+        format!("{}.{:02}", load / ONE, load % ONE * 100 / ONE)
+    };
+    let [one, five, fifteen] = loadavg::current().map(shown);
+    format!("{one} {five} {fifteen} {}/{} {}\n", sched::runnable(), pid::thread_count(), pid::last())
 }
 
 fn vmstat() -> String {
     let usage = frame::usage();
+    let faults: u64 = pid::processes().iter().map(|process| Usage::of_process(process).faults).sum();
     format!(
-        "nr_free_pages {}\nnr_anon_pages {}\npgpgin 0\npgpgout 0\npswpin 0\npswpout 0\n",
+        "nr_free_pages {}\nnr_anon_pages {}\npgpgin 0\npgpgout 0\npswpin 0\npswpout 0\npgfault {faults}\npgmajfault 0\n",
         usage.free_bytes() >> 12,
         usage.used_bytes >> 12
     )

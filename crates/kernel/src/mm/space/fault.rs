@@ -316,7 +316,9 @@ impl AddressSpace {
     /// Maps pages of the image around `page`, if it is there.
     fn bring_in_image(&self, area: &Area, object: &ObjectMapping, page: u64) -> bool {
         let index = object.first_page + (page - area.start) / PAGE_BYTES;
-        let pages = Self::window(area, page, IMAGE_WINDOW_PAGES, BLOCK_FRAMES);
+        // A private page that is mapped before it is written costs a flush then; what may be written mostly is.
+        let first = if !area.is_shared() && area.prot.contains(Prot::WRITE) { 1 } else { IMAGE_WINDOW_PAGES };
+        let pages = Self::window(area, page, first, BLOCK_FRAMES);
         let window_bytes = u64::from(pages) * PAGE_BYTES;
         let region = page & !(LARGE_PAGE_BYTES - 1);
         let mut start = (page & !(window_bytes - 1)).max(area.start).max(region);

@@ -138,6 +138,12 @@ impl AddressSpace {
         }
     }
 
+    /// Whether anything is mapped in a range.
+    pub fn is_mapped(&self, start: u64, bytes: u64) -> bool {
+        let end = start.saturating_add(page_round_up(bytes).unwrap_or(u64::MAX));
+        self.areas.borrow().overlapping(start, end).next().is_some()
+    }
+
     /// Bytes of areas in a range.
     pub(super) fn mapped_bytes(&self, start: u64, end: u64) -> u64 {
         self.areas.borrow().overlapping(start, end).map(|a| a.end.min(end) - a.start.max(start)).sum()

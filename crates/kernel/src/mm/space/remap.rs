@@ -34,9 +34,13 @@ impl AddressSpace {
         keep: bool,
         limits: &MemoryLimits,
     ) -> Result<u64> {
-        let old_bytes = page_round_up(old_bytes).ok_or(Errno::EINVAL)?;
+        // As on Linux, a length that rounds up to more than there is comes out as none.
+        let old_bytes = page_round_up(old_bytes).unwrap_or(0);
         let new_bytes = page_round_up(new_bytes).filter(|n| *n > 0 && *n < USER_END).ok_or(Errno::EINVAL)?;
         if !old.is_multiple_of(PAGE_BYTES) {
+            return Err(Errno::EINVAL);
+        }
+        if keep && old_bytes != new_bytes {
             return Err(Errno::EINVAL);
         }
         if let Move::To(new) = moving {
@@ -56,7 +60,7 @@ impl AddressSpace {
             // A second mapping of the same pages makes sense for shared memory only.
             return Err(Errno::EINVAL);
         }
-        if keep && !(old_bytes == new_bytes && area.is_anonymous()) {
+        if keep && !area.is_anonymous() {
             return Err(Errno::EINVAL);
         }
         let mut old_bytes = old_bytes;

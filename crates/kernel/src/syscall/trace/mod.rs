@@ -5,16 +5,25 @@
 
 mod arguments;
 mod flags;
+mod structures;
+mod text;
 
 use super::dispatch;
 use super::names;
 use crate::errno::{Errno, Result};
+use crate::task::signal::SignalInfo;
+use crate::task::status::WaitStatus;
 use crate::time;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use arguments::Call;
 use core::cell::RefCell;
 use core::fmt::Write;
+use linux_raw_sys::general as linux;
+
+/// Where results stand, as with strace's default.
+const RESULT_COLUMN: usize = 40;
 
 /// A call that has entered and not returned.
 struct Open {
@@ -67,8 +76,8 @@ pub fn enter(tid: u32, number: u64, args: [u64; 6]) {
             let _ = write!(text, "{}{value:#x}", if n == 0 { "" } else { ", " });
         }
     }
-    while shown < kinds.len().min(6) && !arguments::is_output(kinds[shown]) {
-        arguments::show(&mut text, kinds, &args, shown, None);
+    while shown < kinds.len() && !arguments::is_output(kinds[shown]) {
+        arguments::show(&mut text, &Call { kinds, args: &args, result: None }, shown);
         shown += 1;
     }
     let open = Open { number, args, shown, entered_ns: time::now().0, text: Some(text) };
@@ -79,26 +88,48 @@ pub fn enter(tid: u32, number: u64, args: [u64; 6]) {
 pub fn leave(tid: u32, result: &Result<u64>) {
     flush_others(tid);
     let Some(mut open) = TRACE.with(|t| t.open.borrow_mut().remove(&tid)) else { return };
-    let mut text = open.text.take().unwrap_or_else(|| format!("<... {} resumed>", call_name(open.number)));
+    let now_ns = time::now().0;
+    let begun = open.text.take();
+    let at_ns = if begun.is_some() { open.entered_ns } else { now_ns };
     let kinds = dispatch::entry(open.number).map_or(&[][..], |call| call.args);
-    for n in open.shown..kinds.len().min(6) {
-        arguments::show(&mut text, kinds, &open.args, n, Some(result));
+    let call = Call { kinds, args: &open.args, result: Some(result) };
+    let mut rest = String::new();
+    for n in open.shown..kinds.len() {
+        arguments::show(&mut rest, &call, n);
     }
-    text.push(')');
-    while text.len() < 40 {
+    let mut text = match begun {
+        Some(text) => format!("{text}{rest}) "),
+        None => format!("<... {} resumed>{}) ", call_name(open.number), rest.trim_start_matches(", ")),
+    };
+    while text.len() < RESULT_COLUMN {
         text.push(' ');
     }
-    let _ = match result {
-        Ok(value) if open.number == u64::from(linux_raw_sys::general::__NR_mmap) || *value >= 1 << 32 => {
-            write!(text, "= {value:#x}")
-        }
-        Ok(value) => write!(text, "= {value}"),
-        Err(Errno(n @ 512..)) => write!(text, "= ? {} (interrupted)", Errno(*n).name().unwrap_or("ERESTART")),
-        Err(error) => write!(text, "= -1 {error:?} ({error})"),
-    };
-    let ns = time::now().0 - open.entered_ns;
+    text.push_str(&result_text(open.number, result));
+    let ns = now_ns - open.entered_ns;
     let _ = write!(text, " <{}.{:06}>", ns / 1_000_000_000, ns / 1000 % 1_000_000);
-    print(tid, open.entered_ns, &text);
+    print(tid, at_ns, &text);
+}
+
+fn result_text(number: u64, result: &Result<u64>) -> String {
+    let gives = |numbers: &[u32]| numbers.iter().any(|n| u64::from(*n) == number);
+    match result {
+        // They do not return.
+        _ if gives(&[linux::__NR_exit, linux::__NR_exit_group]) => String::from("= ?"),
+        Ok(value) if gives(&[linux::__NR_mmap, linux::__NR_brk, linux::__NR_mremap]) => format!("= {value:#x}"),
+        Ok(0) if gives(&[linux::__NR_poll, linux::__NR_ppoll, linux::__NR_select, linux::__NR_pselect6]) => {
+            String::from("= 0 (Timeout)")
+        }
+        Ok(value) => format!("= {}", value.cast_signed()),
+        Err(error @ Errno(512..)) => {
+            let until = match *error {
+                Errno::ERESTARTSYS => "To be restarted if SA_RESTART is set",
+                Errno::ERESTARTNOHAND => "To be restarted if no handler",
+                _ => "Interrupted by signal",
+            };
+            format!("= ? {} ({until})", error.name().unwrap_or("ERESTART"))
+        }
+        Err(error) => format!("= -1 {error:?} ({error})"),
+    }
 }
 
 /// Prints lines that other threads have begun as unfinished; `u32::MAX` for all (before idling, and at the end).
@@ -117,7 +148,39 @@ pub fn flush_others(tid: u32) {
     }
 }
 
-/// A line that is no system call: a signal, an exit.
+/// A signal is about to be delivered to a thread.
+pub fn signal(tid: u32, info: &SignalInfo) {
+    let mut text = String::from("--- ");
+    structures::signal(&mut text, u64::from(info.signal.number()));
+    text.push(' ');
+    structures::signal_info(&mut text, info);
+    text.push_str(" ---");
+    note(tid, &text);
+}
+
+/// A thread has ended, with its process's status where it was the last one.
+pub fn ended(tid: u32, status: WaitStatus) {
+    let mut text = String::from("+++ ");
+    match status.signal() {
+        Some(signal) => {
+            text.push_str("killed by ");
+            structures::signal(&mut text, u64::from(signal));
+        }
+        None => {
+            let _ = write!(text, "exited with {}", status.code_and_status().1);
+        }
+    }
+    text.push_str(" +++");
+    // What the thread was doing when it was killed does not return.
+    let unfinished =
+        TRACE.with(|t| t.open.borrow_mut().remove(&tid)).and_then(|open| Some((open.entered_ns, open.text?)));
+    if let Some((at_ns, begun)) = unfinished {
+        print(tid, at_ns, &format!("{begun} <unfinished ...>"));
+    }
+    note(tid, &text);
+}
+
+/// A line that is no system call.
 pub fn note(tid: u32, text: &str) {
     flush_others(u32::MAX);
     print(tid, time::now().0, text);
@@ -127,12 +190,15 @@ pub fn note(tid: u32, text: &str) {
 #[must_use]
 pub fn missing_summary() -> Option<String> {
     let missing = dispatch::missing();
-    if missing.is_empty() {
+    if missing.known.is_empty() {
         return None;
     }
-    let mut text = String::from("not implemented (answered with ENOSYS):");
-    for (number, count) in missing {
-        let _ = write!(text, " {}: {count}", call_name(number));
+    let mut text = String::from("Not implemented (ENOSYS), and how often it was called:\n");
+    for (number, count) in missing.known {
+        let _ = writeln!(text, "{:>24} {count}", call_name(number));
+    }
+    if missing.others > 0 {
+        let _ = writeln!(text, "{:>24} {}", "other numbers", missing.others);
     }
     Some(text)
 }
@@ -146,6 +212,6 @@ mod tests {
         assert_eq!(call_name(2), "open");
         assert_eq!(call_name(9999), "syscall_9999");
         assert!(dispatch::call(9999, [0; 6]) == Err(Errno::ENOSYS));
-        assert!(missing_summary().is_some_and(|text| text.contains("syscall_480: 1")));
+        assert!(missing_summary().is_some_and(|text| text.contains("syscall_9999 1\n")));
     }
 }

@@ -3,7 +3,7 @@
 //! The kernel keeps no state of a lock beyond the queue of those who want it. The next owner is the first of the queue:
 //! with one virtual CPU and no real-time load there is no priority to be lent.
 
-use super::{Key, MATCH_ANY, Scope, TABLE, Waiter};
+use super::{Key, Place, Scope, TABLE, Waiter};
 use crate::errno::{Errno, Result};
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
@@ -32,7 +32,7 @@ fn attempt(addr: UserAddr, key: Key, announce: bool) -> Result<Attempt> {
     })?;
     match old & FUTEX_TID_MASK {
         0 => Ok(Attempt::Taken),
-        owner if owner == tid => Err(Errno::EDEADLOCK),
+        owner if owner == tid => Err(Errno::EDEADLK),
         owner => Ok(Attempt::Held(owner)),
     }
 }
@@ -60,7 +60,7 @@ pub fn lock_pi(addr: UserAddr, scope: Scope, deadline: Option<Deadline>) -> Resu
     if pid::thread(owner).is_none() {
         return Err(Errno::ESRCH);
     }
-    let waiter = Waiter::new(&current(), key, MATCH_ANY, true);
+    let waiter = Waiter::for_lock(&current(), key, None);
     TABLE.with(|table| table.borrow_mut().enter(&waiter));
     let handed_over = || waiter.woken.get().then_some(());
     let outcome = sleep::wait_until(&[], deadline, Sleep::Interruptible, handed_over);
@@ -115,7 +115,8 @@ pub(super) fn owner_exits() {
     let keys: alloc::vec::Vec<Key> = TABLE.with(|table| {
         let table = table.borrow();
         let of_locks = table.0.iter().filter(|(key, queue)| {
-            key.place == (false, space.id()) && queue.front().is_some_and(|waiter| waiter.wants_lock)
+            [Place::Private(space.id()), Place::Space(space.id())].contains(&key.place)
+                && queue.front().is_some_and(|waiter| waiter.wants_lock)
         });
         of_locks.map(|(key, _)| *key).collect()
     });

@@ -10,7 +10,7 @@ fn addr(word: &u32) -> UserAddr {
 
 /// A place in the queue of a word.
 fn sleeper(word: &u32, bits: u32) -> Rc<Waiter> {
-    let waiter = Waiter::new(&current(), Key::new(addr(word), Scope::Private).expect("aligned"), bits, false);
+    let waiter = Waiter::new(&current(), Key::new(addr(word), Scope::Private).expect("aligned"), bits);
     TABLE.with(|table| table.borrow_mut().enter(&waiter));
     waiter
 }
@@ -98,7 +98,7 @@ fn locks_are_taken_refused_and_handed_over() {
     let at = UserAddr((&raw mut word) as u64);
     assert_eq!(lock_pi(at, Scope::Private, None), Ok(()));
     assert_eq!(user::load_u32(at), Ok(me.tid()));
-    assert_eq!(lock_pi(at, Scope::Private, None), Err(Errno::EDEADLOCK));
+    assert_eq!(lock_pi(at, Scope::Private, None), Err(Errno::EDEADLK));
     assert_eq!(unlock_pi(at, Scope::Private), Ok(()));
     assert_eq!(user::load_u32(at), Ok(0));
     assert_eq!(unlock_pi(at, Scope::Private), Err(Errno::EPERM));

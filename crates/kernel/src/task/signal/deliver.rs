@@ -91,9 +91,6 @@ fn by_default(me: &Rc<Thread>, info: &SignalInfo) -> bool {
     if matches!(action, DefaultAction::Ignore | DefaultAction::Continue) {
         return false;
     }
-    if me.process.signals.protected.get() && !info.signal.is_kernel_only() {
-        return false;
-    }
     if action == DefaultAction::Stop {
         if !job::may_stop(&me.process, info.signal) {
             return false;
@@ -176,12 +173,5 @@ fn trace(me: &Thread, info: &SignalInfo, action: &Action) {
     if !crate::syscall::dispatch::tracing() || action.ignores(info.signal) {
         return;
     }
-    let number = info.signal.number();
-    let text = match info.signal.name() {
-        Some(name) => {
-            alloc::format!("--- {name} {{si_signo={name}, si_code={}, si_pid={}}} ---", info.code, info.pid())
-        }
-        None => alloc::format!("--- SIGRT_{} {{si_signo={number}, si_code={}}} ---", number - 32, info.code),
-    };
-    crate::syscall::trace::note(me.tid(), &text);
+    crate::syscall::trace::signal(me.tid(), info);
 }

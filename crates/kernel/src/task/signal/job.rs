@@ -3,7 +3,7 @@
 use super::action::{ActionFlags, SIG_IGN};
 use super::info::{CLD_CONTINUED, CLD_STOPPED, SignalInfo};
 use super::number::{SIGCHLD, SIGCONT, Signal};
-use super::send::{Origin, send_to_process};
+use super::send::send_to_process;
 use super::state::{JobReport, Stop, refresh};
 use crate::task::exit::CLOCK_TICK_NS;
 use crate::task::process::Process;
@@ -79,7 +79,7 @@ pub(super) fn continued_or_stopped(process: &Rc<Process>, report: JobReport) {
             JobReport::Continued => (CLD_CONTINUED, SIGCONT.number()),
         };
         // A standard signal from the kernel always finds room.
-        let _ = send_to_process(&parent, child_info(process, code, status.cast_signed()), Origin::Outside);
+        let _ = send_to_process(&parent, child_info(process, code, status.cast_signed()));
     }
     parent.child_events.wake_all(Events::IN);
 }
@@ -99,7 +99,7 @@ pub fn child_exited(parent: &Rc<Process>, signal: Option<Signal>, info: SignalIn
     let unwanted = signal == SIGCHLD && (action.handler == SIG_IGN || action.flags.contains(ActionFlags::NOCLDWAIT));
     if !(signal == SIGCHLD && action.handler == SIG_IGN) {
         // A standard signal from the kernel always finds room; a real-time one may be lost as on Linux.
-        let _ = send_to_process(parent, info.with_signal(signal), Origin::Outside);
+        let _ = send_to_process(parent, info.with_signal(signal));
     }
     unwanted
 }

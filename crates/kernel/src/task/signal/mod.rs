@@ -29,7 +29,7 @@ pub use job::{child_exited, thread_gone};
 pub use mask::{block, procmask, suspend, take_of, wait_for, with_mask};
 pub use number::*;
 pub use send::{
-    Fault, Origin, Target, action_of, force, may_send, send_from, send_self, send_to_process, send_to_thread, withdraw,
+    Fault, Target, action_of, force, may_send, send_from, send_self, send_to_process, send_to_thread, withdraw,
 };
 pub use stack::{AltStack, SS_DISABLE};
 pub use state::{JobReport, ProcessSignals, Restart, ThreadSignals};

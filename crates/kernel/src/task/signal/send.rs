@@ -17,16 +17,6 @@ use crate::task::thread::Thread;
 use crate::wait::Events;
 use alloc::rc::Rc;
 
-/// Who sends, as far as the first process's protection is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// A process of the guest.
-    Guest,
-    /// The kernel itself, or the host (which stands where the parent PID namespace of a container does): SIGKILL and
-    /// SIGSTOP reach the first process, too.
-    Outside,
-}
-
 /// An exception, or what else a thread's own instruction caused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -60,10 +50,10 @@ pub fn may_send(sender: &Credentials, target: &Credentials, signal: Option<Signa
 ///
 /// # Errors
 /// EAGAIN where RLIMIT_SIGPENDING leaves no room for a real-time signal's information.
-pub fn send_to_process(process: &Rc<Process>, info: SignalInfo, origin: Origin) -> Result<()> {
+pub fn send_to_process(process: &Rc<Process>, info: SignalInfo) -> Result<()> {
     let threads = process.threads();
     let Some(first) = threads.first() else { return Ok(()) };
-    if !prepare(process, first, info.signal, origin) {
+    if !prepare(process, first, info.signal) {
         return Ok(());
     }
     let put = process.signals.shared.borrow_mut().put(info, || charge(first, &info))?;
@@ -77,8 +67,8 @@ pub fn send_to_process(process: &Rc<Process>, info: SignalInfo, origin: Origin) 
 ///
 /// # Errors
 /// As [`send_to_process`].
-pub fn send_to_thread(thread: &Rc<Thread>, info: SignalInfo, origin: Origin) -> Result<()> {
-    if !prepare(&thread.process, thread, info.signal, origin) {
+pub fn send_to_thread(thread: &Rc<Thread>, info: SignalInfo) -> Result<()> {
+    if !prepare(&thread.process, thread, info.signal) {
         return Ok(());
     }
     let put = thread.signals.own.borrow_mut().put(info, || charge(thread, &info))?;
@@ -98,7 +88,7 @@ pub fn send_from(target: &Target, info: SignalInfo, source: &Rc<dyn Source>) -> 
         }
         Target::Thread(thread) => (Rc::clone(&thread.process), Rc::clone(thread)),
     };
-    if !prepare(&process, &first, info.signal, Origin::Guest) {
+    if !prepare(&process, &first, info.signal) {
         return false;
     }
     match target {
@@ -138,7 +128,7 @@ pub fn send_self(signal: Signal) {
     let me = current();
     let info = SignalInfo::process(signal, SI_USER, me.process.pid(), me.creds().uid);
     // A standard signal with SI_USER always finds room.
-    let _ = send_to_thread(&me, info, Origin::Guest);
+    let _ = send_to_thread(&me, info);
 }
 
 /// Makes the current thread take the signal of an exception: where it is blocked or ignored, the process ends by it.
@@ -168,17 +158,14 @@ pub(super) fn force_info(thread: &Rc<Thread>, info: SignalInfo) {
             thread.signals.put_blocked(thread.signals.blocked().without(signal));
         }
     }
-    if actions.get(signal).handler == SIG_DFL {
-        thread.process.signals.protected.set(false);
-    }
     // There is always room for the kernel's own.
-    let _ = send_to_thread(thread, info, Origin::Outside);
+    let _ = send_to_thread(thread, info);
     super::state::refresh(thread);
 }
 
 /// What a signal does the moment it is sent; whether it has to be queued at all.
-fn prepare(process: &Rc<Process>, thread: &Thread, signal: Signal, origin: Origin) -> bool {
-    if process.is_exiting() {
+fn prepare(process: &Rc<Process>, thread: &Thread, signal: Signal) -> bool {
+    if process.is_init() || process.is_exiting() {
         return false;
     }
     if signal.is_stop() {
@@ -187,21 +174,14 @@ fn prepare(process: &Rc<Process>, thread: &Thread, signal: Signal, origin: Origi
         flush(process, SignalSet::STOP);
         job::resume(process);
     }
-    !ignored(process, thread, signal, origin)
+    !ignored(process, thread, signal)
 }
 
-fn ignored(process: &Process, thread: &Thread, signal: Signal, origin: Origin) -> bool {
+fn ignored(process: &Process, thread: &Thread, signal: Signal) -> bool {
     if thread.signals.blocked().has(signal) {
         return false;
     }
-    let action = process.signals.actions().get(signal);
-    if process.signals.protected.get()
-        && action.handler == SIG_DFL
-        && !(origin == Origin::Outside && signal.is_kernel_only())
-    {
-        return true;
-    }
-    action.ignores(signal)
+    process.signals.actions().get(signal).ignores(signal)
 }
 
 /// sigaction(2): the disposition of a signal, and what it becomes if `new` says so. Pending signals that are ignored from

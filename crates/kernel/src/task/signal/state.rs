@@ -129,8 +129,6 @@ pub struct ProcessSignals {
     pub(super) report: Cell<Option<JobReport>>,
     /// Woken when the process goes on.
     pub(super) resumed: Rc<WaitQueue>,
-    /// Signals without a handler do not reach it: the first process.
-    pub(super) protected: Cell<bool>,
 }
 
 impl Default for ProcessSignals {
@@ -142,7 +140,6 @@ impl Default for ProcessSignals {
             stop: Cell::default(),
             report: Cell::default(),
             resumed: WaitQueue::new(),
-            protected: Cell::new(false),
         }
     }
 }
@@ -152,11 +149,6 @@ impl ProcessSignals {
     #[must_use]
     pub fn with_actions(actions: Rc<Actions>) -> Self {
         Self { actions: RefCell::new(actions), ..Self::default() }
-    }
-
-    /// Makes this the process that signals without a handler do not reach, as Linux's init of a PID namespace.
-    pub fn protect(&self) {
-        self.protected.set(true);
     }
 
     /// The dispositions.
@@ -190,11 +182,6 @@ impl ProcessSignals {
     #[must_use]
     pub fn job_report(&self) -> Option<JobReport> {
         self.report.get()
-    }
-
-    #[cfg(test)]
-    pub(crate) fn protected_for_tests(&self, on: bool) {
-        self.protected.set(on);
     }
 
     #[cfg(test)]

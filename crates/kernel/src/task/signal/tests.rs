@@ -11,10 +11,9 @@ use linux_raw_sys::general as linux;
 
 const HANDLER: u64 = 0x40_0000;
 
-/// A thread with a stack in `room`, in a process that a parent's signals reach.
+/// A thread with a stack in `room`.
 fn program(room: &mut [u128]) -> Rc<Thread> {
     let me = testing::enter();
-    me.process.signals.protected_for_tests(false);
     let mut regs = crate::arch::regs::UserRegs::start(0x1000, room.as_mut_ptr_range().end as u64);
     regs.orig_rax = u64::from(linux::__NR_read);
     me.state.set_regs(&regs);
@@ -114,26 +113,15 @@ fn default_actions() {
 }
 
 #[test]
-fn the_first_process_is_protected_but_not_from_its_own_faults() {
-    let mut room = vec![0u128; 4096];
-    let me = program(&mut room);
-    me.process.signals.protect();
-    for signal in [SIGTERM, SIGKILL, SIGINT] {
-        send_to_process(&me.process, SignalInfo::process(signal, SI_USER, 2, 0), Origin::Guest).expect("room");
+fn init_is_out_of_reach() {
+    let _me = testing::enter();
+    let init = crate::task::pid::process(crate::task::init::INIT).expect("always there");
+    let thread = init.any_thread().expect("init lives");
+    for signal in [SIGTERM, SIGKILL, SIGSTOP] {
+        send_to_process(&init, SignalInfo::lost(signal)).expect("no error");
+        send_to_thread(&thread, SignalInfo::lost(signal)).expect("no error");
     }
-    send_to_process(&me.process, SignalInfo::lost(SIGTERM), Origin::Outside).expect("room");
-    assert!(!me.dying() && !work_pending());
-    procmask(SignalSet::of(SIGTERM));
-    send_to_process(&me.process, SignalInfo::lost(SIGTERM), Origin::Guest).expect("room");
-    procmask(SignalSet::EMPTY);
-    deliver();
-    assert!(!me.dying());
-    force(&Fault { signal: SIGSEGV, code: SEGV_MAPERR, address: 0, vector: 14, error: 4, cr2: 0, rip: 0x1000 });
-    assert!(me.dying());
-    let me = program(&mut room);
-    me.process.signals.protect();
-    send_to_process(&me.process, SignalInfo::lost(SIGKILL), Origin::Outside).expect("room");
-    assert!(me.dying());
+    assert!(!thread.dying() && !thread.signals.pending() && init.signals.shared_pending().is_empty());
 }
 
 #[test]
@@ -176,10 +164,10 @@ fn waiting_takes_a_blocked_signal_with_its_information() {
     me.process.set_limits(Resource::PendingSignals, Limit { soft: 2, hard: 2 });
     let info = |n: u32| SignalInfo::process(rt, SI_QUEUE, n, 0);
     for n in [1, 2] {
-        send_to_process(&me.process, info(n), Origin::Guest).expect("room");
+        send_to_process(&me.process, info(n)).expect("room");
     }
-    assert_eq!(send_to_process(&me.process, info(3), Origin::Guest), Err(Errno::EAGAIN));
-    send_to_thread(&me, SignalInfo::lost(SIGHUP), Origin::Guest).expect("room");
+    assert_eq!(send_to_process(&me.process, info(3)), Err(Errno::EAGAIN));
+    send_to_thread(&me, SignalInfo::lost(SIGHUP)).expect("room");
     let soon = Some(crate::time::now().after_ns(1000));
     assert_eq!(wait_for(set, soon).map(|info| info.signal), Ok(SIGHUP));
     assert_eq!(wait_for(set, soon), Ok(info(1)));
@@ -192,7 +180,7 @@ fn continuing_undoes_stopping_and_the_other_way_round() {
     let mut room = vec![0u128; 4096];
     let me = program(&mut room);
     procmask(SignalSet::of(SIGTSTP).with(SIGCONT));
-    let send = |signal| send_to_process(&me.process, SignalInfo::lost(signal), Origin::Guest).expect("room");
+    let send = |signal| send_to_process(&me.process, SignalInfo::lost(signal)).expect("room");
     send(SIGTSTP);
     assert!(me.process.signals.shared_pending().has(SIGTSTP));
     catch(&me, SIGCONT, ActionFlags::empty());
@@ -201,7 +189,7 @@ fn continuing_undoes_stopping_and_the_other_way_round() {
     send(SIGTSTP);
     assert_eq!(me.process.signals.shared_pending(), SignalSet::of(SIGTSTP));
     procmask(SignalSet::of(SIGCONT));
-    // The first process's group is orphaned: SIGTSTP is ignored.
+    // A group whose members' parents are all in other sessions is orphaned: SIGTSTP is ignored.
     deliver();
     assert_eq!(me.process.signals.stopped(), None);
     assert!(!work_pending());

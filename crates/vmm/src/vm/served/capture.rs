@@ -5,12 +5,13 @@ use super::super::timer::now_ns;
 use super::super::{Fatal, wait_writable};
 use super::base::is_scratch;
 use super::{Refusal, Vm, handover};
-use crate::snapshot::metadata::{Digest, Uuid};
+use crate::snapshot::metadata::{Digest, Uuid, hex};
 use crate::snapshot::pages::{Coding, ZEROS};
 use crate::snapshot::{Kind, Metadata, Writer};
 use rustix::time::ClockId;
 use std::sync::atomic::Ordering;
 use torpor_abi::layout::PAGE_BYTES;
+use torpor_streams::parked::Parked;
 
 /// A snapshot that was just made.
 #[derive(Debug)]
@@ -88,6 +89,7 @@ impl Vm {
             }
         }
         let pages = writer.counts;
+        let streams = self.parked(uuid, generation)?;
         let metadata = Metadata {
             machine: family,
             template: self.base.digest,
@@ -96,11 +98,20 @@ impl Vm {
             generation,
             stopped_at_ns,
             next_deadline_ns: stopped.next_deadline_ns,
-            streams: String::new(),
+            streams,
         };
         let file = writer.finish(kind, &metadata).map_err(host)?;
         page.fill(0);
         Ok(Captured { file, pages, next_deadline_ns: stopped.next_deadline_ns })
+    }
+
+    /// The streams as they are at the stop. Nothing is on its way to the guest: see [`Vm::settle`].
+    fn parked(&self, uuid: Uuid, generation: u64) -> Result<String, Refusal> {
+        let ledger = self.machine.ledger.lock().expect("no holder panics");
+        // The incarnation that ends is the one before the generation that is stored.
+        let parked = Parked::of(uuid.0, generation.wrapping_sub(1), &ledger, &[])
+            .map_err(|violation| Refusal::Host(violation.to_string()))?;
+        if parked.streams.is_empty() { Ok(String::new()) } else { Ok(hex(&parked.encode())) }
     }
 
     /// Digest of the template; none for a VM that was booted.

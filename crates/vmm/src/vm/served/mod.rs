@@ -168,7 +168,7 @@ pub struct Instance {
 }
 
 fn serving(on_end: OnEnd) -> Result<Serving, Fatal> {
-    let nobody = crate::link::pair().map_err(Fatal::system("socketpair"))?;
+    let nobody = torpor_streams::link::pair().map_err(Fatal::system("socketpair"))?;
     let on_end = Box::new(move |end: &End| {
         on_end(&match end {
             End::Exited(status) => Ending::Exited(*status),

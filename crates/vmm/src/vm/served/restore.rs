@@ -8,12 +8,33 @@ use super::super::memory::Gpa;
 use super::super::{Fatal, Ledger};
 use super::base::each_page;
 use super::{Instance, Refusal, Vm, handover};
+use crate::snapshot::metadata::unhex_all;
 use crate::snapshot::pages::{CodedPage, Coding, Page, ZEROS};
-use crate::snapshot::{BadSnapshot, Kind, Reader};
+use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use torpor_abi::layout::{CONTROL_GPA, HANDOVER_LIST_MAX, PAGE_BYTES};
+use torpor_streams::ledger::Connection;
+use torpor_streams::parked::Parked;
+
+/// The streams that a delta carries, checked.
+fn parked_streams(metadata: &Metadata) -> Result<Vec<(u32, Connection)>, BadSnapshot> {
+    if metadata.streams.is_empty() {
+        return Ok(Vec::new());
+    }
+    let bytes = unhex_all(&metadata.streams).ok_or_else(|| BadSnapshot::Format("parked streams: no digits".into()))?;
+    let parked = Parked::decode(&bytes).map_err(|bad| BadSnapshot::Format(bad.to_string()))?;
+    if parked.instance != metadata.uuid.0 || parked.incarnation != metadata.generation.wrapping_sub(1) {
+        return Err(BadSnapshot::Format("parked streams of another instance or incarnation".into()));
+    }
+    // Into a ledger of their own first: what they break is known before anything is changed for good.
+    let mut ledger = Ledger::new(false);
+    for (number, connection) in &parked.streams {
+        ledger.adopt(*number, *connection).map_err(|violation| BadSnapshot::Format(violation.to_string()))?;
+    }
+    Ok(parked.streams)
+}
 
 /// Entries of page tables that the guest has to store.
 pub(super) type Entries = Vec<(u64, u64)>;
@@ -33,14 +54,15 @@ impl Vm {
     ) -> Result<(), Refusal> {
         let mut entries = Vec::new();
         let put = self.put(delta, &mut entries, template_stopped_at_ns);
-        let stopped_at_ns = match put {
-            Ok(at) => at,
+        let (stopped_at_ns, parked) = match put {
+            Ok(put) => put,
             Err(refusal) => {
                 self.write_base_back()?;
                 return Err(refusal);
             }
         };
         self.start_over(link)?;
+        self.adopt(&parked)?;
         if !self.entered {
             self.run_to_park()?;
         }
@@ -56,7 +78,7 @@ impl Vm {
         delta: Option<&[u8]>,
         entries: &mut Entries,
         template_stopped_at_ns: u64,
-    ) -> Result<u64, Refusal> {
+    ) -> Result<(u64, Vec<(u32, Connection)>), Refusal> {
         let reader = delta.map(|file| Reader::new(file)?.expect(Kind::Delta)).transpose()?;
         let mut covered = BTreeSet::new();
         let mut on_warm_base = false;
@@ -98,7 +120,17 @@ impl Vm {
             let text = format!("{} page-table entries differ: take a VM that has never run", entries.len());
             return Err(Refusal::Busy(text));
         }
-        Ok(reader.map_or(template_stopped_at_ns, |reader| reader.metadata().stopped_at_ns))
+        let Some(reader) = reader else { return Ok((template_stopped_at_ns, Vec::new())) };
+        Ok((reader.metadata().stopped_at_ns, parked_streams(reader.metadata())?))
+    }
+
+    /// Enters the state's streams in the ledger of the new link; its other end says which of them go on.
+    fn adopt(&self, streams: &[(u32, Connection)]) -> Result<(), Refusal> {
+        let mut ledger = self.machine.ledger.lock().expect("no holder panics");
+        for (number, connection) in streams {
+            ledger.adopt(*number, *connection).map_err(|violation| Refusal::Host(violation.to_string()))?;
+        }
+        Ok(())
     }
 
     fn put_page(&self, coded: &CodedPage<'_>, entries: &mut Entries) -> Result<(), Fatal> {
@@ -160,7 +192,7 @@ impl Vm {
         {
             let mut transmit = machine.transmit.lock().expect("no holder panics");
             transmit.ring.reset();
-            transmit.message = crate::link::Message::default();
+            transmit.message = torpor_streams::link::Message::default();
         }
         *machine.ledger.lock().expect("no holder panics") = Ledger::new(self.tty);
         machine.inbox.lock().expect("no holder panics").reset();

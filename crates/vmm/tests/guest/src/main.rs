@@ -444,6 +444,10 @@ fn run(name: &[u8], number: u32) -> ! {
     } else if is(name, "bad-stream") {
         send(&data(number, 1), 0);
         loop {}
+    } else if is(name, "bad-open") {
+        // A connection, with endpoints that are none.
+        send(&Header { stream: number, kind: kind::OPEN, len: 48, argument: 1 }, 0);
+        loop {}
     } else if is(name, "report") {
         // What only the VM process may say.
         send(&Header { stream: stream::CONTROL, kind: 0x100, len: 0, argument: 0 }, 0);

@@ -4,7 +4,7 @@
 //! or nothing is sent at all. Besides the guest's frames the VM process sends reports about the VM: frames on stream
 //! CONTROL with kinds of [`report`], which a guest can't send.
 
-use crate::flow::Violation;
+use crate::ledger::Violation;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use std::io;
@@ -46,6 +46,12 @@ impl Message {
     pub fn fits(&self, len: u32) -> bool {
         let frame = Header { stream: 0, kind: 0, len, argument: 0 }.frame_bytes() as usize;
         self.bytes.len() + frame <= MESSAGE_MAX_BYTES
+    }
+
+    /// Its frames, for who keeps them instead of sending them.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// Whether there is nothing to send.

@@ -1,0 +1,156 @@
+"""Torpor's own operations, below /torpor/v1: tokens, users, quotas, counts."""
+
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+import msgspec
+
+from torpor.api.auth import SCOPES, TokenScope, new_token
+from torpor.api.dispatch import failed
+from torpor.api.operations import Call, operation
+from torpor.api.wire import Item, TokenAnswer, moment
+from torpor.controller import Code, ItemError
+from torpor.controller.errors import from_store
+from torpor.controller.events import now_ms
+from torpor.controller.quotas import Quotas, checked_quotas
+from torpor.controller.requests import Request
+from torpor.controller.rules import check_name
+from torpor.store import Owner, StoreError, Token
+
+GROUP = "Torpor"
+QUIESCE_S = 10.0
+
+
+class CreateToken(Request, frozen=True):
+    """A new token. `user` other than one's own needs the scope admin; a new one is made."""
+
+    name: str
+    scopes: tuple[TokenScope, ...] = ("read", "write")
+    expires_s: Annotated[int, msgspec.Meta(ge=1, le=100 * 366 * 86400)] | None = None
+    user: str | None = None
+
+
+class TokenName(Request, frozen=True):
+    """A token to revoke."""
+
+    name: str
+
+
+class SetQuotas(Request, frozen=True):
+    """What differs from the default quotas of a user."""
+
+    user: str
+    quotas: dict[str, int]
+
+
+@operation("GET", "/torpor/v1/tokens", "list_tokens", "List tokens", group=GROUP, key="tokens",
+           answer=TokenAnswer)  # fmt: skip
+async def list_tokens(call: Call) -> list[Any]:
+    return [_answer(token) for token in call.service.store.owners.tokens(call.principal.owner.id)]
+
+
+@operation("POST", "/torpor/v1/tokens", "create_token", "Make tokens", group=GROUP, form="each",
+           key="tokens", answer=TokenAnswer, body=CreateToken, array=True, body_needed=True,
+           scope="admin")  # fmt: skip
+async def create_token(call: Call, item: CreateToken) -> TokenAnswer:
+    check_name(item.name)
+    if not item.scopes:
+        raise ItemError(Code.INVALID, f"'scopes' must be some of {', '.join(SCOPES)}")
+    owner = await _owner(call, item.user)
+    expires_ms = None if item.expires_s is None else now_ms() + item.expires_s * 1000
+    scopes = tuple(dict.fromkeys(item.scopes))
+    record = Token(str(uuid4()), owner.id, item.name, scopes, now_ms(), expires_ms)
+    secret, hash_ = new_token()
+    await call.service.store.owners.add_token(record, hash_)
+    answer = _answer(record)
+    answer.token = secret
+    return answer
+
+
+@operation("DELETE", "/torpor/v1/tokens", "delete_tokens", "Revoke tokens", group=GROUP,
+           form="each", key="tokens", answer=Item, body=TokenName, array=True, body_needed=True,
+           scope="admin")  # fmt: skip
+async def delete_token(call: Call, item: TokenName) -> Item:
+    await call.service.store.owners.remove_token(call.principal.owner.id, item.name)
+    return Item(status="success", name=item.name)
+
+
+@operation("PUT", "/torpor/v1/quotas", "set_quotas", "Set a user's quotas", group=GROUP,
+           form="each", key="quotas", answer=Item, body=SetQuotas, array=True, body_needed=True,
+           scope="admin")  # fmt: skip
+async def set_quotas(call: Call, item: SetQuotas) -> Item:
+    owner = call.service.store.owners.find(name=item.user)
+    await call.service.store.owners.set_quotas(owner.id, checked_quotas(item.quotas))
+    return Item(status="success", uuid=owner.uuid, name=owner.name)
+
+
+@operation("GET", "/torpor/v1/status", "get_status", "How many there are", group=GROUP)
+async def get_status(call: Call) -> dict[str, Any]:
+    owner = call.principal.owner
+    counts: dict[str, dict[str, int]] = {}
+    for total in call.service.store.instances.totals(owner.id):
+        counts.setdefault(total.kind, {})[total.state] = total.instances
+    for live in call.service.controller.lifecycle.all_live():
+        if live.row.owner_id == owner.id and live.state != live.row.state:
+            states = counts.setdefault(live.row.kind, {})
+            states[live.row.state] = states.get(live.row.state, 0) - 1
+            states[live.state] = states.get(live.state, 0) + 1
+    return {"counts": counts, "quotas": msgspec.to_builtins(Quotas.of(owner))}
+
+
+class ResolveQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Names, uuids or beginnings of uuids of one kind of object."""
+
+    kind: Literal["instance", "template", "checkpoint", "service"] = "instance"
+    ref: list[str] = []
+
+
+@operation("GET", "/torpor/v1/resolve", "resolve", "Find by name, uuid or beginning of a uuid",
+           group=GROUP, key="objects", answer=Item, query=ResolveQuery)  # fmt: skip
+async def resolve(call: Call) -> list[Any]:
+    store, owner_id = call.service.store, call.principal.owner.id
+    answers = []
+    for reference in call.query.ref:
+        if call.query.kind == "service":
+            found = store.services.matching(owner_id, reference)
+        else:
+            found = store.instances.matching(owner_id, call.query.kind, reference)
+        if len(found) == 1:
+            uuid, name = found[0]
+            answers.append(Item(status="success", uuid=uuid, name=name))
+        else:
+            code = Code.CONFLICTING if found else Code.NOT_FOUND
+            words = "several begin with" if found else f"No {call.query.kind} is"
+            answers.append(failed(ItemError(code, f"{words} '{reference}'", name=reference)))
+    return answers
+
+
+@operation("POST", "/torpor/v1/quiesce", "quiesce", "Standby for stateful VMs, stop others",
+           group=GROUP, scope="admin")  # fmt: skip
+async def quiesce(call: Call) -> dict[str, Any]:
+    return {"left_running": await call.service.controller.quiesce(QUIESCE_S)}
+
+
+async def _owner(call: Call, name: str | None) -> Owner:
+    if name is None or name == call.principal.owner.name:
+        return call.principal.owner
+    check_name(name, "user")
+    owners = call.service.store.owners
+    try:
+        for owner in owners.all():
+            if owner.name == name:
+                return owner
+        return await owners.add(name)
+    except StoreError as error:
+        raise from_store(error) from error
+
+
+def _answer(token: Token) -> TokenAnswer:
+    return TokenAnswer(
+        status="success",
+        uuid=token.uuid,
+        name=token.name,
+        scopes=list(token.scopes),
+        created_at=moment(token.created_ms),
+        expires_at=moment(token.expires_ms or 0),
+    )

@@ -1,0 +1,98 @@
+"""Listening: TCP for everybody with a token, a Unix socket for torpord's own user and root."""
+
+import os
+import socket
+import struct
+from asyncio import Transport
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from litestar import Litestar
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from torpor.api.app import LOCAL
+from torpor.errors import TorporError
+
+BACKLOG = 1024
+
+
+class _Protocol(HttpToolsProtocol):
+    """Lets only the right users use the Unix socket, by what the kernel says of the other end."""
+
+    _local = False
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family == socket.AF_UNIX:
+            if not _allowed(sock):
+                transport.abort()
+                return
+            self._local = True
+        super().connection_made(transport)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._local:
+            self.scope.setdefault("extensions", {})[LOCAL] = {}
+
+
+def _allowed(sock: Any) -> bool:
+    size = struct.calcsize("3i")
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    _, uid, _ = struct.unpack("3i", credentials)
+    return uid in (0, os.geteuid())
+
+
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises TorporError that names the address."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        raise TorporError(
+            f"cannot listen on {host}:{port}: {error.strerror}: name another with --listen"
+        ) from error
+    return sock
+
+
+def listen_local(path: Path) -> socket.socket:
+    """The local socket, which nobody else can even connect to: its directory is 0700."""
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+    finally:
+        os.umask(old)
+    sock.listen(BACKLOG)
+    return sock
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to torpord, which has more to close than a server."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def make_server(app: Litestar) -> uvicorn.Server:
+    """A server for `serve(sockets=[...])`."""
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    return _Server(config)

@@ -1,0 +1,111 @@
+"""The server that a command is about, reached through the official SDK.
+
+Every base URL of the SDK is set to that server, and no proxy of the environment is used for it, so
+that a token never goes anywhere else.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import httpx
+from unikraft_cloud import UnikraftCloud
+from unikraft_cloud.core.errors import UnikraftCloudError
+
+from torpor.cli.output import say
+from torpor.datadir import data_dir
+from torpor.errors import TorporError
+
+T = TypeVar("T")
+
+URL_FILE = "run/api.url"
+
+
+class Server:
+    """A connection to one server, for the length of one command."""
+
+    def __init__(self, sdk: UnikraftCloud, url: str, token: str) -> None:
+        self.sdk: Any = sdk
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+            timeout=httpx.Timeout(None, connect=10),
+        )
+
+    async def own(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        """An operation that the SDK does not have; the answer's data. Raises TorporError."""
+        response = await self._http.request(method, path, **more)
+        document: dict[str, Any] = response.json()
+        if document["status"] == "error":
+            raise TorporError(document.get("message", "the server reported an error"))
+        return dict(document["data"])
+
+    async def resolve(self, kind: str, references: Sequence[str]) -> list[dict[str, str]]:
+        """Names, uuids, or unique beginnings of uuids as `{uuid: ...}`. Raises TorporError."""
+        parameters = [("kind", kind), *(("ref", reference) for reference in references)]
+        data = await self.own("GET", "/torpor/v1/resolve", params=parameters)
+        for item in data["objects"]:
+            if item["status"] == "error":
+                raise TorporError(item["message"])
+        return [{"uuid": item["uuid"]} for item in data["objects"]]
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+
+def run(data: str | None, work: Callable[[Server], Awaitable[T]]) -> T:
+    """Does `work` with the server of the data directory, or of UKC_METRO and UKC_TOKEN."""
+    url, token = _address(data)
+
+    async def connected() -> T:
+        async with UnikraftCloud(
+            token=token, base_url=url, control_plane_url=url, build_url=url, trust_env=False
+        ) as sdk:
+            server = Server(sdk, url, token)
+            try:
+                return await work(server)
+            finally:
+                await server.aclose()
+
+    try:
+        return asyncio.run(connected())
+    except UnikraftCloudError as error:
+        if error.kind == "network":
+            raise _not_running(url) from error
+        raise TorporError(str(error)) from error
+    except httpx.TransportError as error:
+        raise _not_running(url) from error
+
+
+def _address(data: str | None) -> tuple[str, str]:
+    metro = os.environ.get("UKC_METRO", "")
+    token = os.environ.get("UKC_TOKEN", "")
+    if metro.startswith(("http://", "https://")):
+        if not token:
+            raise TorporError("UKC_METRO names a server: give its token in UKC_TOKEN")
+        return metro.rstrip("/").removesuffix("/v1"), token
+    directory = data_dir(data)
+    try:
+        url = (directory / URL_FILE).read_text().strip()
+        return url, token or (directory / "token").read_text().strip()
+    except FileNotFoundError as error:
+        raise TorporError(f"no server has run on {directory}: `torpor up` starts one") from error
+
+
+def _not_running(url: str) -> TorporError:
+    return TorporError(f"no server answers at {url}: `torpor up` starts one")
+
+
+def report(items: Iterable[Any], words: Callable[[Any], str]) -> int:
+    """Prints a line for each object that came off well, and errors; the exit status."""
+    status = 0
+    for item in items or ():
+        if item.status == "error":
+            say(f"torpor: {item.name or item.uuid or 'request'}: {item.message}")
+            status = 1
+        else:
+            print(words(item))  # noqa: T201 -- the command's output
+    return status

@@ -1,0 +1,74 @@
+"""Results for a person or a program: `--output table|json|yaml`."""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+
+FORMATS = ("table", "json", "yaml")
+
+
+def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--output`, which every command that shows something has."""
+    return click.option(
+        "-o",
+        "--output",
+        "format_",
+        type=click.Choice(FORMATS),
+        default="table",
+        show_default=True,
+        help="How to print the result.",
+    )(command)
+
+
+def say(text: str) -> None:
+    """A word to the person, on standard error, so that results can be piped."""
+    click.echo(text, err=True)
+
+
+def show(items: Sequence[Any], format_: str, columns: Sequence[tuple[str, str]]) -> None:
+    """Prints objects; `columns` are a table's headings with the members below them."""
+    plain = [_plain(item) for item in items]
+    if format_ == "json":
+        click.echo(json.dumps(plain, indent=2, default=_text))
+    elif format_ == "yaml":
+        import yaml
+
+        click.echo(yaml.safe_dump(json.loads(json.dumps(plain, default=_text))), nl=False)
+    else:
+        rows = [tuple(heading for heading, _ in columns)]
+        rows += [tuple(_cell(_member(item, path)) for _, path in columns) for item in plain]
+        widths = [max(len(row[number]) for row in rows) for number in range(len(columns))]
+        for row in rows:
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            click.echo(line.rstrip())
+
+
+def _plain(item: Any) -> Any:
+    if hasattr(item, "model_dump"):
+        return item.model_dump(exclude_none=True, by_alias=True)
+    return item
+
+
+def _member(item: Any, path: str) -> Any:
+    for name in path.split("."):
+        if isinstance(item, list):
+            return [_member(each, name) for each in item]
+        item = item.get(name) if isinstance(item, dict) else None
+    return item
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, list):
+        return ",".join(map(_cell, value))
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return str(value)

@@ -1,0 +1,102 @@
+"""`torpor service`."""
+
+from typing import Any
+
+import click
+
+from torpor.cli.client import Server, report, run
+from torpor.cli.instance import references
+from torpor.cli.output import output_option, show
+from torpor.errors import UsageError
+
+COLUMNS = (
+    ("NAME", "name"),
+    ("UUID", "uuid"),
+    ("PORTS", "services.port"),
+    ("DOMAINS", "domains.fqdn"),
+    ("INSTANCES", "instances.name"),
+    ("PERSISTENT", "persistent"),
+)
+
+
+def parse_port(word: str) -> dict[str, Any]:
+    """`443:8080`, or `8080` for both, as a service. Raises UsageError."""
+    port, _, destination = word.partition(":")
+    if not port.isdigit() or not (destination or port).isdigit():
+        raise UsageError(f"option '-p' needs PORT[:DESTINATION], as 443:8080, not '{word}'")
+    return {"port": int(port), "destination_port": int(destination or port)}
+
+
+@click.group()
+def service() -> None:
+    """Service groups: which host names and ports lead to which instances."""
+
+
+@service.command("list")
+@output_option
+@click.pass_obj
+def list_command(data: str | None, format_: str) -> None:
+    """List service groups."""
+
+    async def work(server: Server) -> list[Any]:
+        return list(await server.sdk.services.list())
+
+    show(run(data, work), format_, COLUMNS)
+
+
+@service.command()
+@references
+@output_option
+@click.pass_obj
+def get(data: str | None, references: tuple[str, ...], format_: str) -> None:
+    """Show service groups."""
+
+    async def work(server: Server) -> list[Any]:
+        uuids = [each["uuid"] for each in await server.resolve("service", references)]
+        answer = await server.sdk.api.platform.services.get_service_groups(uuid=uuids)
+        return list(answer.data.service_groups)
+
+    show(run(data, work), format_, COLUMNS)
+
+
+@service.command()
+@click.argument("name", required=False)
+@click.option("-p", "--port", "ports", multiple=True, required=True, metavar="PORT[:DESTINATION]")
+@click.option("-d", "--domain", "domains", multiple=True, help="With a final dot: as it is.")
+@output_option
+@click.pass_obj
+def create(
+    data: str | None,
+    name: str | None,
+    ports: tuple[str, ...],
+    domains: tuple[str, ...],
+    format_: str,
+) -> None:
+    """Make a service group."""
+    spec: dict[str, Any] = {"services": [parse_port(port) for port in ports]}
+    if name:
+        spec["name"] = name
+    if domains:
+        spec["domains"] = [{"name": domain} for domain in domains]
+
+    async def work(server: Server) -> Any:
+        return await server.sdk.services.create(**spec)
+
+    show([run(data, work)], format_, COLUMNS)
+
+
+@service.command()
+@references
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def rm(data: str | None, references: tuple[str, ...], yes: bool) -> int:
+    """Remove service groups that no instance is attached to."""
+    if not yes:
+        click.confirm(f"Remove {', '.join(references)}?", abort=True, err=True)
+
+    async def work(server: Server) -> list[Any]:
+        named = await server.resolve("service", references)
+        answer = await server.sdk.api.platform.services.delete_service_groups(body=named)
+        return list(answer.data.service_groups)
+
+    return report(run(data, work), lambda item: f"{item.name} removed")

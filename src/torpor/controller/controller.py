@@ -1,0 +1,360 @@
+"""The controller: everything that clients can ask for, on instances, templates and checkpoints."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from torpor.controller.console import Console
+from torpor.controller.creating import Creation
+from torpor.controller.errors import Code, ItemError, from_store, invalid
+from torpor.controller.events import Events, now_ms
+from torpor.controller.groups import ServiceGroups
+from torpor.controller.lifecycle import Lifecycle, Live
+from torpor.controller.machines import Machines
+from torpor.controller.model import (
+    Autokill,
+    Config,
+    Facts,
+    Lineage,
+    PendingUpdate,
+    config_of,
+    encode,
+    facts_of,
+    with_documents,
+)
+from torpor.controller.quotas import Quotas
+from torpor.controller.requests import CreateInstance, TemplateSpec
+from torpor.controller.restart import Backoff
+from torpor.controller.rules import check_name, check_tags, random_suffix
+from torpor.controller.saved import SavedStates
+from torpor.controller.sealing import Seal
+from torpor.controller.updates import AT_ONCE, change
+from torpor.controller.vm import VmHost
+from torpor.images import ImageStore
+from torpor.store import (
+    InstanceRow,
+    Kind,
+    NewInstance,
+    Owner,
+    ServiceRow,
+    State,
+    Store,
+    StoreError,
+)
+
+FOREVER_S = 10 * 365 * 86400.0
+
+
+class Controller:
+    """One per torpord. Everything runs in its event loop."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        store: Store,
+        host: VmHost,
+        *,
+        domain_suffix: str = "localhost",
+        backoff: Backoff = Backoff(),  # noqa: B008 -- immutable
+    ) -> None:
+        self.store = store
+        self.images = ImageStore(data_dir)
+        self.events = Events()
+        self.console = Console(store)
+        self.machines = Machines(store, self.images)
+        self.saved = SavedStates(store, Seal.of(data_dir))
+        self.groups = ServiceGroups(store, domain_suffix)
+        self.lifecycle = Lifecycle(
+            store, host, self.machines, self.saved, self.events, self.console, backoff
+        )
+        self._host = host
+        self._creation = Creation(self)
+        self._background: set[asyncio.Task[Any]] = set()
+
+    async def open(self) -> None:
+        """Takes over what an earlier torpord left. Before this nothing may be started."""
+        await self.store.clean_up()
+        await self.lifecycle.adopt()
+        self._keep(asyncio.create_task(self.console.run()))
+
+    async def close(self) -> None:
+        """Ends; VMs run on."""
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.lifecycle.close()
+        await self.console.flush()
+        await self._host.close()
+
+    def _keep(self, task: "asyncio.Task[Any]") -> None:
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def quiesce(self, timeout_s: float) -> int:
+        """Puts what is stateful into standby, stops the rest; how many run on after that time."""
+
+        async def one(live: Live) -> None:
+            policy = live.config.scale_to_zero
+            if policy is not None and policy.stateful and live.state == "running":
+                await self.lifecycle.suspend(live.row, "system")
+                return
+            await self.lifecycle.stop(live.row, force=False)
+            await self.wait(live.row, "stopped", timeout_s)
+
+        lives = self.lifecycle.all_live()
+        work = asyncio.gather(*(one(live) for live in lives), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(work, timeout_s)
+        return len([live for live in self.lifecycle.all_live() if live.vm is not None])
+
+    # Finding ------------------------------------------------------------------------------------
+
+    def find(self, owner: Owner, kind: Kind, reference: Any) -> InstanceRow:
+        """The object that a request names by uuid or name. Raises ItemError."""
+        uuid, name = _named(reference)
+        try:
+            return self.store.instances.find(owner.id, kind, uuid=uuid, name=name)
+        except StoreError as error:
+            raise from_store(error, uuid=uuid, name=name) from error
+
+    def service(self, owner: Owner, reference: Any) -> ServiceRow:
+        """The service group that a request names. Raises ItemError."""
+        uuid, name = _named(reference)
+        try:
+            return self.store.services.find(owner.id, uuid=uuid, name=name)
+        except StoreError as error:
+            raise from_store(error, uuid=uuid, name=name) from error
+
+    # Instances ----------------------------------------------------------------------------------
+
+    async def create(
+        self, owner: Owner, requests: Sequence[CreateInstance]
+    ) -> list[InstanceRow | ItemError]:
+        """Records new instances and begins to start those that are to be."""
+        answers = await self._creation.create(owner, requests)
+        wanted = [
+            request.autostart for request in requests for _ in range((request.replicas or 0) + 1)
+        ]
+        for position, (answer, autostart) in enumerate(zip(answers, wanted, strict=True)):
+            if autostart and isinstance(answer, InstanceRow):
+                try:
+                    await self.start(owner, answer)
+                except ItemError as error:
+                    error.uuid, error.name = answer.uuid, answer.name
+                    answers[position] = error
+        return answers
+
+    async def start(self, owner: Owner, row: InstanceRow) -> State:
+        """Begins to start an instance; the state it was in. Raises ItemError."""
+        if self.lifecycle.live(row.id) is None:
+            self._check_live_quota(owner, row)
+        return await self.lifecycle.start(row, "api")
+
+    def _check_live_quota(self, owner: Owner, row: InstanceRow) -> None:
+        quotas = Quotas.of(owner)
+        mine = [live.row for live in self.lifecycle.all_live() if live.row.owner_id == owner.id]
+        if len(mine) >= quotas.live_instances:
+            raise ItemError(Code.QUOTA, f"Quota of {quotas.live_instances} live instances exceeded")
+        if sum(its.memory_mb for its in mine) + row.memory_mb > quotas.live_memory_mb:
+            raise ItemError(Code.QUOTA, f"Quota of {quotas.live_memory_mb} MB live exceeded")
+
+    async def wait(self, row: InstanceRow, state: State, timeout_s: float) -> tuple[State, bool]:
+        """Waits for a state: the state at the end, and whether it is the one wanted.
+
+        A negative time is for ever. Ends at once when the object is gone: state `deleted`.
+        """
+        return await self._wait(row, (state, "deleted"), state, timeout_s)
+
+    async def wait_until_started(self, row: InstanceRow, timeout_s: float) -> tuple[State, bool]:
+        """Waits for `running`, and no longer when it stopped or was deleted instead."""
+        return await self._wait(row, ("running", "stopped", "deleted"), "running", timeout_s)
+
+    async def _wait(
+        self, row: InstanceRow, ends: tuple[State, ...], wanted: State, timeout_s: float
+    ) -> tuple[State, bool]:
+        with self.events.watch(row.uuid) as changed:
+            try:
+                async with asyncio.timeout(FOREVER_S if timeout_s < 0 else timeout_s):
+                    while True:
+                        changed.clear()
+                        now = self._state_now(row)
+                        if now in ends:
+                            return now, now == wanted
+                        await changed.wait()
+            except TimeoutError:
+                return self._state_now(row), False
+
+    def _state_now(self, row: InstanceRow) -> State:
+        current = self.store.instances.by_id(row.id)
+        return "deleted" if current is None else self.lifecycle.state(current)
+
+    async def delete(self, row: InstanceRow) -> State:
+        """Deletes an instance, template or checkpoint; the state it was in. Raises ItemError."""
+        if config_of(row.config).delete_lock:
+            raise ItemError(
+                Code.NOT_ALLOWED, "Deletion protection enabled", uuid=row.uuid, name=row.name
+            )
+        previous = self.lifecycle.state(row)
+        try:
+            last = await self.lifecycle.retire(row)
+            (failure,) = await self.store.remove_instances([last])
+            if failure is not None:
+                raise failure
+        except StoreError as error:
+            raise from_store(error, uuid=row.uuid, name=row.name) from error
+        if last.service_id is not None:
+            await self.groups.release(last.service_id)
+        self.events.notify(row.uuid)
+        return previous
+
+    async def update(self, row: InstanceRow, prop: str, op: str, value: Any) -> None:
+        """Changes one property, now or, if the instance runs, when it stops. Raises ItemError."""
+
+        def apply(row: InstanceRow, config: Config, facts: Facts, live: bool) -> InstanceRow:
+            if prop == "tags":
+                return replace(row, tags=_tags(row.tags, op, value))
+            changed = change(config, prop, op, value)
+            if prop == "image" and changed.image:
+                digest = self.machines.resolve(changed.image).digest
+                changed = msgspec.structs.replace(changed, image_digest=digest)
+            if live and prop not in AT_ONCE:
+                update = PendingUpdate(prop=prop, op=op, value=value)
+                facts = msgspec.structs.replace(facts, updates=(*facts.updates, update)[-64:])
+                return with_documents(row, config, facts, row.state)
+            return with_documents(row, changed, facts, row.state)
+
+        await self.lifecycle.edit(row, apply)
+
+    # Templates and checkpoints ------------------------------------------------------------------
+
+    async def make_template(
+        self, owner: Owner, row: InstanceRow, autokill: Autokill | None
+    ) -> InstanceRow:
+        """Turns an instance, which runs or is started for it, into a template. Raises ItemError."""
+        if self.lifecycle.state(row) in ("stopped", "standby"):
+            await self.start(owner, row)
+        state, reached = await self.wait(row, "running", -1)
+        if not reached:
+            raise ItemError(Code.FAILED, f"The instance came to be {state} instead of running")
+        await self.lifecycle.suspend(row, "api")
+
+        def convert(row: InstanceRow, config: Config, facts: Facts, live: bool) -> InstanceRow:
+            if live or row.state != "standby":
+                raise ItemError(Code.WRONG_STATE, "The instance was started meanwhile")
+            config = msgspec.structs.replace(config, autokill=autokill, template="")
+            facts = msgspec.structs.replace(facts, used_ms=now_ms())
+            made = with_documents(row, config, facts, "template")
+            return replace(made, kind="template", service_id=None)
+
+        if config_of(row.config).template:
+            raise ItemError(Code.NOT_SUPPORTED, "A template of a template: not supported yet")
+        made = await self.lifecycle.edit(row, convert)
+        if row.service_id is not None:
+            await self.groups.release(row.service_id)
+        self.events.notify(row.uuid)
+        return made
+
+    async def prepare_template(self, owner: Owner, spec: TemplateSpec) -> InstanceRow:
+        """Makes a template from the instance that `create_args` describe. Raises ItemError."""
+        assert spec.create_args is not None  # noqa: S101 -- the caller looked
+        args = msgspec.structs.replace(
+            spec.create_args, name=spec.name, autostart=False, timeout_s=None, replicas=None
+        )
+        (source,) = await self._creation.create(owner, [args])
+        if isinstance(source, ItemError):
+            raise source
+        try:
+            async with asyncio.timeout(spec.prepare_timeout_s or None):
+                return await self.make_template(owner, source, spec.autokill)
+        except TimeoutError as error:
+            await self.delete(source)
+            raise ItemError(
+                Code.TIMED_OUT, f"Preparing template '{spec.name}' timed out", name=spec.name or ""
+            ) from error
+        except ItemError:
+            await self.delete(source)
+            raise
+
+    async def checkpoint(
+        self,
+        owner: Owner,
+        source: InstanceRow,
+        name: str | None,
+        tags: Sequence[str] | None,
+        autokill: Autokill | None,
+    ) -> InstanceRow:
+        """Saves the state of an instance under a name of its own. Raises ItemError."""
+        name = name or f"{source.name[:240]}-{random_suffix()}"
+        check_name(name)
+        unique = check_tags(source.tags if tags is None else tags)
+        content = await self.lifecycle.state_content(source)
+        config = msgspec.structs.replace(
+            config_of(source.config), delete_lock=False, autokill=autokill
+        )
+        history = facts_of(source.facts).history
+        new = NewInstance(
+            uuid=str(uuid4()),
+            name=name,
+            state="checkpoint",
+            memory_mb=config.memory_mb,
+            vcpus=config.vcpus,
+            created_ms=now_ms(),
+            config=encode(config),
+            facts=encode(Facts(history=history, used_ms=now_ms())),
+            tags=unique,
+            kind="checkpoint",
+        )
+        try:
+            (row,) = await self.store.instances.add(owner.id, [new])
+            if isinstance(row, StoreError):
+                raise row
+            if content is not None:
+                row = await self.saved.commit(row, content)
+        except StoreError as error:
+            raise from_store(error, name=name) from error
+        own = Lineage(uuid=row.uuid, name=row.name, created_ms=row.created_ms)
+
+        def remember(row: InstanceRow, config: Config, facts: Facts, live: bool) -> InstanceRow:  # noqa: ARG001
+            facts = msgspec.structs.replace(facts, history=(own, *facts.history)[:1000])
+            return with_documents(row, config, facts, row.state)
+
+        await self.lifecycle.edit(source, remember)
+        return row
+
+    async def touch(self, row: InstanceRow) -> None:
+        """Notes that a template or checkpoint was used, once a minute at most."""
+        facts = facts_of(row.facts)
+        if now_ms() - facts.used_ms < 60_000:
+            return
+
+        def used(row: InstanceRow, config: Config, facts: Facts, live: bool) -> InstanceRow:  # noqa: ARG001
+            facts = msgspec.structs.replace(facts, used_ms=now_ms())
+            return with_documents(row, config, facts, row.state)
+
+        await self.lifecycle.edit(row, used)
+
+
+def _named(reference: Any) -> tuple[str, str]:
+    uuid, name = reference.uuid, reference.name
+    if uuid is not None and name is not None:
+        raise ItemError(Code.CONFLICTING, "Give 'uuid' or 'name', not both", uuid=uuid, name=name)
+    if not uuid and not name:
+        raise ItemError(Code.MISSING_ID, "One of 'uuid' and 'name' is needed")
+    return uuid or "", name or ""
+
+
+def _tags(current: tuple[str, ...], op: str, value: Any) -> tuple[str, ...]:
+    given = [value] if isinstance(value, str) else (value or [])
+    if not isinstance(given, list) or not all(isinstance(tag, str) for tag in given):
+        raise invalid("value", "of 'tags' must be a list of strings")
+    if op == "set":
+        return check_tags(given)
+    if op == "add":
+        return check_tags([*current, *given])
+    return tuple(tag for tag in current if tag not in given)

@@ -1,0 +1,189 @@
+"""Service groups: which host names and ports lead to which instances."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import get_args
+from uuid import uuid4
+
+import msgspec
+
+from torpor.controller.errors import Code, ItemError, from_store, invalid, not_supported
+from torpor.controller.events import now_ms
+from torpor.controller.model import Autokill, Handler, Service, ServiceConfig, encode, service_of
+from torpor.controller.requests import Domain
+from torpor.controller.rules import check_name, full_domain, random_name
+from torpor.store import NewService, ServiceRow, Store, StoreError
+
+MAX_SERVICES = 64
+MAX_DOMAINS = 64
+HTTP, HTTPS = 80, 443
+
+
+class ServiceGroups:
+    """The service groups of all owners."""
+
+    def __init__(self, store: Store, domain_suffix: str) -> None:
+        self._store = store
+        self._suffix = domain_suffix
+
+    async def create(
+        self,
+        owner_id: int,
+        *,
+        name: str | None,
+        services: Sequence[Service],
+        domains: Sequence[Domain] | None,
+        soft_limit: int | None = None,
+        hard_limit: int | None = None,
+        autokill: Autokill | None = None,
+        persistent: bool = True,
+        quota: int | None = None,
+    ) -> ServiceRow:
+        """Makes a service group; without domains it gets a generated one. Raises ItemError."""
+        generated = name or random_name()
+        check_name(generated)
+        config = ServiceConfig(
+            services=checked_services(services),
+            persistent=persistent,
+            soft_limit=1 if soft_limit is None else soft_limit,
+            hard_limit=65535 if hard_limit is None else hard_limit,
+            autokill=autokill,
+        )
+        check_limits(config)
+        fqdns = self.fqdns(domains or [Domain(name=_domain_of(generated, own=name is not None))])
+        new = NewService(
+            str(uuid4()), generated, now_ms(), fqdns, len(config.services), encode(config)
+        )
+        try:
+            return await self._store.services.add(owner_id, new, quota)
+        except StoreError as error:
+            raise from_store(error, name=generated) from error
+
+    def fqdns(self, domains: Iterable[Domain]) -> tuple[str, ...]:
+        """The host names that domains of a request mean. Raises ItemError."""
+        found: dict[str, None] = {}
+        for domain in domains:
+            if domain.certificate is not None:
+                raise not_supported("'certificate' of a domain")
+            found[full_domain(domain.name, self._suffix)] = None
+        if not 1 <= len(found) <= MAX_DOMAINS:
+            raise invalid("domains", f"must be 1 to {MAX_DOMAINS}")
+        return tuple(found)
+
+    async def update(self, row: ServiceRow, prop: str, op: str, value: object) -> ServiceRow:
+        """Changes one property. Raises ItemError naming property and rule."""
+        config, domains = service_of(row.document), row.domains
+        try:
+            if prop == "services":
+                config = _with_services(config, op, value)
+            elif prop == "domains":
+                domains = self._with_domains(domains, op, value)
+            elif prop in ("soft_limit", "hard_limit", "autokill"):
+                if op != "set":
+                    raise invalid("op", f"is '{op}': '{prop}' can only be set")
+                defaults = ServiceConfig()
+                kind = Autokill | None if prop == "autokill" else int
+                wanted = getattr(defaults, prop) if value is None else msgspec.convert(value, kind)
+                config = msgspec.structs.replace(config, **{prop: wanted})
+            else:
+                raise invalid("prop", f"is '{prop}': not a property of a service group")
+        except msgspec.ValidationError as error:
+            raise invalid("value", f"of '{prop}': {error}") from error
+        check_limits(config)
+        try:
+            wanted_row = replace(row, domains=domains, document=encode(config))
+            return await self._store.services.update(wanted_row, len(config.services))
+        except StoreError as error:
+            raise from_store(error, uuid=row.uuid, name=row.name) from error
+
+    def _with_domains(self, current: tuple[str, ...], op: str, value: object) -> tuple[str, ...]:
+        listed = value if isinstance(value, list) else [value]
+        given = [{"name": one} if isinstance(one, str) else one for one in listed]
+        fqdns = self.fqdns(msgspec.convert(given, list[Domain]))
+        if op == "set":
+            return fqdns
+        if op == "add":
+            return self.fqdns(Domain(name=f"{one}.") for one in (*current, *fqdns))
+        rest = [one for one in current if one not in fqdns]
+        return self.fqdns(Domain(name=f"{one}.") for one in rest)
+
+    async def remove(self, row: ServiceRow) -> None:
+        """Removes a service group that no instance is attached to. Raises ItemError."""
+        try:
+            await self._store.services.remove(row)
+        except StoreError as error:
+            raise from_store(error, uuid=row.uuid, name=row.name) from error
+
+    async def release(self, service_id: int) -> None:
+        """Removes an ephemeral service group whose last instance is gone."""
+        row = self._store.services.by_id(service_id)
+        if row is None or service_of(row.document).persistent:
+            return
+        if not self._store.instances.of_service(service_id):
+            try:
+                await self._store.services.remove(row)
+            except StoreError:
+                return  # an instance was attached meanwhile
+
+
+def checked_services(services: Sequence[Service]) -> tuple[Service, ...]:
+    """Services with their handlers filled in. Raises ItemError naming the port and the rule."""
+    if not 1 <= len(services) <= MAX_SERVICES:
+        raise invalid("services", f"must be 1 to {MAX_SERVICES}")
+    ports = [service.port for service in services]
+    if len(set(ports)) != len(ports):
+        raise invalid("services", "must not use a port twice")
+    return tuple(_checked(service) for service in services)
+
+
+def _checked(service: Service) -> Service:
+    port = service.port
+    for field in ("port", "destination_port"):
+        number = getattr(service, field)
+        if number is not None and not 1 <= number <= 65535:
+            raise invalid(f"services.{field}", "must be 1 to 65535")
+    if service.protocol != "tcp" or service.ip is not None:
+        raise not_supported("'services' with protocol udp or an ip")
+    handlers: set[str] = set(service.handlers)
+    if not handlers:
+        handlers = {HTTP: {"http"}, HTTPS: {"http", "tls"}}.get(port, {"tls"})
+    rule = ""
+    if port == HTTP and ("http" not in handlers or "tls" in handlers):
+        rule = "port 80 must have handler http and not tls"
+    elif port == HTTPS and handlers != {"http", "tls"}:
+        rule = "port 443 must have handlers http and tls"
+    elif "redirect" in handlers and (port != HTTP or service.destination_port != HTTPS):
+        rule = "handler redirect is for port 80 to port 443 only"
+    elif port not in (HTTP, HTTPS) and handlers != {"tls"}:
+        rule = f"port {port} must have handler tls and no other"
+    if rule:
+        raise invalid("services.handlers", f"breaks a rule: {rule}")
+    ordered = tuple(one for one in get_args(Handler) if one in handlers)
+    destination = service.destination_port or port
+    return msgspec.structs.replace(service, handlers=ordered, destination_port=destination)
+
+
+def _with_services(config: ServiceConfig, op: str, value: object) -> ServiceConfig:
+    if op == "del":
+        ports = set(msgspec.convert(value if isinstance(value, list) else [value], list[int]))
+        rest = [one for one in config.services if one.port not in ports]
+        return msgspec.structs.replace(config, services=checked_services(rest))
+    given = msgspec.convert(value if isinstance(value, list) else [value], list[Service])
+    if op == "add":
+        given = [*config.services, *given]
+    return msgspec.structs.replace(config, services=checked_services(given))
+
+
+def check_limits(config: ServiceConfig) -> None:
+    """Soft and hard limit: 1 to 65535, and in order."""
+    for field in ("soft_limit", "hard_limit"):
+        if not 1 <= getattr(config, field) <= 65535:
+            raise invalid(field, "must be 1 to 65535")
+    if config.soft_limit > config.hard_limit:
+        raise ItemError(Code.INVALID, "'soft_limit' must not be above 'hard_limit'")
+
+
+def _domain_of(name: str, *, own: bool) -> str:
+    """A label made of a group's name; a chosen one gets a suffix, being unique per owner only."""
+    label = "".join(letter if letter.isalnum() else "-" for letter in name.lower())[:50].strip("-")
+    return f"{label}-{random_name().rpartition('-')[2]}" if own else label

@@ -1,0 +1,173 @@
+"""What is kept of an instance beyond the store's columns: its configuration, and what became of it.
+
+Both are JSON documents in the store. A member that has its default is not written.
+"""
+
+from dataclasses import replace
+from enum import IntFlag
+from typing import Any, Literal
+
+import msgspec
+
+from torpor.store import InstanceRow, State
+
+RestartPolicy = Literal["never", "always", "on-failure"]
+Policy = Literal["off", "on", "idle"]
+Handler = Literal["tls", "http", "redirect"]
+Feature = Literal["delete-on-stop", "nested-virt"]
+
+
+class Model(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A document of the store; members that a newer version wrote are passed over."""
+
+
+class ScaleToZero(Model, frozen=True, forbid_unknown_fields=True):
+    """When an instance goes to standby by itself."""
+
+    policy: Policy = "off"
+    stateful: bool = False
+    cooldown_time_ms: int = 1000
+    notify_time_ms: int = 0
+
+
+class Service(Model, frozen=True, forbid_unknown_fields=True):
+    """A port of the proxy and where it leads in the instance."""
+
+    port: int
+    destination_port: int | None = None
+    protocol: Literal["tcp", "udp"] = "tcp"
+    ip: str | None = None
+    handlers: tuple[Handler, ...] = ()
+
+
+class Autokill(Model, frozen=True, forbid_unknown_fields=True):
+    """When something is deleted by itself; 0 is never."""
+
+    time_ms: int = 0
+    num_requests: int = 0
+
+
+class Config(Model, frozen=True):
+    """What was asked for."""
+
+    image: str = ""
+    image_digest: str = ""
+    """What the name meant when it was asked for; a tag that moves later changes nothing."""
+    memory_mb: int = 128
+    vcpus: int = 1
+    args: tuple[str, ...] | None = None
+    """None for the image's own command."""
+    env: dict[str, str] = {}
+    restart_policy: RestartPolicy = "never"
+    scale_to_zero: ScaleToZero | None = None
+    features: tuple[Feature, ...] = ()
+    annotations: dict[str, str] = {}
+    hostname: str = ""
+    delete_lock: bool = False
+    autokill: Autokill | None = None
+    sched_priority: Literal["normal", "medium", "high"] = "normal"
+    template: str = ""
+    """Uuid of the template whose memory the instance begins with."""
+    private_ip: str = ""
+
+
+class Lineage(Model, frozen=True):
+    """A checkpoint that a state descends from."""
+
+    uuid: str
+    name: str
+    created_ms: int
+
+
+class PendingUpdate(Model, frozen=True):
+    """A change that waits until the instance stops."""
+
+    prop: str
+    op: str
+    value: Any = None
+    status: Literal["pending", "failed"] = "pending"
+    error: str = ""
+
+
+class Facts(Model, frozen=True):
+    """What became of it. Times are milliseconds since 1970, 0 for never."""
+
+    start_count: int = 0
+    restart_count: int = 0
+    started_ms: int = 0
+    stopped_ms: int = 0
+    boot_time_us: int = 0
+    stop_reason: int | None = None
+    stop_code: int | None = None
+    exit_code: int | None = None
+    history: tuple[Lineage, ...] = ()
+    """Newest first."""
+    updates: tuple[PendingUpdate, ...] = ()
+    used_ms: int = 0
+    """When a template or checkpoint was last cloned."""
+
+
+class ServiceConfig(Model, frozen=True):
+    """What was asked for of a service group. Its domains are columns of the store."""
+
+    services: tuple[Service, ...] = ()
+    persistent: bool = False
+    soft_limit: int = 1
+    hard_limit: int = 65535
+    autokill: Autokill | None = None
+
+
+class StopReason(IntFlag):
+    """Who had a part in an instance's end."""
+
+    KERNEL = 1
+    APPLICATION = 2
+    PLATFORM = 4
+    USER = 8
+    FORCED = 16
+    SCALE_TO_ZERO = 32
+
+
+STOPPED_BY_USER = 15
+KILLED_FOR_USER = 13
+FORCED_BY_USER = 28
+SCALED_TO_ZERO = 39
+APPLICATION_EXIT = 3
+CRASH = 1
+LOST = 5
+"""The VM process was gone when torpord came back: kernel and platform, and no word of why."""
+NO_IMAGE = (4, 1)
+"""Stop reason and code of an instance whose image is not there."""
+OUT_OF_MEMORY = 0x000C7F04
+
+_config = msgspec.json.Decoder(Config)
+_facts = msgspec.json.Decoder(Facts)
+_service = msgspec.json.Decoder(ServiceConfig)
+encode = msgspec.json.Encoder().encode
+
+
+def config_of(document: bytes) -> Config:
+    """Reads an instance's configuration."""
+    return _config.decode(document)
+
+
+def with_documents(row: InstanceRow, config: Config, facts: Facts, state: State) -> InstanceRow:
+    """The row with these documents, and the columns that repeat something of them."""
+    return replace(
+        row,
+        state=state,
+        memory_mb=config.memory_mb,
+        vcpus=config.vcpus,
+        config=encode(config),
+        facts=encode(facts),
+    )
+
+
+def facts_of(document: bytes) -> Facts:
+    """Reads what became of an instance."""
+    return _facts.decode(document)
+
+
+def service_of(document: bytes) -> ServiceConfig:
+    """Reads a service group's configuration."""
+    return _service.decode(document)

@@ -1,0 +1,49 @@
+"""What Torpor keeps on disk about instances, services, owners and snapshots (docs/store.md)."""
+
+from torpor.store.errors import (
+    ConflictError,
+    DamagedError,
+    InUseError,
+    MissingError,
+    NameTakenError,
+    NoSpaceError,
+    QuotaError,
+    StoreError,
+)
+from torpor.store.instances import Page
+from torpor.store.records import (
+    InstanceRow,
+    Kind,
+    NewInstance,
+    NewService,
+    Owner,
+    ServiceRow,
+    Snapshot,
+    State,
+    Token,
+    Total,
+)
+from torpor.store.store import Store
+
+__all__ = [
+    "ConflictError",
+    "DamagedError",
+    "InUseError",
+    "InstanceRow",
+    "Kind",
+    "MissingError",
+    "NameTakenError",
+    "NewInstance",
+    "NewService",
+    "NoSpaceError",
+    "Owner",
+    "Page",
+    "QuotaError",
+    "ServiceRow",
+    "Snapshot",
+    "State",
+    "Store",
+    "StoreError",
+    "Token",
+    "Total",
+]

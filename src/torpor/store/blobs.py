@@ -1,0 +1,142 @@
+"""Large snapshots as files that are named by their SHA-256.
+
+    blobs/HH/HEX          the upper tier, HH being the first byte of HEX
+    LOWER/HH/HEX          the lower tier, a directory on a slower disk
+    blobs/staging/RANDOM  a file that is being written; swept at start
+    blobs/lock            flock: shared by a backup, exclusive while files are removed
+
+Order: content, fsync, rename, fsync of the directory, and only then the row that refers to it; in
+the other direction the row goes first. So a row always has its file, and a file without a row is
+rubbish that the next sweep removes.
+"""
+
+import fcntl
+import hashlib
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torpor.store.disk import Disk
+from torpor.store.errors import DamagedError, MissingError
+
+UPPER = "upper"
+LOWER = "lower"
+
+
+class BlobFiles:
+    """The files of one data directory. Methods block; call them outside the event loop."""
+
+    def __init__(
+        self, directory: Path, lower: Path | None = None, disk: Disk | None = None
+    ) -> None:
+        self.directory = directory
+        self.lower = lower
+        self._disk = disk or Disk()
+        self._writing: Counter[bytes] = Counter()
+        for root in (directory, lower):
+            if root is not None:
+                self._disk.make_directory(root)
+                self._disk.make_directory(root / "staging")
+                # An earlier process may have died between a mkdir and its fsync.
+                self._disk.sync_directory(root)
+
+    def path(self, digest: bytes, tier: str = UPPER) -> Path:
+        """Where a blob's file is, whether or not it exists."""
+        return self._root(tier) / digest.hex()[:2] / digest.hex()
+
+    @contextmanager
+    def put(self, data: bytes, tier: str = UPPER) -> Iterator[bytes]:
+        """Makes `data` durable as a file and gives its digest.
+
+        Until the `with` block ends the file is safe from `remove`, even before any row refers to
+        it: commit the row inside the block. Raises NoSpaceError.
+        """
+        digest = hashlib.sha256(data).digest()
+        self._writing[digest] += 1
+        try:
+            target = self.path(digest, tier)
+            if not target.exists():
+                self._disk.make_directory(target.parent)
+                staged = self._root(tier) / "staging" / secrets.token_hex(16)
+                self._disk.write_new(staged, data)
+                self._disk.rename(staged, target)
+            # Also when it was there: whoever made it may not have come as far as this.
+            self._disk.sync_directory(target.parent)
+            yield digest
+        finally:
+            self._writing[digest] -= 1
+            if not self._writing[digest]:
+                del self._writing[digest]
+
+    def read(self, digest: bytes, tier: str) -> bytes:
+        """A blob's content, checked. Raises MissingError or DamagedError."""
+        path = self.path(digest, tier)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise MissingError(
+                f"blob {digest.hex()} is missing from the {tier} tier: `torpor store check` "
+                "says what it belonged to; restore it from a backup"
+            ) from error
+        if hashlib.sha256(data).digest() != digest:
+            raise DamagedError(
+                f"{path}: content does not match its digest: it will not be run; restore a backup"
+            )
+        return data
+
+    def remove(self, digest: bytes, tier: str) -> None:
+        """Removes a file, unless it is being written or a backup is being made.
+
+        Call it where no row can come to refer to it meanwhile.
+        """
+        with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB) as locked:
+            if locked and not self._writing[digest]:
+                self._disk.unlink(self.path(digest, tier))
+
+    def files(self, tier: str) -> Iterator[tuple[bytes, Path]]:
+        """All files of a tier by digest; what has another name is not a blob."""
+        root = self._root(tier)
+        for directory in sorted(root.glob("[0-9a-f][0-9a-f]")):
+            for path in sorted(directory.iterdir()):
+                if len(path.name) == 64:
+                    yield bytes.fromhex(path.name), path
+
+    def sweep_staging(self) -> None:
+        """Removes what an earlier process left half-written. Only torpord itself may, at start."""
+        for tier in self.tiers():
+            for path in (self._root(tier) / "staging").iterdir():
+                self._disk.unlink(path)
+
+    def tiers(self) -> tuple[str, ...]:
+        """The tiers that this data directory has."""
+        return (UPPER,) if self.lower is None else (UPPER, LOWER)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """While this lasts no file is removed."""
+        with self._lock(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def _lock(self, operation: int) -> Iterator[bool]:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(self.directory / "lock", flags, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, operation)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
+
+    def _root(self, tier: str) -> Path:
+        if tier == LOWER:
+            if self.lower is None:
+                raise MissingError("no lower tier is configured, and a blob is in one: set it")
+            return self.lower
+        return self.directory

@@ -1,0 +1,119 @@
+"""`torpor store check`: every checksum and every reference, and what can be mended."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+
+from torpor.store.blobs import BlobFiles
+from torpor.store.instances import uuid_text
+
+
+def check(database: Path, files: BlobFiles, *, repair: bool = False) -> Iterator[str]:
+    """One line for each thing that is wrong, with what was done about it.
+
+    Without `repair` nothing is changed, and torpord may be running. With it torpord must not be:
+    wrong counters and tag indexes are made anew, and files that nothing refers to are removed.
+    Damaged content cannot be mended; the line says whose it is.
+    """
+    flags = apsw.SQLITE_OPEN_READWRITE if repair else apsw.SQLITE_OPEN_READONLY
+    connection = apsw.Connection(str(database), flags=flags)
+    connection.set_busy_timeout(10_000)
+    try:
+        yield from _database(connection)
+        yield from _inline(connection)
+        yield from _blobs(connection, files)
+        yield from _derived(connection, repair)
+        yield from _rubbish(connection, files, repair)
+    finally:
+        connection.close()
+
+
+def _database(connection: apsw.Connection) -> Iterator[str]:
+    for (message,) in connection.execute("PRAGMA integrity_check"):
+        if message != "ok":
+            yield f"database: {message}: restore a backup"
+    for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
+        yield f"database: row {row} of {table} refers to a row of {parent} that is not there"
+
+
+def _inline(connection: apsw.Connection) -> Iterator[str]:
+    for uuid, digest, content in connection.execute(
+        "SELECT i.uuid, s.digest, s.inline FROM snapshots s JOIN instances i "
+        "ON i.id = s.instance_id WHERE s.inline IS NOT NULL"
+    ):
+        if hashlib.sha256(content).digest() != digest:
+            yield f"instance {uuid_text(uuid)}: its snapshot is damaged: restore a backup"
+
+
+def _blobs(connection: apsw.Connection, files: BlobFiles) -> Iterator[str]:
+    for digest, size_bytes, tier in connection.execute(
+        "SELECT digest, size_bytes, tier FROM blobs"
+    ):
+        path = files.path(digest, tier) if tier in files.tiers() else None
+        if path is None:
+            problem = "is in a lower tier that is not configured"
+        elif not path.exists():
+            problem = "is missing"
+        elif path.stat().st_size != size_bytes or _digest(path) != digest:
+            problem = "is damaged"
+        else:
+            continue
+        users = connection.execute(
+            "SELECT i.uuid FROM snapshots s JOIN instances i ON i.id = s.instance_id "
+            "WHERE s.blob = ?",
+            (digest,),
+        )
+        whose = ", ".join(uuid_text(uuid) for (uuid,) in users) or "nothing"
+        yield f"blob {digest.hex()} {problem}; used by {whose}: restore it from a backup"
+
+
+def _derived(connection: apsw.Connection, repair: bool) -> Iterator[str]:
+    real = (
+        "SELECT owner_id, kind, state, count(*), sum(memory_mb), sum(vcpus) FROM instances "
+        "GROUP BY owner_id, kind, state"
+    )
+    kept = "SELECT * FROM totals WHERE instances <> 0 OR memory_mb <> 0 OR vcpus <> 0"
+    if connection.execute(f"{real} EXCEPT {kept}").fetchall() or (
+        connection.execute(f"{kept} EXCEPT {real}").fetchall()
+    ):
+        yield "the counters of instances are wrong" + _mended(repair)
+        if repair:
+            with connection:
+                connection.execute("DELETE FROM totals")
+                connection.execute(f"INSERT INTO totals {real}")
+    real = (
+        "SELECT i.owner_id, i.kind, t.value, i.created_ms, i.id FROM instances i, "
+        "json_each(i.tags) t WHERE i.tags <> ''"
+    )
+    kept = "SELECT * FROM instance_tags"
+    if connection.execute(f"{real} EXCEPT {kept}").fetchall() or (
+        connection.execute(f"{kept} EXCEPT {real}").fetchall()
+    ):
+        yield "the index of tags is wrong" + _mended(repair)
+        if repair:
+            with connection:
+                connection.execute("DELETE FROM instance_tags")
+                connection.execute(f"INSERT INTO instance_tags {real}")
+
+
+def _rubbish(connection: apsw.Connection, files: BlobFiles, repair: bool) -> Iterator[str]:
+    for tier in files.tiers():
+        for digest, path in files.files(tier):
+            found = connection.execute(
+                "SELECT 1 FROM blobs WHERE digest = ? AND tier = ?", (digest, tier)
+            )
+            if found.fetchone() is None:
+                yield f"nothing refers to {path}" + _mended(repair)
+                if repair:
+                    path.unlink()
+
+
+def _mended(repair: bool) -> str:
+    return ": mended" if repair else ": `torpor store check --repair` mends it"
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

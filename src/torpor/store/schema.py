@@ -1,0 +1,172 @@
+"""The tables, as an ordered list of migrations. `PRAGMA user_version` counts how many were applied.
+
+A migration that was released is never edited: a new one is appended. Times are milliseconds since
+1970, uuids are their 16 bytes, documents are JSON whose shape belongs to the layers above.
+"""
+
+from typing import get_args
+
+import apsw
+
+from torpor.store.errors import DamagedError
+from torpor.store.records import State
+
+STATES: tuple[str, ...] = get_args(State)
+
+_FIRST = f"""
+CREATE TABLE owners(
+    id INTEGER PRIMARY KEY,
+    uuid BLOB NOT NULL UNIQUE CHECK(length(uuid) = 16),
+    name TEXT NOT NULL UNIQUE,
+    quotas BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE tokens(
+    id INTEGER PRIMARY KEY,
+    uuid BLOB NOT NULL UNIQUE CHECK(length(uuid) = 16),
+    owner_id INTEGER NOT NULL REFERENCES owners ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    hash BLOB NOT NULL UNIQUE CHECK(length(hash) = 32),
+    scopes TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    expires_ms INTEGER,
+    UNIQUE(owner_id, name)
+) STRICT;
+
+CREATE TABLE services(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid BLOB NOT NULL UNIQUE CHECK(length(uuid) = 16),
+    owner_id INTEGER NOT NULL REFERENCES owners,
+    name TEXT NOT NULL,
+    revision INTEGER NOT NULL DEFAULT 1,
+    created_ms INTEGER NOT NULL,
+    ports INTEGER NOT NULL,
+    document BLOB NOT NULL,
+    UNIQUE(owner_id, name)
+) STRICT;
+CREATE INDEX services_in_order ON services(owner_id, created_ms, id);
+
+CREATE TABLE domains(
+    fqdn TEXT PRIMARY KEY,
+    service_id INTEGER NOT NULL REFERENCES services ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+CREATE INDEX domains_of_service ON domains(service_id);
+
+-- AUTOINCREMENT: an id is never used twice, so that a log or a snapshot that is late cannot land
+-- with a later instance.
+CREATE TABLE instances(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid BLOB NOT NULL UNIQUE CHECK(length(uuid) = 16),
+    owner_id INTEGER NOT NULL REFERENCES owners,
+    kind TEXT NOT NULL CHECK(kind IN ('instance', 'template', 'checkpoint')),
+    name TEXT NOT NULL,
+    state TEXT NOT NULL CHECK(state IN {STATES}),
+    revision INTEGER NOT NULL DEFAULT 1,
+    generation INTEGER NOT NULL DEFAULT 0,
+    memory_mb INTEGER NOT NULL,
+    vcpus INTEGER NOT NULL,
+    service_id INTEGER REFERENCES services,
+    created_ms INTEGER NOT NULL,
+    tags TEXT NOT NULL,
+    config BLOB NOT NULL,
+    facts BLOB NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX instances_by_name ON instances(owner_id, kind, name);
+CREATE INDEX instances_in_order ON instances(owner_id, kind, created_ms, id);
+CREATE INDEX instances_by_state ON instances(owner_id, kind, state, created_ms, id);
+CREATE INDEX instances_of_service ON instances(service_id, id) WHERE service_id IS NOT NULL;
+CREATE INDEX instances_in_motion ON instances(id)
+    WHERE state IN ('starting', 'running', 'draining', 'stopping');
+
+-- An index of instances.tags that lists the instances of a tag in their order.
+CREATE TABLE instance_tags(
+    owner_id INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    tag TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    instance_id INTEGER NOT NULL REFERENCES instances ON DELETE CASCADE,
+    PRIMARY KEY(owner_id, kind, tag, created_ms, instance_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tags_of_instance ON instance_tags(instance_id);
+
+-- How many there are, without counting: kept by triggers, so that it cannot be forgotten.
+CREATE TABLE totals(
+    owner_id INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    instances INTEGER NOT NULL,
+    memory_mb INTEGER NOT NULL,
+    vcpus INTEGER NOT NULL,
+    PRIMARY KEY(owner_id, kind, state)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER count_insert AFTER INSERT ON instances BEGIN
+    INSERT INTO totals VALUES(new.owner_id, new.kind, new.state, 1, new.memory_mb, new.vcpus)
+    ON CONFLICT DO UPDATE SET instances = instances + 1,
+        memory_mb = memory_mb + new.memory_mb, vcpus = vcpus + new.vcpus;
+END;
+CREATE TRIGGER count_delete AFTER DELETE ON instances BEGIN
+    UPDATE totals SET instances = instances - 1,
+        memory_mb = memory_mb - old.memory_mb, vcpus = vcpus - old.vcpus
+    WHERE owner_id = old.owner_id AND kind = old.kind AND state = old.state;
+END;
+CREATE TRIGGER count_update AFTER UPDATE OF kind, state, memory_mb, vcpus ON instances
+    WHEN old.kind IS NOT new.kind OR old.state IS NOT new.state
+        OR old.memory_mb IS NOT new.memory_mb OR old.vcpus IS NOT new.vcpus BEGIN
+    UPDATE totals SET instances = instances - 1,
+        memory_mb = memory_mb - old.memory_mb, vcpus = vcpus - old.vcpus
+    WHERE owner_id = old.owner_id AND kind = old.kind AND state = old.state;
+    INSERT INTO totals VALUES(new.owner_id, new.kind, new.state, 1, new.memory_mb, new.vcpus)
+    ON CONFLICT DO UPDATE SET instances = instances + 1,
+        memory_mb = memory_mb + new.memory_mb, vcpus = vcpus + new.vcpus;
+END;
+
+CREATE TABLE blobs(
+    digest BLOB PRIMARY KEY CHECK(length(digest) = 32),
+    size_bytes INTEGER NOT NULL,
+    tier TEXT NOT NULL CHECK(tier IN ('upper', 'lower')),
+    used_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX blobs_by_age ON blobs(tier, used_ms);
+
+-- The last committed state of an instance; a large one is a file that `blobs` describes.
+CREATE TABLE snapshots(
+    instance_id INTEGER PRIMARY KEY REFERENCES instances ON DELETE CASCADE,
+    generation INTEGER NOT NULL,
+    created_ms INTEGER NOT NULL,
+    base TEXT NOT NULL,
+    mac BLOB NOT NULL,
+    digest BLOB NOT NULL CHECK(length(digest) = 32),
+    size_bytes INTEGER NOT NULL,
+    inline BLOB,
+    blob BLOB REFERENCES blobs,
+    CHECK((inline IS NULL) <> (blob IS NULL))
+) STRICT;
+CREATE INDEX snapshots_of_blob ON snapshots(blob) WHERE blob IS NOT NULL;
+
+CREATE TABLE logs(
+    instance_id INTEGER NOT NULL REFERENCES instances ON DELETE CASCADE,
+    start INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY(instance_id, start)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST,)
+
+
+def migrate(connection: apsw.Connection) -> None:
+    """Brings a database up to this version, each migration in a transaction of its own.
+
+    Raises DamagedError if the database was written by a newer version.
+    """
+    applied = connection.pragma("user_version")
+    assert isinstance(applied, int)  # noqa: S101 -- what SQLite documents
+    if applied > len(MIGRATIONS):
+        raise DamagedError(
+            f"the database has version {applied}, and this torpor knows up to {len(MIGRATIONS)}: "
+            "use the newer torpor, or restore a backup"
+        )
+    for number, script in enumerate(MIGRATIONS[applied:], applied + 1):
+        with connection:
+            connection.execute(script)
+            connection.pragma("user_version", number)

@@ -1,0 +1,166 @@
+"""Service groups and the domains that lead to them."""
+
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import apsw
+
+from torpor.store.database import Database
+from torpor.store.errors import ConflictError, InUseError, MissingError, NameTakenError, QuotaError
+from torpor.store.instances import uuid_bounds, uuid_text
+from torpor.store.records import NewService, ServiceRow
+
+_COLUMNS = "s.id, s.uuid, s.owner_id, s.name, s.revision, s.created_ms, s.document"
+
+
+class Services:
+    """The services and domains tables."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, owner_id: int, new: NewService, quota: int | None = None) -> ServiceRow:
+        """Records a service group. Raises NameTakenError (also for a domain) or QuotaError."""
+
+        def change(connection: apsw.Connection) -> ServiceRow:
+            sql = "SELECT count(*) FROM services WHERE owner_id = ?"
+            if quota is not None and connection.execute(sql, (owner_id,)).get >= quota:
+                raise QuotaError(f"Quota of {quota} service groups exceeded")
+            try:
+                connection.execute(
+                    "INSERT INTO services(uuid, owner_id, name, created_ms, ports, document) "
+                    "VALUES(?,?,?,?,?,?)",
+                    (UUID(new.uuid).bytes, owner_id, new.name, new.created_ms, new.ports,
+                     new.document),
+                )  # fmt: skip
+            except apsw.ConstraintError as error:
+                raise NameTakenError(
+                    f"A service group with the name '{new.name}' already exists"
+                ) from error
+            id_ = connection.last_insert_rowid()
+            _set_domains(connection, id_, new.domains)
+            return ServiceRow(
+                id_, new.uuid, owner_id, new.name, 1, new.created_ms, new.domains, new.document
+            )
+
+        return await self._database.write(change)
+
+    def find(self, owner_id: int, *, uuid: str = "", name: str = "") -> ServiceRow:
+        """The one of this uuid or name. Raises MissingError."""
+        value: object
+        if uuid:
+            try:
+                where, value = "s.uuid = ?", UUID(uuid).bytes
+            except ValueError as error:
+                raise MissingError(f"Invalid uuid '{uuid}'") from error
+        else:
+            where, value = "s.name = ?", name
+        sql = f"SELECT {_COLUMNS} FROM services s WHERE s.owner_id = ? AND {where}"
+        found = self._database.reader.execute(sql, (owner_id, value)).fetchone()
+        if found is None:
+            what = f"uuid '{uuid}'" if uuid else f"name '{name}'"
+            raise MissingError(f"No service group with {what}")
+        return self._row(found)
+
+    def matching(self, owner_id: int, text: str) -> list[tuple[str, str]]:
+        """Uuid and name of the one of this name, else of up to two whose uuid begins so."""
+        sql = "SELECT uuid, name FROM services WHERE owner_id = ? AND name = ?"
+        found: list[Any] = self._database.reader.execute(sql, (owner_id, text)).fetchall()
+        bounds = uuid_bounds(text)
+        if not found and bounds is not None:
+            sql = (
+                "SELECT uuid, name FROM services "
+                "WHERE uuid BETWEEN ? AND ? AND owner_id = ? LIMIT 2"
+            )
+            found = self._database.reader.execute(sql, (*bounds, owner_id)).fetchall()
+        return [(uuid_text(uuid), name) for uuid, name in found]
+
+    def by_id(self, service_id: int) -> ServiceRow | None:
+        """The one of this id, or None."""
+        sql = f"SELECT {_COLUMNS} FROM services s WHERE s.id = ?"
+        found = self._database.reader.execute(sql, (service_id,)).fetchone()
+        return None if found is None else self._row(found)
+
+    def by_domain(self, fqdn: str) -> ServiceRow | None:
+        """The one that a host name leads to, whoever owns it, or None."""
+        sql = (
+            f"SELECT {_COLUMNS} FROM domains d JOIN services s ON s.id = d.service_id "
+            "WHERE d.fqdn = ?"
+        )
+        found = self._database.reader.execute(sql, (fqdn,)).fetchone()
+        return None if found is None else self._row(found)
+
+    def page(
+        self, owner_id: int, *, start: str = "", count: int = 0, descending: bool = False
+    ) -> list[ServiceRow]:
+        """A part of the owner's service groups in the order of creation."""
+        conditions, values = "s.owner_id = ?", [owner_id]
+        if start:
+            try:
+                first = self.find(owner_id, uuid=start)
+            except MissingError:
+                return []
+            compare = "<=" if descending else ">="
+            conditions += f" AND (s.created_ms, s.id) {compare} (?, ?)"
+            values += [first.created_ms, first.id]
+        direction = "DESC" if descending else "ASC"
+        sql = (
+            f"SELECT {_COLUMNS} FROM services s WHERE {conditions} "
+            f"ORDER BY s.created_ms {direction}, s.id {direction} LIMIT ?"
+        )
+        rows = self._database.reader.execute(sql, [*values, count or -1])
+        return [self._row(found) for found in rows]
+
+    def totals(self, owner_id: int) -> tuple[int, int]:
+        """How many service groups and how many ports the owner has."""
+        found = self._database.reader.execute(
+            "SELECT count(*), total(ports) FROM services WHERE owner_id = ?", (owner_id,)
+        ).fetchone()
+        return (int(found[0]), int(found[1])) if found else (0, 0)
+
+    async def update(self, row: ServiceRow, ports: int) -> ServiceRow:
+        """Writes a row back with its domains. Raises ConflictError or NameTakenError."""
+
+        def change(connection: apsw.Connection) -> ServiceRow:
+            connection.execute(
+                "UPDATE services SET document=?, ports=?, revision=revision+1 "
+                "WHERE id=? AND revision=?",
+                (row.document, ports, row.id, row.revision),
+            )
+            if connection.changes() != 1:
+                raise ConflictError(f"service group '{row.name}' changed meanwhile, or is gone")
+            connection.execute("DELETE FROM domains WHERE service_id = ?", (row.id,))
+            _set_domains(connection, row.id, row.domains)
+            return replace(row, revision=row.revision + 1)
+
+        return await self._database.write(change)
+
+    async def remove(self, row: ServiceRow) -> None:
+        """Removes a service group. Raises InUseError while instances are attached to it."""
+
+        def change(connection: apsw.Connection) -> None:
+            try:
+                connection.execute("DELETE FROM services WHERE id = ?", (row.id,))
+            except apsw.ConstraintError as error:
+                raise InUseError(
+                    f"Service group '{row.name}' has instances: delete them first"
+                ) from error
+
+        await self._database.write(change)
+
+    def _row(self, found: Any) -> ServiceRow:
+        id_, uuid, owner_id, name, revision, created_ms, document = found
+        sql = "SELECT fqdn FROM domains WHERE service_id = ? ORDER BY fqdn"
+        domains = tuple(fqdn for (fqdn,) in self._database.reader.execute(sql, (id_,)))
+        return ServiceRow(
+            id_, uuid_text(uuid), owner_id, name, revision, created_ms, domains, document
+        )
+
+
+def _set_domains(connection: apsw.Connection, service_id: int, domains: tuple[str, ...]) -> None:
+    for fqdn in domains:
+        try:
+            connection.execute("INSERT INTO domains VALUES(?, ?)", (fqdn, service_id))
+        except apsw.ConstraintError as error:
+            raise NameTakenError(f"The domain '{fqdn}' is in use by another service") from error

@@ -1,0 +1,58 @@
+"""The store: all that torpord keeps on disk, and the only door to it.
+
+Nothing above this package knows that it is SQLite, or a local file.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from torpor.store.blobs import BlobFiles
+from torpor.store.database import Database
+from torpor.store.disk import Disk
+from torpor.store.errors import StoreError
+from torpor.store.instances import Instances
+from torpor.store.logs import Logs
+from torpor.store.owners import Owners
+from torpor.store.records import InstanceRow
+from torpor.store.services import Services
+from torpor.store.snapshots import Snapshots
+
+
+class Store:
+    """An open store. Reads answer at once; changes are awaited and then durable."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        lower: Path | None = None,
+        vfs: str | None = None,
+        disk: Disk | None = None,
+        synchronous: Literal["FULL", "OFF"] = "FULL",
+    ) -> None:
+        self._files = BlobFiles(data_dir / "blobs", lower, disk)
+        self._database = Database(data_dir / "torpor.db", vfs=vfs, synchronous=synchronous)
+        self.owners = Owners(self._database)
+        self.instances = Instances(self._database)
+        self.services = Services(self._database)
+        self.snapshots = Snapshots(self._database, self._files)
+        self.logs = Logs(self._database)
+
+    def close(self) -> None:
+        """Closes it, after what is under way is committed."""
+        self._database.close()
+
+    async def remove_instances(self, rows: Sequence[InstanceRow]) -> list[StoreError | None]:
+        """Removes instances and everything that was kept for them, large snapshots included."""
+        found = [self.snapshots.find(row.id) for row in rows]
+        digests = [one.digest for one in found if one is not None and one.tier is not None]
+        answers = await self.instances.remove(rows)
+        if digests:
+            await self.snapshots.drop_unreferenced(digests)
+        return answers
+
+    async def clean_up(self) -> None:
+        """Removes what an earlier process left half-done. Once, at start."""
+        self._files.sweep_staging()
+        await self.snapshots.drop_unreferenced()

@@ -1,0 +1,99 @@
+"""The command line, as processes, against a server."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness import REPOSITORY
+from torpor.api.service import Service
+
+pytestmark = pytest.mark.anyio
+TORPOR = REPOSITORY / ".venv" / "bin" / "torpor"
+
+
+async def torpor(data_dir: Path, *words: str, status: int = 0, **env: str) -> str:
+    def call() -> "subprocess.CompletedProcess[str]":
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("UKC_")}
+        return subprocess.run(
+            [TORPOR, "--data", data_dir, *words],
+            env={**clean, **env},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    done = await asyncio.to_thread(call)
+    assert done.returncode == status, done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+async def test_a_session(server: Service, data_dir: Path) -> None:
+    assert server
+    made = json.loads(
+        await torpor(data_dir, "instance", "create", "web", "-n", "a", "--start", "-o", "json")
+    )
+    prefix = made[0]["uuid"][:8]
+    assert "a running" in await torpor(data_dir, "instance", "wait", prefix)
+    await torpor(data_dir, "instance", "create", "web", "-n", "b", "-e", "K=V")
+    assert "a running -> standby" in await torpor(data_dir, "instance", "suspend", "a")
+    listed = await torpor(data_dir, "instance", "list", "--state", "standby", "-o", "yaml")
+    assert "name: a" in listed
+    assert "name: b" not in listed
+    assert await torpor(data_dir, "instance", "logs", "a") == "life 1 of a\n"
+    assert "1 standby" in await torpor(data_dir, "status")
+    refused = await torpor(data_dir, "instance", "rm", "-y", "a", "nobody", status=125)
+    assert refused == "torpor: No instance is 'nobody'\n"
+    removed = await torpor(data_dir, "instance", "rm", "-y", "a", "b")
+    assert removed == "a removed\nb removed\n"
+
+
+async def test_services_tokens_quotas_and_deploy(server: Service, data_dir: Path) -> None:
+    assert server
+    await torpor(data_dir, "service", "create", "api", "-p", "443:8080", "-d", "api.test.")
+    assert "api.test" in await torpor(data_dir, "service", "list")
+    url = await torpor(data_dir, "deploy", "web", "-p", "443:8080", "-n", "app")
+    assert url.startswith("https://")
+    assert url.strip().endswith(".localhost")
+    token = (await torpor(data_dir, "token", "create", "ci", "--scope", "read")).strip()
+    environment = {"UKC_METRO": server.endpoint, "UKC_TOKEN": token}
+    assert "app" in await torpor(data_dir, "instance", "list", **environment)
+    refused = await torpor(data_dir, "instance", "stop", "app", status=125, **environment)
+    assert "lacks the scope 'write'" in refused
+    await torpor(data_dir, "quota", "set", "default", "instances=1")
+    over = await torpor(data_dir, "instance", "create", "web", status=1)
+    assert "Quota of 1 instances exceeded" in over
+
+
+async def test_no_token_goes_to_a_proxy_of_the_environment(server: Service, data_dir: Path) -> None:
+    assert server
+    with socket.socket() as trap:
+        trap.bind(("127.0.0.1", 0))
+        trap.listen()
+        trap.setblocking(False)
+        proxy = f"http://127.0.0.1:{trap.getsockname()[1]}"
+        names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy")
+        await torpor(data_dir, "instance", "list", **dict.fromkeys(names, proxy))
+        with pytest.raises(BlockingIOError):
+            trap.accept()
+
+
+async def test_up_and_down(tmp_path: Path) -> None:
+    """In the background: a killed torpord is started again, and `down` ends both."""
+    said = await torpor(tmp_path, "up", "--listen", "127.0.0.1:0")
+    assert said.startswith("api http://127.0.0.1:")
+    pid = int((tmp_path / "run" / "torpord.lock").read_text())
+    again = await torpor(tmp_path, "up", "--listen", "127.0.0.1:0", status=125)
+    assert f"torpord runs already on {tmp_path} (process {pid})" in again
+    os.kill(pid, 9)
+    async with asyncio.timeout(120):
+        while (tmp_path / "run" / "torpord.lock").read_text() in ("", f"{pid}\n"):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    await torpor(tmp_path, "down")
+    assert "no server runs" in await torpor(tmp_path, "down", status=125)
+    assert await torpor(tmp_path, "store", "check") == ""

@@ -1,0 +1,185 @@
+"""CPython's own regression tests, in a microVM and natively, case by case.
+
+A module is run until each of its cases has an outcome: a case that takes too long or ends the
+process has that as its outcome, and the module goes on behind it in a new VM. Outcomes are kept in
+build/conformance/cpython/, a file for each module and side, so that an interrupted run goes on
+where it was; natively they are kept until the root file system changes, in the guest until the
+binary changes.
+"""
+
+import hashlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.harness import DEFAULT_ENVIRONMENT, REPOSITORY, TORPOR, native_command
+from tests.rootfs.build import SCRIPTS, root_image
+from tests.rootfs.lock import read_lock
+
+ROOT = "cpython-tests"
+KEPT = REPOSITORY / "build" / "conformance" / "cpython"
+CASE_LIMIT_S = 60.0
+MEMORY = "1G"
+
+MODULES = (
+    "test_os", "test_posix", "test_posixpath", "test_signal", "test_threadsignals", "test_eintr",
+    "test_subprocess", "test_popen", "test_fork1", "test_wait3", "test_wait4", "test_threading",
+    "test_thread", "test_threading_local", "test_threadedtempfile", "test_faulthandler",
+    "test_multiprocessing_fork", "test_multiprocessing_spawn", "test_multiprocessing_main_handling",
+    "test_concurrent_futures", "test_queue", "test_asyncio", "test_socket", "test_socketserver",
+    "test_select", "test_poll", "test_epoll", "test_selectors", "test_mmap", "test_tempfile",
+    "test_shutil", "test_pathlib", "test_glob", "test_stat", "test_io", "test_file", "test_fileio",
+    "test_pty", "test_openpty", "test_ioctl", "test_time", "test_fcntl", "test_resource",
+    "test_sqlite3", "test_ssl", "test_httplib", "test_httpservers", "test_http_cookiejar",
+    "test_wsgiref", "test_mailbox", "test_tarfile", "test_zipfile", "test_pwd", "test_grp",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a case: `passed`, `failed`, `skipped`, `timed out` or `crashed`."""
+
+    word: str
+    reason: str = ""
+
+
+Outcomes = dict[str, Outcome]
+
+
+def guest_command(module: str) -> list[str | Path]:
+    return [
+        TORPOR, "vm", "run", "-i", "--memory", MEMORY, root_image(ROOT),
+        "python3", "/srv/cases.py", module,
+    ]  # fmt: skip
+
+
+def natively_command(module: str) -> list[str | Path]:
+    return native_command(ROOT, "python3", "/srv/cases.py", module, alone=True)
+
+
+class Run:
+    """One run of a module on one side, until it ends or a case has taken too long."""
+
+    def __init__(self, command: list[str | Path], done: Outcomes, only: list[str] | None) -> None:
+        self.outcomes: Outcomes = {}
+        self.running: str | None = None
+        self.finished = False
+        self.timed_out = False
+        self.log = b""
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                env=DEFAULT_ENVIRONMENT, start_new_session=True,
+            )  # fmt: skip
+            try:
+                self._feed(process, json.dumps({"done": sorted(done), "only": only}).encode())
+                self._follow(process)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+            log.seek(0)
+            self.log = log.read()
+        self.status = process.returncode
+        if self.running is not None:
+            word = "timed out" if self.timed_out else "crashed"
+            self.outcomes[self.running] = Outcome(word, self._last_words())
+
+    @staticmethod
+    def _feed(process: subprocess.Popen[bytes], wanted: bytes) -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(wanted)
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        process.stdin = None
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        descriptor = process.stdout.fileno()
+        rest = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            until_s = time.monotonic() + CASE_LIMIT_S
+            while not self.finished:
+                if not selector.select(max(0.0, until_s - time.monotonic())):
+                    self.timed_out = True
+                    return
+                chunk = os.read(descriptor, 65536)
+                if not chunk:
+                    process.wait()
+                    return
+                until_s = time.monotonic() + CASE_LIMIT_S
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            case, word, *reason = json.loads(line)
+        except ValueError:  # a test's own, written past standard output
+            return
+        if case is None:
+            self.finished = True
+        elif word == "started":
+            self.running = case
+        else:
+            self.outcomes[case] = Outcome(word, *reason)
+            if case == self.running:
+                self.running = None
+
+    def _last_words(self) -> str:
+        lines = [line for line in self.log.decode(errors="replace").splitlines() if line.strip()]
+        panics = [line for line in lines if "panic" in line.lower()]
+        return (panics or lines or [""])[-1][:300]
+
+
+def identity(side: str) -> str:
+    """Changes when outcomes of `side` may: with the tests' packages, and the guest's binary."""
+    lock = read_lock()
+    packages = {name: lock.debian[name].version for name in lock.roots[ROOT]}
+    digest = hashlib.sha256(json.dumps(packages, sort_keys=True).encode())
+    digest.update((SCRIPTS / ROOT / "cases.py").read_bytes())
+    if side == "guest":
+        digest.update((TORPOR.parent / "torpor-vmm").read_bytes())
+    return digest.hexdigest()
+
+
+def run_module(module: str, side: str, only: list[str] | None = None) -> Outcomes:
+    """The outcomes of the cases of `module` on `side` (`native` or `guest`), kept ones reused."""
+    folder = KEPT / side
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, log = folder / f"{module}.json", folder / f"{module}.log"
+    current = identity(side)
+    done: Outcomes = {}
+    if only is None and kept.exists():
+        stored = json.loads(kept.read_text())
+        if stored["identity"] == current:
+            done = {case: Outcome(**fields) for case, fields in stored["outcomes"].items()}
+            if stored["finished"]:
+                return done
+    if not done:
+        log.unlink(missing_ok=True)
+    command = guest_command(module) if side == "guest" else natively_command(module)
+    while True:
+        run = Run(command, done, only)
+        done |= run.outcomes
+        finished = run.finished or not run.outcomes
+        if only is None:
+            with log.open("ab") as file:
+                file.write(run.log)
+            stored = {
+                "identity": current,
+                "finished": finished,
+                "outcomes": {case: asdict(outcome) for case, outcome in done.items()},
+            }
+            kept.write_text(json.dumps(stored, indent=1))
+        if finished:
+            return done

@@ -1,0 +1,233 @@
+"""Transitions, restarts, adoption and what is kept when things go wrong."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.controller.conftest import FAST
+from tests.fake_vm import FakeHost, FakeVm
+from torpor.controller import Controller, ItemError
+from torpor.controller.model import facts_of
+from torpor.controller.requests import CreateInstance
+from torpor.controller.restart import Backoff, wants_restart
+from torpor.controller.vm import Exit, Found, Machine
+from torpor.store import InstanceRow, Owner, Store
+
+pytestmark = pytest.mark.anyio
+
+
+async def make(controller: Controller, owner: Owner, **spec: object) -> InstanceRow:
+    request = CreateInstance(image="web", **spec)  # type: ignore[arg-type]
+    (row,) = await controller.create(owner, [request])
+    assert isinstance(row, InstanceRow), row
+    return row
+
+
+async def running(controller: Controller, owner: Owner, **spec: object) -> InstanceRow:
+    row = await make(controller, owner, autostart=True, **spec)
+    assert await controller.wait(row, "running", 30) == ("running", True)
+    return row
+
+
+def current(controller: Controller, row: InstanceRow) -> InstanceRow:
+    found = controller.store.instances.by_id(row.id)
+    assert found is not None
+    return found
+
+
+async def test_a_wake_writes_nothing(controller: Controller, owner: Owner, host: FakeHost) -> None:
+    row = await running(controller, owner)
+    await controller.lifecycle.suspend(row, "api")
+    asleep = current(controller, row)
+    await controller.start(owner, asleep)
+    assert await controller.wait(row, "running", 30) == ("running", True)
+    assert current(controller, row) == asleep
+    assert controller.lifecycle.state(asleep) == "running"
+    assert host.running[row.uuid].memory == {"lives": 2}
+
+
+async def test_a_lost_process_falls_back_to_the_last_generation(
+    controller: Controller, owner: Owner, host: FakeHost
+) -> None:
+    row = await running(controller, owner)
+    await controller.lifecycle.suspend(row, "api")
+    await controller.start(owner, row)
+    await controller.wait(row, "running", 30)
+    host.running[row.uuid].end(Exit("lost"))
+    assert await controller.wait(row, "standby", 30) == ("standby", True)
+    assert facts_of(current(controller, row).facts).stop_reason == 5
+    await controller.start(owner, row)
+    await controller.wait(row, "running", 30)
+    assert host.running[row.uuid].memory == {"lives": 2}, "from generation 1 again"
+
+
+async def test_a_lost_process_without_a_generation_is_stopped(
+    controller: Controller, owner: Owner, host: FakeHost
+) -> None:
+    row = await running(controller, owner)
+    host.running[row.uuid].end(Exit("lost"))
+    assert await controller.wait(row, "stopped", 30) == ("stopped", True)
+
+
+async def test_a_program_that_does_not_mind_is_forced(
+    controller: Controller, owner: Owner, host: FakeHost
+) -> None:
+    host.stuck = True
+    row = await running(controller, owner)
+    assert await controller.lifecycle.stop(row, force=False) == ("running", "stopping")
+    with pytest.raises(ItemError, match="Cannot suspend an instance in state 'stopping'"):
+        await controller.lifecycle.suspend(row, "api")
+    with pytest.raises(ItemError, match="Cannot start an instance in state 'stopping'"):
+        await controller.start(owner, row)
+    await controller.lifecycle.stop(row, force=True)
+    assert await controller.wait(row, "stopped", 30) == ("stopped", True)
+    assert facts_of(current(controller, row).facts).stop_reason == 28
+
+
+async def test_starts_at_once_start_one_vm(
+    controller: Controller, owner: Owner, host: FakeHost
+) -> None:
+    row = await make(controller, owner)
+    await asyncio.gather(*(controller.start(owner, row) for _ in range(20)))
+    assert list(host.running) == [row.uuid]
+    assert facts_of(current(controller, row).facts).start_count == 1
+
+
+async def test_a_start_that_fails_leaves_it_stopped(controller: Controller, owner: Owner) -> None:
+    row = await make(controller, owner, env={"FAKE_FAIL": "start"})
+    with pytest.raises(ItemError, match="the fake cannot start"):
+        await controller.start(owner, row)
+    assert controller.lifecycle.state(current(controller, row)) == "stopped"
+
+
+async def test_delete_ends_what_runs(controller: Controller, owner: Owner, host: FakeHost) -> None:
+    row = await running(controller, owner)
+    assert await controller.delete(row) == "running"
+    assert not host.running
+    assert controller.store.instances.by_id(row.id) is None
+    assert controller.lifecycle.all_live() == []
+
+
+async def test_a_restart_gives_up_when_stopped(
+    controller: Controller, owner: Owner, host: FakeHost
+) -> None:
+    row = await running(controller, owner, restart_policy="on-failure")
+    host.running[row.uuid].end(Exit("exit", 0))
+    assert await controller.wait(row, "stopped", 30) == ("stopped", True)
+    assert controller.lifecycle.live(row.id) is None, "a clean exit is no failure"
+    await controller.start(owner, row)
+    await controller.wait(row, "running", 30)
+    host.running[row.uuid].end(Exit("crash"))
+    await host.next_start(row.uuid)
+    await controller.lifecycle.stop(row, force=True)
+    await controller.wait(row, "stopped", 30)
+    assert controller.lifecycle.live(row.id) is None
+
+
+@pytest.mark.parametrize("generation", [0, 1], ids=["its own generation", "another generation"])
+async def test_adoption(store: Store, owner: Owner, tmp_path: Path, generation: int) -> None:
+    first_host = FakeHost()
+    first = Controller(tmp_path, store, first_host, backoff=FAST)
+    await first.open()
+    kept = await running(first, owner)
+    lost = await running(first, owner)
+    await asyncio.sleep(0)
+    while current(first, kept).state != "running":  # noqa: ASYNC110 -- written in the background
+        await asyncio.sleep(0.01)
+    vm = first_host.running[kept.uuid]
+    await first.close()
+
+    second_host = FakeHost()
+    second_host.left_over = [Found(kept.uuid, generation, vm)]
+    second = Controller(tmp_path, store, second_host, backoff=FAST)
+    await second.open()
+    try:
+        adopted = generation == 0
+        assert second.lifecycle.state(current(second, kept)) == (
+            "running" if adopted else "stopped"
+        )
+        assert vm.alive is adopted
+        assert second.lifecycle.state(current(second, lost)) == "stopped"
+        assert facts_of(current(second, lost).facts).stop_reason == 5
+        if adopted:
+            await second.lifecycle.suspend(kept, "api")
+            assert current(second, kept).generation == 1
+    finally:
+        await second.close()
+
+
+async def test_nobody_elses_process_is_adopted(store: Store, owner: Owner, tmp_path: Path) -> None:
+    assert owner
+    host = FakeHost()
+    machine = Machine(
+        "5f0c9f57-6b0c-4c53-9d38-2f2a5a3b9d11", "x", "o", "h", 1, Path(), (), {}, "", ""
+    )
+    listener = None
+    vm = FakeVm(host, machine, listener, {})  # type: ignore[arg-type]
+    host.left_over = [Found(machine.instance, 0, vm)]
+    controller = Controller(tmp_path, store, host, backoff=FAST)
+    await controller.open()
+    assert host.running == {}
+    await controller.close()
+
+
+async def test_a_saved_state_is_run_for_its_own_instance_only(
+    controller: Controller, owner: Owner
+) -> None:
+    first, second = await running(controller, owner), await running(controller, owner)
+    await controller.lifecycle.suspend(first, "api")
+    await controller.lifecycle.suspend(second, "api")
+    one, other = current(controller, first), current(controller, second)
+    await controller.saved.read(one)
+    swapped = replace(one, id=other.id)
+    with pytest.raises(Exception, match="was not sealed for it"):
+        await controller.saved.read(swapped)
+
+
+async def test_console_offsets_go_on_when_old_bytes_go(
+    controller: Controller, owner: Owner
+) -> None:
+    row = await make(controller, owner)
+    console = controller.console
+    block = b"0123456789abcdef" * 4096
+    for _ in range(10):
+        console.output(row.id, block)
+        await console.flush()
+    console.output(row.id, b"tail")
+    first, last = console.bounds(row.id)
+    assert last == 10 * len(block) + 4
+    assert 0 < last - first <= 256 << 10
+    assert console.read(row.id, last - 8, last) == b"cdeftail"
+    whole = console.read(row.id, first, last)
+    assert len(whole) == last - first
+
+
+def test_backoff_is_as_documented() -> None:
+    delays = [Backoff().delay_s(attempt) for attempt in range(1, 12)]
+    assert delays == [0, 5, 10, 20, 40, 80, 160, 300, 300, 300, 300]
+
+
+@given(st.integers(1, 10_000))
+def test_backoff_is_bounded_and_never_falls(attempt: int) -> None:
+    backoff = Backoff()
+    assert 0 <= backoff.delay_s(attempt) <= backoff.delay_s(attempt + 1) <= backoff.limit_s
+
+
+@pytest.mark.parametrize(
+    ("result", "never", "always", "on_failure"),
+    [
+        (Exit("exit", 0), False, True, False),
+        (Exit("exit", 1), False, True, True),
+        (Exit("signal", 11), False, True, True),
+        (Exit("out-of-memory", 9), False, True, True),
+        (Exit("crash"), False, True, True),
+    ],
+)
+def test_restart_policies(result: Exit, never: bool, always: bool, on_failure: bool) -> None:
+    assert wants_restart("never", result) is never
+    assert wants_restart("always", result) is always
+    assert wants_restart("on-failure", result) is on_failure

@@ -1,0 +1,42 @@
+"""Programs that mean ill: the guest kernel stands them, and gives the errors that Linux gives."""
+
+import pytest
+
+from tests.harness import Result, run_native, vm_run
+
+pytestmark = pytest.mark.kvm
+
+TIMEOUT_S = 300.0
+
+
+def run(kind: str, *arguments: str) -> Result:
+    return vm_run("programs", "hostile", kind, *arguments, timeout_s=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_random_calls(seed: int) -> None:
+    """Hostile pointers and lengths in every system call; `hostile calls SEED` repeats it."""
+    assert run("calls", str(seed), "4") == Result(0, b"many calls\n", b"")
+
+
+def test_fork_bomb() -> None:
+    assert run("forks", "1", "3") == Result(0, b"forks again: 1\n", b"")
+
+
+def test_descriptor_exhaustion() -> None:
+    native = run_native("programs", "hostile", "descriptors", alone=True)
+    assert str(run("descriptors")) == str(native)
+
+
+def test_a_million_sockets() -> None:
+    result = run("sockets")
+    assert (result.status, result.stdout) == (0, b"socket again: 1\n"), str(result)
+
+
+def test_signal_storm() -> None:
+    assert run("signals", "1", "3") == Result(0, b"caught some: 1\n", b"")
+
+
+def test_memory_exhaustion() -> None:
+    result = run("memory", "1", "4")
+    assert (result.status, result.stdout) == (0, b"memory again: 1\n"), str(result)

@@ -1,0 +1,428 @@
+"""The outside: published ports, a program's own connections, names, and unchanged servers."""
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.harness import TORPOR, run_command, vm_run
+from tests.rootfs.build import root_image
+
+pytestmark = pytest.mark.kvm
+
+WAIT_S = 90.0
+LOCAL = "127.0.0.1"
+Result = TypeVar("Result")
+GATEWAY = "192.0.2.1"
+"""The guest's name for this machine's own loopback address."""
+
+
+@contextmanager
+def vm_with_port(
+    root: str, guest_port: int, *argv: str, options: tuple[str, ...] = (), kind: str = "tcp"
+) -> Iterator[tuple[str, int]]:
+    """A microVM with a port published on a free one of ours; the address of that."""
+    command: list[str | Path] = [TORPOR, "vm", "run", "-p", f"{LOCAL}:0:{guest_port}/{kind}"]
+    command += [*options, root_image(root), *argv]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline().decode()
+            said = re.fullmatch(rf"torpor-vmm: port {guest_port} is {LOCAL}:(\d+)\n", line)
+            assert said, line
+            drain = threading.Thread(target=process.stderr.read, daemon=True)
+            drain.start()
+            yield LOCAL, int(said[1])
+        finally:
+            process.kill()
+
+
+def greeted(address: tuple[str, int]) -> socket.socket:
+    """A connection on which the server has said "up"."""
+    connection = socket.create_connection(address, timeout=WAIT_S)
+    try:
+        if connection.recv(2) != b"up":
+            raise ConnectionResetError("closed without a word")
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def until_ready(attempt: Callable[[], Result]) -> Result:
+    """What `attempt` gives once the server in the guest listens: it is refused before."""
+    deadline = threading.Event()
+    timer = threading.Timer(WAIT_S, deadline.set)
+    timer.start()
+    try:
+        while True:
+            try:
+                return attempt()
+            except (ConnectionError, TimeoutError):
+                if deadline.wait(0.05):
+                    raise
+    finally:
+        timer.cancel()
+
+
+def receive_exactly(connection: socket.socket, count: int) -> bytes:
+    received = bytearray()
+    while len(received) < count and (piece := connection.recv(count - len(received))):
+        received += piece
+    return bytes(received)
+
+
+def exchange(address: tuple[str, int], request: bytes, half_close: bool = True) -> bytes:
+    with socket.create_connection(address, timeout=WAIT_S) as connection:
+        connection.sendall(request)
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := connection.recv(1 << 16):
+            answer += piece
+        if not answer:
+            raise ConnectionResetError("closed without an answer")
+        return answer
+
+
+PYTHON_ECHO = """
+import socket
+listener = socket.create_server(("0.0.0.0", 7))
+while True:
+    connection, peer = listener.accept()
+    first = connection.recv(1 << 16)
+    connection.sendall(f"{peer[0]} ".encode())
+    while first:
+        connection.sendall(first)
+        first = connection.recv(1 << 16)
+    connection.close()
+"""
+
+
+def test_published_port_both_ways_with_half_close() -> None:
+    body = os.urandom(3 << 20)
+    with vm_with_port("python", 7, "python3", "-c", PYTHON_ECHO) as address:
+        assert until_ready(lambda: exchange(address, b"hello")) == f"{GATEWAY} ".encode() + b"hello"
+        assert exchange(address, body) == f"{GATEWAY} ".encode() + body
+
+
+def test_nobody_listens_and_loopback_listeners_are_not_reached() -> None:
+    script = "nc -l -p 8 127.0.0.1 & sleep 60"
+    with vm_with_port("busybox", 8, "sh", "-c", script) as address:
+        for _ in range(5):
+            with pytest.raises(ConnectionError):
+                exchange(address, b"x")
+
+
+def test_port_that_is_taken() -> None:
+    with socket.create_server((LOCAL, 0)) as taken:
+        port = taken.getsockname()[1]
+        result = vm_run("busybox", "true", options=("-p", f"{LOCAL}:{port}:80"))
+    assert result.status == 125
+    assert f"port {port} of the host is taken".encode() in result.stderr
+
+
+def test_a_stalled_reader_stalls_the_writer() -> None:
+    """The guest reads nothing: what the client can send is bounded, and arrives whole later."""
+    script = """
+    import hashlib, socket
+    listener = socket.create_server(("0.0.0.0", 9))
+    connection, _ = listener.accept()
+    connection.sendall(b"up")
+    control, _ = listener.accept()
+    control.recv(1)
+    digest, count = hashlib.sha256(), 0
+    while piece := connection.recv(1 << 16):
+        digest.update(piece)
+        count += len(piece)
+    connection.sendall(f"{count} {digest.hexdigest()}".encode())
+    """
+    argv = ("python3", "-c", textwrap.dedent(script))
+    with vm_with_port("python", 9, *argv) as address:
+        client = until_ready(lambda: greeted(address))
+        client.settimeout(2)
+        digest, sent, block = hashlib.sha256(), 0, os.urandom(1 << 16)
+        stalled = False
+        while not stalled and sent < 256 << 20:
+            try:
+                count = client.send(block)
+            except TimeoutError:
+                stalled = True
+            else:
+                digest.update(block[:count])
+                sent += count
+        assert stalled
+        assert sent < 64 << 20
+        with socket.create_connection(address, timeout=WAIT_S) as control:
+            control.sendall(b"x")
+            client.settimeout(WAIT_S)
+            client.shutdown(socket.SHUT_WR)
+            answer = b""
+            while piece := client.recv(1000):
+                answer += piece
+        assert answer.decode() == f"{sent} {digest.hexdigest()}"
+        client.close()
+
+
+@contextmanager
+def echo_server() -> Iterator[int]:
+    """An echo on this machine's loopback address, TCP and UDP on one port."""
+    with (
+        socket.create_server((LOCAL, 0)) as listener,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+    ):
+        port = listener.getsockname()[1]
+        datagrams.bind((LOCAL, port))
+
+        def serve(connection: socket.socket) -> None:
+            with connection:
+                while piece := connection.recv(1 << 16):
+                    connection.sendall(piece)
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+        def answer() -> None:
+            while True:
+                try:
+                    datagram, peer = datagrams.recvfrom(1 << 16)
+                    datagrams.sendto(b"echo " + datagram, peer)
+                except OSError:
+                    return
+
+        for work in (accept, answer):
+            threading.Thread(target=work, daemon=True).start()
+        yield port
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_connections_of_the_program() -> None:
+    with echo_server() as port, socket.socket() as unused:
+        unused.bind((LOCAL, 0))
+        closed = unused.getsockname()[1]
+        result = vm_run(
+            "python", "python3", "/srv/outside.py", str(port), str(closed),
+            options=("--egress-allow", f"{LOCAL}/32"),
+        )  # fmt: skip
+    assert result.stdout.decode().splitlines() == [
+        "tcp 1000000 bytes from 192.0.2.2",
+        "refused: ECONNREFUSED",
+        "unfinished: EINPROGRESS, poll 4, error 0, then 0, then EISCONN",
+        "unfinished and refused: EINPROGRESS, poll 28, error ECONNREFUSED",
+        "link-local: EACCES",
+        "this network: EHOSTUNREACH",
+        "loopback, not here: ECONNREFUSED",
+        "udp b'echo hello' from 192.0.2.1",
+        "connected udp 20005",
+        "udp refused: ECONNREFUSED",
+        "udp link-local: EACCES",
+        "name 127.0.0.1",
+        "no such name",
+    ], str(result)
+
+
+def test_the_host_is_not_reached_by_default() -> None:
+    with echo_server() as port:
+        script = f"nc -w 5 {GATEWAY} {port} </dev/null; echo $?"
+        result = vm_run("busybox", "sh", "-c", script)
+    assert result.stdout == b"1\n"
+    assert b"Permission denied" in result.stderr
+
+
+def test_published_udp_port() -> None:
+    script = """
+    import socket
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind(("0.0.0.0", 5))
+    while True:
+        data, peer = s.recvfrom(1 << 16)
+        s.sendto(peer[0].encode() + b" " + data, peer)
+    """
+    argv = ("python3", "-c", textwrap.dedent(script))
+    with (
+        vm_with_port("python", 5, *argv, kind="udp") as address,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        client.connect(address)
+        client.settimeout(0.2)
+
+        def ask() -> bytes:
+            client.send(b"hi")
+            return client.recv(100)
+
+        assert until_ready(ask) == f"{GATEWAY} hi".encode()
+
+
+def test_vsock_both_ways(tmp_path: Path) -> None:
+    path = tmp_path / "vsock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{path}_1234")
+        listener.listen()
+        script = """
+        import socket
+        out = socket.socket(socket.AF_VSOCK)
+        listener = socket.socket(socket.AF_VSOCK)
+        listener.bind((socket.VMADDR_CID_ANY, 99))
+        listener.listen()
+        out.connect((2, 1234))
+        out.sendall(b"listening")
+        connection, peer = listener.accept()
+        connection.sendall(f"{peer[0]} ".encode() + connection.recv(100))
+        connection.close()
+        out.recv(1)
+        """
+        argv: list[str | Path] = ["python3", "-c", textwrap.dedent(script)]
+        command = [TORPOR, "vm", "run", "--vsock", path, root_image("python"), *argv]
+        with subprocess.Popen(command) as process:
+            listener.settimeout(WAIT_S)
+            connection, _ = listener.accept()
+            with connection, socket.socket(socket.AF_UNIX) as client:
+                connection.settimeout(WAIT_S)
+                assert connection.recv(100) == b"listening"
+                client.settimeout(WAIT_S)
+                client.connect(str(path))
+                client.sendall(b"CONNECT 99\n")
+                answer = client.recv(100)
+                assert answer == b"OK 99\n"
+                client.sendall(b"ping")
+                answer = b""
+                while piece := client.recv(100):
+                    answer += piece
+                assert answer == b"2 ping"
+            assert process.wait(WAIT_S) == 0
+    assert not path.exists()
+
+
+def test_interfaces() -> None:
+    result = vm_run("busybox", "sh", "-c", "ip -o addr; ip route; ifconfig eth0")
+    text = result.stdout.decode()
+    for part in (
+        "inet 127.0.0.1/8",
+        "inet 192.0.2.2/24",
+        "default via 192.0.2.1",
+        "02:00:00:00:00:02",
+    ):
+        assert part in text, str(result)
+
+
+NGINX = """
+daemon off; user root; worker_processes 2; pid /tmp/nginx.pid; error_log stderr;
+events {{ worker_connections 256; }}
+http {{ access_log off; client_body_temp_path /tmp/a; proxy_temp_path /tmp/b;
+  fastcgi_temp_path /tmp/c; uwsgi_temp_path /tmp/d; scgi_temp_path /tmp/e;
+  sendfile on; tcp_nopush on; keepalive_requests 1000000; types {{ text/html html; }}
+  server {{ listen {port}; root /tmp/www; }} }}
+"""
+
+
+def nginx_argv(port: int = 80) -> tuple[str, ...]:
+    script = (
+        "mkdir -p /tmp/www /var/log/nginx /var/lib/nginx; cat /etc/passwd >/tmp/www/small.html; "
+        "dd if=/dev/zero of=/tmp/www/large bs=1M count=8 2>/dev/null; "
+        f"echo '{' '.join(NGINX.format(port=port).split())}' >/tmp/nginx.conf; "
+        "exec nginx -c /tmp/nginx.conf"
+    )
+    return ("sh", "-c", script)
+
+
+def get(address: tuple[str, int], path: str) -> bytes:
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    return exchange(address, request, half_close=False)  # nginx gives up at a half-close
+
+
+def test_nginx_under_load() -> None:
+    wrk = shutil.which("wrk")
+    assert wrk, "wrk is missing: scripts/system-packages test"
+    with vm_with_port("nginx", 80, *nginx_argv()) as address:
+        assert b"200 OK" in until_ready(lambda: get(address, "/small.html"))
+        assert len(get(address, "/large")) > 8 << 20
+        url = f"http://{address[0]}:{address[1]}/small.html"
+        loaded = run_command([wrk, "-t1", "-c32", "-d5", "--timeout", "30s", url])
+        text = loaded.stdout.decode()
+        assert loaded.status == 0, text
+        assert "Non-2xx" not in text, text
+        assert "Socket errors" not in text, text
+        assert b"200 OK" in get(address, "/small.html")
+
+
+def test_redis_under_load() -> None:
+    benchmark = shutil.which("redis-benchmark")
+    assert benchmark, "redis-benchmark is missing: scripts/system-packages test"
+    argv = ("redis-server", "--save", "", "--protected-mode", "no", "--dir", "/tmp")
+    with vm_with_port("redis", 6379, *argv) as address:
+        assert until_ready(lambda: exchange(address, b"PING\r\nQUIT\r\n")).startswith(b"+PONG")
+        loaded = run_command([
+            benchmark, "-h", address[0], "-p", str(address[1]), "-t", "set,get", "-n", "20000",
+            "-q",
+        ])  # fmt: skip
+        assert loaded.status == 0, str(loaded)
+        assert loaded.stdout.count(b"requests per second") == 2, str(loaded)
+
+
+def test_python_http_server() -> None:
+    argv = ("python3", "-m", "http.server", "80", "--directory", "/etc")
+    with vm_with_port("python", 80, *argv) as address:
+        first = until_ready(lambda: get(address, "/passwd"))
+        assert b"200 OK" in first
+        assert b"root:x:0:0" in first
+        for _ in range(50):
+            assert get(address, "/passwd").split(b"\r\n\r\n")[1] == first.split(b"\r\n\r\n")[1]
+
+
+def test_many_sockets_and_listen_floods() -> None:
+    result = vm_run("python", "python3", "/srv/flood.py", timeout_s=300)
+    assert result.status == 0, str(result)
+    assert result.stdout.decode().splitlines()[-1] == "still well", str(result)
+
+
+def test_a_gibibyte_each_way() -> None:
+    """A fixed pattern out and in; 256 MiB here, the whole GiB in `make bench-guest`."""
+    script = """
+    import socket, sys
+    listener = socket.create_server(("0.0.0.0", 9))
+    while True:
+        connection, _ = listener.accept()
+        head = connection.recv(1, socket.MSG_WAITALL)
+        if head == b"i":
+            count, buffer = 0, bytearray(1 << 18)
+            while n := connection.recv_into(buffer):
+                count += n
+            connection.sendall(str(count).encode())
+        elif head == b"o":
+            block = bytes(range(256)) * 4096
+            for _ in range(256):
+                connection.sendall(block)
+        else:
+            connection.sendall(b"up")
+        connection.close()
+    """
+    argv = ("python3", "-c", textwrap.dedent(script))
+    block = bytes(range(256)) * 4096
+    with vm_with_port("python", 9, *argv) as address:
+        assert until_ready(lambda: exchange(address, b"?")) == b"up"
+        with socket.create_connection(address, timeout=WAIT_S) as connection:
+            connection.sendall(b"i")
+            for _ in range(256):
+                connection.sendall(block)
+            connection.shutdown(socket.SHUT_WR)
+            assert receive_exactly(connection, 9) == str(256 << 20).encode()
+        with socket.create_connection(address, timeout=WAIT_S) as connection:
+            connection.sendall(b"o")
+            for _ in range(256):
+                assert receive_exactly(connection, len(block)) == block
+            assert connection.recv(1) == b""

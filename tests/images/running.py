@@ -1,0 +1,110 @@
+"""Running an image's server natively, and in a microVM, with its port on the loopback interface."""
+
+import json
+import re
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tests.harness import REPOSITORY, TORPOR
+from tests.images.checks import Server
+from torpor.images import ResolvedImage
+
+PORT = 8080
+START_TIMEOUT_S = 60
+
+
+@contextmanager
+def natively(image: ResolvedImage, scratch: Path) -> Iterator[Server]:
+    """By chroot(2) into its image under an overlay in `scratch`; it listens on port 8080 itself."""
+    for name in ("lower", "upper", "work", "root"):
+        (scratch / name).mkdir()
+    root = scratch / "root"
+    mount("-t", "erofs", "-o", "loop,ro", image.erofs, scratch / "lower")
+    options = ",".join(
+        f"{key}={scratch / name}"
+        for key, name in (("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work"))
+    )
+    mount("-t", "overlay", "-o", options, "overlay", root)
+    for name in ("proc", "dev", "run/torpor", "tmp"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    mount("-t", "proc", "proc", root / "proc")
+    mount("--rbind", "/dev", root / "dev")
+
+    def set_instance(uuid: str) -> None:
+        (root / "run/torpor/instance").write_text(json.dumps({"uuid": uuid, "name": "x"}))
+
+    set_instance("7a3d9b70-3f4e-4c1c-9a77-0d6e3f6b2b11")
+    config = image.config
+    log = scratch / "log"
+    with log.open("wb") as output, subprocess.Popen(
+        # A PID namespace, so that all that the program started ends with it.
+        ["unshare", "--pid", "--fork", "--kill-child", f"--root={root}",
+         f"--wd={config.workdir}", *config.argv()],
+        env=dict(variable.split("=", 1) for variable in config.env),
+        stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+    ) as process:  # fmt: skip
+        try:
+            deadline_s = time.monotonic() + START_TIMEOUT_S
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", PORT), 1).close()
+                    break
+                except OSError:
+                    if process.poll() is not None or time.monotonic() > deadline_s:
+                        raise RuntimeError(f"does not listen: {log.read_text()}") from None
+                    time.sleep(0.05)
+            yield Server(PORT, set_instance)
+        finally:
+            process.kill()
+
+
+def mount(*words: "str | Path") -> None:
+    subprocess.run(["mount", *words], check=True)
+
+
+@contextmanager
+def in_vm(data: Path, name: str) -> Iterator[Server]:
+    """An image in a microVM, port 8080 of which is published on a free port of this machine."""
+    command: list[str | Path] = [TORPOR, "--data", data, "vm", "run", "-p"]
+    command += [f"127.0.0.1:0:{PORT}", name]
+    with (
+        tempfile.TemporaryFile() as output,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=REPOSITORY
+        ) as process,
+    ):
+        try:
+            yield Server(_wait_for_server(process, output))
+        finally:
+            process.kill()
+
+
+def _wait_for_server(process: subprocess.Popen[bytes], output: IO[bytes]) -> int:
+    """The published port, once the program in the microVM listens on its own."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline_s:
+        output.seek(0)
+        published = re.search(rb"127\.0\.0\.1:(\d+)", output.read())
+        if published and _is_kept_open(int(published[1])):
+            return int(published[1])
+        time.sleep(0.05)
+    output.seek(0)
+    raise RuntimeError(f"does not listen: {output.read().decode(errors='replace')}")
+
+
+def _is_kept_open(port: int) -> bool:
+    """Whether a connection is left open: without a listener in the guest it is reset at once."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as connection:
+            connection.settimeout(0.5)
+            return connection.recv(1) != b""
+    except TimeoutError:
+        return True
+    except OSError:
+        return False

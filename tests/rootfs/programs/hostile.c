@@ -1,0 +1,266 @@
+/* hostile KIND [SEED [SECONDS]]: a program that means ill. It ends with 0 when the kernel has stood it.
+ *
+ * calls        random system calls with hostile numbers, pointers and lengths, in processes that may die of it
+ * forks        forks until nothing goes any more, in every child
+ * descriptors  opens until nothing goes any more
+ * sockets      makes sockets until nothing goes any more
+ * signals      two processes send each other signals as fast as they can
+ * memory       maps, touches and forks until nothing goes any more
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint64_t state;
+static unsigned seconds = 5;
+
+static uint64_t draw(void) {
+    uint64_t x = state += 0x9e3779b97f4a7c15;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+    x = (x ^ x >> 27) * 0x94d049bb133111eb;
+    return x ^ x >> 31;
+}
+
+static time_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec;
+}
+
+static char *page;
+
+static uint64_t hostile_argument(void) {
+    static const uint64_t odd[] = {
+        0, 1, 2, 3, 4, 7, 8, 16, 64, 100, 255, 256, 4095, 4096, 4097, 65536, 1 << 20, 0x7fffffff, 0x80000000, 0xffffffff, 0x100000000,
+        0x7fffffffffff, 0x7ffffffff000, 0x800000000000, 0x7fffffffffffffff, 0x8000000000000000, -1ul, -2ul, -100ul, -4095ul, -4096ul, 0xffff800000000000,
+    };
+    switch (draw() % 6) {
+    case 0:
+        return odd[draw() % (sizeof odd / sizeof *odd)];
+    case 1:
+        return draw() % 20; /* a descriptor, a small number */
+    case 2:
+        return (uint64_t)page + draw() % 4096; /* its end is the end of what is mapped */
+    case 3:
+        return (uint64_t)page;
+    case 4:
+        return draw() >> draw() % 64;
+    default:
+        return 1ul << draw() % 64;
+    }
+}
+
+/* Calls that only stop the process itself for good are left out; so are those by which root ends the machine. */
+static int is_left_out(long number) {
+    static const long numbers[] = {
+        SYS_exit, SYS_exit_group, SYS_pause, SYS_rt_sigreturn, SYS_rt_sigsuspend, SYS_reboot, SYS_kill, SYS_tkill, SYS_tgkill, SYS_rt_sigqueueinfo,
+        SYS_rt_tgsigqueueinfo, SYS_pidfd_send_signal, SYS_setrlimit, SYS_prlimit64, SYS_kexec_load, SYS_init_module, SYS_swapon, SYS_swapoff, SYS_chroot,
+    };
+    for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (numbers[i] == number)
+            return 1;
+    return 0;
+}
+
+static void call_at_random(void) {
+    page = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(page + 4096, 4096);
+    for (int i = 0; i < 4096; i += 8) {
+        uint64_t word = hostile_argument();
+        memcpy(page + i, &word, 8);
+    }
+    int ends[2];
+    if (pipe2(ends, O_NONBLOCK) || socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) || open("/proc/self/maps", O_RDONLY) < 0 || chdir("/tmp"))
+        _exit(1);
+    alarm(1);
+    for (int i = 0; i < 500; i++) {
+        long number = draw() % 8 ? draw() % 463 : (long)hostile_argument();
+        if (is_left_out(number))
+            continue;
+        pid_t self = getpid();
+        syscall(number, hostile_argument(), hostile_argument(), hostile_argument(), hostile_argument(), hostile_argument(), hostile_argument());
+        if (getpid() != self) /* a fork got through */
+            _exit(0);
+    }
+    _exit(0);
+}
+
+static void calls(void) {
+    unsigned ended = 0;
+    sigset_t ended_children, none;
+    sigemptyset(&none);
+    sigemptyset(&ended_children);
+    sigaddset(&ended_children, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &ended_children, NULL);
+    for (time_t end = now() + seconds; now() < end; ended++) {
+        uint64_t seed = draw();
+        pid_t child = fork();
+        if (child == 0) {
+            state = seed;
+            sigprocmask(SIG_SETMASK, &none, NULL);
+            setpgid(0, 0);
+            if (seed % 2 && (setgid(1000) || setuid(1000)))
+                _exit(1);
+            int null = open("/dev/null", O_RDWR);
+            for (int fd = 0; fd < 3; fd++)
+                dup2(null, fd);
+            call_at_random();
+        }
+        if (child < 0)
+            continue;
+        /* It may have blocked its alarm. */
+        struct timespec limit = {2, 0};
+        int status;
+        while (waitpid(child, &status, WNOHANG) == 0)
+            if (sigtimedwait(&ended_children, NULL, &limit) < 0 && errno == EAGAIN) {
+                kill(child, SIGKILL);
+                kill(-child, SIGKILL);
+            }
+        kill(-child, SIGKILL);
+        while (waitpid(-1, &status, WNOHANG) > 0)
+            ;
+    }
+    printf("%s\n", ended > 3 ? "many calls" : "too few calls");
+}
+
+static void forks(void) {
+    pid_t group = fork();
+    if (group == 0) {
+        setpgid(0, 0);
+        for (;;)
+            if (fork() < 0 && errno != EAGAIN && errno != ENOMEM)
+                _exit(1);
+    }
+    setpgid(group, group);
+    struct timespec wait = {seconds, 0};
+    while (nanosleep(&wait, &wait) != 0)
+        ;
+    int status;
+    for (int left = 1; left;) {
+        left = kill(-group, SIGKILL) == 0;
+        while (waitpid(-1, &status, WNOHANG) > 0)
+            ;
+        sched_yield();
+    }
+    pid_t again = fork();
+    if (again == 0)
+        _exit(7);
+    printf("forks again: %d\n", again > 0 && waitpid(again, &status, 0) == again && WEXITSTATUS(status) == 7);
+}
+
+static void descriptors(void) {
+    int count = 0, fd;
+    struct rlimit limit = {100, 1 << 20};
+    setrlimit(RLIMIT_NOFILE, &limit);
+    while ((fd = open("/dev/null", O_RDONLY)) >= 0)
+        count++;
+    printf("%d opened, %s\n", count, strerrorname_np(errno));
+    int ends[2];
+    printf("pipe %d %s\n", pipe(ends), strerrorname_np(errno));
+    printf("dup %d %s\n", dup(0), strerrorname_np(errno));
+    printf("epoll_pwait %ld %s\n", syscall(SYS_epoll_create1, 0), strerrorname_np(errno));
+    close(fd = 50);
+    printf("again %d\n", open("/dev/null", O_RDONLY));
+}
+
+static void sockets(void) {
+    struct rlimit limit = {1 << 20, 1 << 20};
+    setrlimit(RLIMIT_NOFILE, &limit);
+    long count = 0;
+    while (count < 1000000 && socket(count % 2 ? AF_INET : AF_UNIX, SOCK_STREAM, 0) >= 0)
+        count++;
+    int error = errno;
+    fprintf(stderr, "%ld sockets, then %s\n", count, strerrorname_np(error));
+    for (long fd = 3; fd < count; fd++)
+        close(fd);
+    printf("socket again: %d\n", socket(AF_UNIX, SOCK_STREAM, 0) >= 0);
+}
+
+static volatile sig_atomic_t caught;
+
+static void on_signal(int number) {
+    (void)number;
+    caught++;
+}
+
+static void signals(void) {
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_NODEFER};
+    for (int number = SIGRTMIN; number <= SIGRTMAX; number++)
+        sigaction(number, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+    pid_t other = fork();
+    pid_t target = other ? other : getppid();
+    for (time_t end = now() + seconds; now() < end;)
+        for (int i = 0; i < 1000; i++) {
+            union sigval value = {.sival_int = i};
+            sigqueue(target, SIGRTMIN + i % 30, value);
+            kill(target, SIGUSR1);
+        }
+    if (other == 0)
+        _exit(0);
+    kill(other, SIGKILL);
+    while (waitpid(other, NULL, 0) < 0 && errno == EINTR)
+        ;
+    printf("caught some: %d\n", caught > 0);
+}
+
+static void take_memory(void) {
+    for (size_t size = 1ul << 30; size >= 4096; size /= 2) {
+        char *at;
+        while ((at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) != MAP_FAILED)
+            for (size_t i = 0; i < size; i += 4096) {
+                at[i] = 1;
+                if (i % (64 << 20) == 0)
+                    fork();
+            }
+    }
+    _exit(0);
+}
+
+static void memory(void) {
+    pid_t group = fork();
+    if (group == 0) {
+        setpgid(0, 0);
+        take_memory();
+    }
+    setpgid(group, group);
+    int status;
+    for (time_t end = now() + seconds; now() < end && waitpid(-1, &status, WNOHANG) == 0;)
+        usleep(10000);
+    for (int left = 1; left;) {
+        left = kill(-group, SIGKILL) == 0;
+        while (waitpid(-1, &status, WNOHANG) > 0)
+            ;
+        sched_yield();
+    }
+    char *some = malloc(4 << 20);
+    printf("memory again: %d\n", some && memset(some, 1, 4 << 20) == some);
+}
+
+int main(int argc, char **argv) {
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } kinds[] = {{"calls", calls}, {"forks", forks}, {"descriptors", descriptors}, {"sockets", sockets}, {"signals", signals}, {"memory", memory}};
+    state = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
+    seconds = argc > 3 ? atoi(argv[3]) : seconds;
+    for (unsigned i = 0; argc > 1 && i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(kinds[i].name, argv[1]) == 0) {
+            kinds[i].run();
+            return 0;
+        }
+    return 2;
+}

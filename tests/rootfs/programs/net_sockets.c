@@ -1,0 +1,305 @@
+/* TCP and UDP inside one machine, and Unix sockets: what is printed must be what it is natively. */
+#include "show.h"
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+static struct sockaddr_in local(uint16_t port) {
+    struct sockaddr_in address = {AF_INET, htons(port), {htonl(INADDR_LOOPBACK)}, {0}};
+    return address;
+}
+
+static uint16_t port_of(int fd) {
+    struct sockaddr_in address;
+    socklen_t len = sizeof address;
+    getsockname(fd, (void *)&address, &len);
+    return ntohs(address.sin_port);
+}
+
+static int listener(int backlog) {
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in address = local(0);
+    bind(fd, (void *)&address, sizeof address);
+    listen(fd, backlog);
+    return fd;
+}
+
+static int client(int listening) {
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in address = local(port_of(listening));
+    connect(fd, (void *)&address, sizeof address);
+    return fd;
+}
+
+static void events(const char *what, int fd) {
+    struct pollfd p = {fd, POLLIN | POLLOUT | POLLRDHUP, 0};
+    poll(&p, 1, 0);
+    printf("  %s: %x\n", what, p.revents);
+}
+
+static int option(int fd, int level, int name) {
+    int value = -1;
+    socklen_t len = sizeof value;
+    return getsockopt(fd, level, name, &value, &len) ? -errno : value;
+}
+
+static int set(int fd, int level, int name, int value) {
+    return setsockopt(fd, level, name, &value, sizeof value);
+}
+
+static void half_close(void) {
+    TITLE("half-close");
+    int l = listener(5), c = client(l), s = accept(l, NULL, NULL);
+    char buffer[64];
+    events("fresh", c);
+    SHOW(write(c, "hello", 5));
+    SHOW(shutdown(c, SHUT_WR));
+    SHOW(write(c, "x", 1));
+    SHOW(read(s, buffer, sizeof buffer));
+    SHOW(read(s, buffer, sizeof buffer));
+    events("server after the end", s);
+    SHOW(write(s, "answer", 6));
+    SHOW(read(c, buffer, sizeof buffer));
+    SHOW(shutdown(s, SHUT_WR));
+    events("client after both ends", c);
+    SHOW(read(c, buffer, sizeof buffer));
+    SHOW(shutdown(c, 3));
+    SHOW(shutdown(l, SHUT_WR));
+    close(s), close(c), close(l);
+    int fresh = socket(AF_INET, SOCK_STREAM, 0);
+    SHOW(shutdown(fresh, SHUT_RD));
+    events("never connected", fresh);
+    SHOW(read(fresh, buffer, 1));
+    SHOW(send(fresh, "x", 1, MSG_NOSIGNAL));
+    close(fresh);
+}
+
+static void resets(void) {
+    TITLE("resets");
+    char buffer[64];
+    int l = listener(5), c = client(l), s = accept(l, NULL, NULL);
+    write(c, "unread", 6);
+    close(s);
+    events("client of a server that left data unread", c);
+    SHOW(read(c, buffer, sizeof buffer));
+    SHOW(read(c, buffer, sizeof buffer));
+    SHOW(write(c, "x", 1));
+    close(c);
+    c = client(l), s = accept(l, NULL, NULL);
+    struct linger linger = {1, 0};
+    setsockopt(s, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    close(s);
+    SHOW(option(c, SOL_SOCKET, SO_ERROR));
+    SHOW(option(c, SOL_SOCKET, SO_ERROR));
+    SHOW(read(c, buffer, sizeof buffer));
+    close(c);
+    c = client(l);
+    close(l);
+    SHOW(read(c, buffer, sizeof buffer));
+    close(c);
+}
+
+static void refused(void) {
+    TITLE("refused and in progress");
+    int l = listener(5);
+    struct sockaddr_in address = local(port_of(l));
+    int c = socket(AF_INET, SOCK_STREAM, 0);
+    SHOW(connect(c, (void *)&address, 4));
+    SHOW(connect(c, (void *)&address, sizeof address));
+    SHOW(connect(c, (void *)&address, sizeof address));
+    SHOW(listen(c, 1));
+    close(c), close(l);
+    c = socket(AF_INET, SOCK_STREAM, 0);
+    SHOW(connect(c, (void *)&address, sizeof address));
+    SHOW(getpeername(c, (void *)&address, &(socklen_t){sizeof address}));
+    SHOW(accept(c, NULL, NULL));
+    struct sockaddr_in6 six = {AF_INET6, htons(1), 0, IN6ADDR_LOOPBACK_INIT, 0};
+    SHOW(connect(c, (void *)&six, sizeof six));
+    close(c);
+}
+
+static void ports(void) {
+    TITLE("ports");
+    int a = listener(5), b = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in address = local(port_of(a));
+    SHOW(bind(b, (void *)&address, sizeof address));
+    SHOW(set(b, SOL_SOCKET, SO_REUSEADDR, 1));
+    SHOW(bind(b, (void *)&address, sizeof address));
+    SHOW(set(b, SOL_SOCKET, SO_REUSEPORT, 1));
+    SHOW(bind(b, (void *)&address, sizeof address));
+    close(a), close(b);
+    int first = socket(AF_INET, SOCK_STREAM, 0), second = socket(AF_INET, SOCK_STREAM, 0);
+    set(first, SOL_SOCKET, SO_REUSEPORT, 1), set(second, SOL_SOCKET, SO_REUSEPORT, 1);
+    address.sin_port = 0;
+    bind(first, (void *)&address, sizeof address);
+    address.sin_port = htons(port_of(first));
+    SHOW(bind(second, (void *)&address, sizeof address));
+    SHOW(listen(first, 64)), SHOW(listen(second, 64));
+    for (int i = 0; i < 64; i++)
+        client(first);
+    fcntl(first, F_SETFL, O_NONBLOCK), fcntl(second, F_SETFL, O_NONBLOCK);
+    int n = 0, m = 0;
+    while (accept(first, NULL, NULL) >= 0)
+        n++;
+    while (accept(second, NULL, NULL) >= 0)
+        m++;
+    printf("  all %d, each some %d\n", n + m, n > 5 && m > 5);
+    int udp = socket(AF_INET, SOCK_DGRAM, 0);
+    struct sockaddr_in elsewhere = {AF_INET, 0, {htonl(0x08080808)}, {0}};
+    SHOW(bind(udp, (void *)&elsewhere, sizeof elsewhere));
+    SHOW(listen(udp, 1));
+    close(udp);
+    for (int fd = 3; fd < 200; fd++)
+        close(fd);
+}
+
+static void options(void) {
+    TITLE("options");
+    int t = socket(AF_INET, SOCK_STREAM, 0), u = socket(AF_INET, SOCK_DGRAM, 0), six = socket(AF_INET6, SOCK_STREAM, 0);
+    SHOW(option(t, SOL_SOCKET, SO_TYPE)), SHOW(option(u, SOL_SOCKET, SO_PROTOCOL)), SHOW(option(six, SOL_SOCKET, SO_DOMAIN));
+    SHOW(set(t, IPPROTO_TCP, TCP_NODELAY, 5)), SHOW(option(t, IPPROTO_TCP, TCP_NODELAY));
+    SHOW(set(t, IPPROTO_TCP, TCP_CORK, 1)), SHOW(option(t, IPPROTO_TCP, TCP_CORK));
+    SHOW(set(t, IPPROTO_TCP, TCP_KEEPIDLE, 30)), SHOW(option(t, IPPROTO_TCP, TCP_KEEPIDLE));
+    SHOW(set(t, IPPROTO_TCP, TCP_KEEPIDLE, 0));
+    SHOW(set(t, IPPROTO_TCP, TCP_KEEPINTVL, 10)), SHOW(set(t, IPPROTO_TCP, TCP_KEEPCNT, 3));
+    SHOW(set(t, IPPROTO_TCP, TCP_USER_TIMEOUT, 1000)), SHOW(set(t, IPPROTO_TCP, TCP_DEFER_ACCEPT, 1));
+    SHOW(set(t, IPPROTO_TCP, TCP_FASTOPEN, 16)), SHOW(set(t, IPPROTO_TCP, TCP_QUICKACK, 0));
+    SHOW(set(t, SOL_SOCKET, SO_KEEPALIVE, 1)), SHOW(option(t, SOL_SOCKET, SO_KEEPALIVE));
+    SHOW(set(t, SOL_SOCKET, SO_RCVBUF, 10000)), SHOW(option(t, SOL_SOCKET, SO_RCVBUF));
+    SHOW(option(t, SOL_SOCKET, SO_ACCEPTCONN));
+    SHOW(set(u, IPPROTO_TCP, TCP_NODELAY, 1));
+    SHOW(set(u, IPPROTO_IP, IP_TTL, 33)), SHOW(option(u, IPPROTO_IP, IP_TTL));
+    SHOW(set(u, IPPROTO_IP, IP_TTL, 300));
+    SHOW(set(u, SOL_SOCKET, SO_BROADCAST, 1)), SHOW(option(u, SOL_SOCKET, SO_BROADCAST));
+    SHOW(set(six, IPPROTO_IPV6, IPV6_V6ONLY, 1)), SHOW(option(six, IPPROTO_IPV6, IPV6_V6ONLY));
+    SHOW(set(t, IPPROTO_IPV6, IPV6_V6ONLY, 1));
+    SHOW(set(t, SOL_SOCKET, 9999, 1)), SHOW(option(t, IPPROTO_TCP, 9999));
+    SHOW(setsockopt(t, SOL_SOCKET, SO_KEEPALIVE, NULL, 4));
+    SHOW(setsockopt(t, SOL_SOCKET, SO_KEEPALIVE, &t, 1));
+    close(t), close(u), close(six);
+}
+
+static void datagrams(void) {
+    TITLE("datagrams");
+    int a = socket(AF_INET, SOCK_DGRAM, 0), b = socket(AF_INET, SOCK_DGRAM, 0);
+    char buffer[16];
+    struct sockaddr_in address = local(0);
+    bind(a, (void *)&address, sizeof address);
+    address.sin_port = htons(port_of(a));
+    SHOW(send(b, "x", 1, 0));
+    SHOW(sendto(b, "datagram", 8, 0, (void *)&address, sizeof address));
+    SHOW(recv(a, buffer, 3, MSG_PEEK | MSG_TRUNC));
+    SHOW(recv(a, buffer, 3, MSG_DONTWAIT));
+    SHOW(recv(a, buffer, 3, MSG_DONTWAIT));
+    SHOW(connect(b, (void *)&address, sizeof address));
+    SHOW(send(b, "", 0, 0));
+    SHOW(recv(a, buffer, 3, 0));
+    close(a);
+    SHOW(send(b, "x", 1, 0));
+    SHOW(send(b, "x", 1, 0));
+    SHOW(option(b, SOL_SOCKET, SO_ERROR));
+    struct sockaddr none = {AF_UNSPEC, {0}};
+    SHOW(connect(b, &none, sizeof none));
+    SHOW(getpeername(b, (void *)&address, &(socklen_t){sizeof address}));
+    static char large[70000];
+    SHOW(sendto(b, large, sizeof large, 0, (void *)&address, sizeof address));
+    close(b);
+}
+
+static void six(void) {
+    TITLE("IPv6");
+    int l = socket(AF_INET6, SOCK_STREAM, 0);
+    struct sockaddr_in6 any = {AF_INET6, 0, 0, IN6ADDR_ANY_INIT, 0}, got;
+    socklen_t len = sizeof got;
+    bind(l, (void *)&any, sizeof any), listen(l, 5);
+    getsockname(l, (void *)&got, &len);
+    int c = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in four = local(ntohs(got.sin6_port));
+    int connected = connect(c, (void *)&four, sizeof four);
+    printf("  by IPv4: %d\n", connected);
+    len = sizeof got;
+    int s = accept(l, (void *)&got, &len);
+    char text[64];
+    printf("  from %s, %d bytes\n", inet_ntop(AF_INET6, &got.sin6_addr, text, sizeof text), (int)len);
+    close(s), close(c);
+    c = socket(AF_INET6, SOCK_STREAM, 0);
+    len = sizeof got, getsockname(l, (void *)&got, &len), got.sin6_addr = in6addr_loopback;
+    connected = connect(c, (void *)&got, sizeof got);
+    len = sizeof got, getsockname(c, (void *)&got, &len);
+    printf("  by IPv6: %d from %s\n", connected, inet_ntop(AF_INET6, &got.sin6_addr, text, sizeof text));
+    close(c), close(l);
+}
+
+static void passing(void) {
+    TITLE("Unix sockets");
+    int pair[2], p[2];
+    socketpair(AF_UNIX, SOCK_STREAM, 0, pair), pipe(p);
+    struct {
+        struct cmsghdr header;
+        int fd;
+    } control = {{CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}, p[0]};
+    char byte = 'x';
+    struct iovec iov = {&byte, 1};
+    struct msghdr m = {NULL, 0, &iov, 1, &control, CMSG_SPACE(sizeof(int)), 0};
+    SHOW(sendmsg(pair[0], &m, 0));
+    write(p[1], "through", 7);
+    m.msg_controllen = CMSG_SPACE(sizeof(int));
+    SHOW(recvmsg(pair[1], &m, MSG_CMSG_CLOEXEC));
+    char buffer[16];
+    SHOW(read(control.fd, buffer, sizeof buffer));
+    SHOW(fcntl(control.fd, F_GETFD));
+    struct ucred peer;
+    socklen_t len = sizeof peer;
+    getsockopt(pair[0], SOL_SOCKET, SO_PEERCRED, &peer, &len);
+    printf("  peer is this process: %d\n", peer.pid == getpid() && peer.uid == getuid());
+    struct sockaddr_un name = {AF_UNIX, "\0torpor-test"};
+    int l = socket(AF_UNIX, SOCK_SEQPACKET, 0), c = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    SHOW(connect(c, (void *)&name, 14));
+    SHOW(bind(l, (void *)&name, 14)), SHOW(listen(l, 1)), SHOW(connect(c, (void *)&name, 14));
+    int s = accept(l, NULL, NULL);
+    SHOW(write(c, "one", 3)), SHOW(write(c, "two", 3));
+    SHOW(read(s, buffer, 2)), SHOW(read(s, buffer, 10));
+    close(c);
+    SHOW(read(s, buffer, 1)), SHOW(send(s, "x", 1, MSG_NOSIGNAL));
+    int d = socket(AF_UNIX, SOCK_DGRAM, 0);
+    SHOW(connect(d, (void *)&name, 14));
+}
+
+static void loopback_interface(void) {
+    TITLE("lo");
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    struct ifreq request = {.ifr_name = "lo"};
+    SHOW(ioctl(fd, SIOCGIFINDEX, &request)), printf("  %d\n", request.ifr_ifindex);
+    SHOW(ioctl(fd, SIOCGIFMTU, &request)), printf("  %d\n", request.ifr_mtu);
+    SHOW(ioctl(fd, SIOCGIFADDR, &request));
+    printf("  %s\n", inet_ntoa(((struct sockaddr_in *)&request.ifr_addr)->sin_addr));
+    SHOW(ioctl(fd, SIOCGIFNETMASK, &request));
+    printf("  %s\n", inet_ntoa(((struct sockaddr_in *)&request.ifr_netmask)->sin_addr));
+    SHOW(ioctl(fd, SIOCGIFFLAGS, &request)), printf("  %x\n", (unsigned short)request.ifr_flags);
+    SHOW(ioctl(fd, SIOCGIFHWADDR, &request)), printf("  %d\n", request.ifr_hwaddr.sa_family);
+    strcpy(request.ifr_name, "none9");
+    SHOW(ioctl(fd, SIOCGIFADDR, &request));
+    SHOW(ioctl(fd, SIOCGIFADDR, NULL));
+    SHOW(if_nametoindex("lo"));
+    close(fd);
+}
+
+int main(void) {
+    signal(SIGPIPE, SIG_IGN);
+    half_close();
+    resets();
+    refused();
+    ports();
+    options();
+    datagrams();
+    six();
+    passing();
+    loopback_interface();
+}
