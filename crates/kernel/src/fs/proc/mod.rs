@@ -8,6 +8,7 @@ mod status;
 mod sysctl;
 mod system;
 
+#[cfg(not(feature = "hosted"))]
 pub(crate) use sysctl::forget_boot_id;
 
 use super::generated::{Attributes, Directory, Fixed, Home, Listing, Tree, ino_of};
