@@ -59,7 +59,7 @@ pub fn unregister(number: u32) {
 }
 
 /// After a restore: every stream's other end is a new one.
-pub(crate) fn reattached() {
+pub fn reattached() {
     let receivers: Vec<_> = registry(|r| r.receivers.borrow().values().cloned().collect());
     receivers.iter().for_each(|receiver| receiver.reattached());
     registry(|r| r.waiting_for_room.set(false));
