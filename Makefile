@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-api test-examples rootfs lock clean
+.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-snapshot bench-api test-examples rootfs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-guest: build ## start-up, memory and speed of a microVM beside native Linu
 	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.guest
 	@$(BIN)/python -m tests.bench.network
+
+bench-snapshot: build rootfs ## waking, sleeping and sizes of VMs of one template
+	@$(BIN)/python -m tests.bench.snapshot
 
 bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test

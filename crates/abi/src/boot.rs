@@ -3,7 +3,7 @@
 /// First word of [`BootInfo`]: "TORPORBI".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TORPORBI");
 /// Changes whenever anything in this crate changes its layout or meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A byte string inside the boot information area.
 #[repr(C)]
@@ -82,4 +82,6 @@ pub mod flags {
     pub const TRACE: u32 = 1 << 2;
     /// Do not rewrite system call sites.
     pub const NO_REWRITE: u32 = 1 << 3;
+    /// Stop once, when the program is ready to be made a template (see [`crate::handover::reason::READY`]).
+    pub const TEMPLATE: u32 = 1 << 4;
 }

@@ -6,6 +6,7 @@
 //! 0x0002_0000  shared control page            0x7ff0_0000_0000  kernel image
 //! 0x0004_0000  ring guest -> host             0x7ff8_0000_0000  kernel stacks, guard pages between
 //! 0x0008_0000  ring host -> guest
+//! 0x000c_0000  handover of the VM's state
 //! 0x0020_0000  kernel image
 //! ...          page tables, frames
 //! ram_bytes    end of RAM
@@ -62,6 +63,16 @@ pub const TX_RING_GPA: u64 = 0x4_0000;
 pub const RX_RING_GPA: u64 = 0x8_0000;
 /// Size of each ring's data, a power of two.
 pub const RING_BYTES: u64 = 256 << 10;
+/// [`crate::handover::Handover`]: not part of a snapshot, and neither are the stack and the list behind it.
+pub const HANDOVER_GPA: u64 = 0xc_0000;
+/// Top of the stack that the kernel's resume entry uses.
+pub const RESUME_STACK_TOP_GPA: u64 = 0xc_8000;
+/// The list of a handover: pairs of u64.
+pub const HANDOVER_LIST_GPA: u64 = 0xc_8000;
+/// Most pairs in the list (1 MiB).
+pub const HANDOVER_LIST_MAX: u32 = 0x1_0000;
+/// End of the list.
+pub const HANDOVER_END_GPA: u64 = HANDOVER_LIST_GPA + HANDOVER_LIST_MAX as u64 * 16;
 /// Where the kernel image is loaded.
 pub const KERNEL_GPA: u64 = 0x20_0000;
 
@@ -87,3 +98,5 @@ pub const fn ram_bytes(limit_bytes: u64) -> u64 {
     let rounded = (wanted + RAM_ALIGN_BYTES - 1) & !(RAM_ALIGN_BYTES - 1);
     if rounded > DOORBELL_GPA - LARGE_PAGE_BYTES { DOORBELL_GPA - LARGE_PAGE_BYTES } else { rounded }
 }
+
+const _: () = assert!(HANDOVER_END_GPA <= KERNEL_GPA);

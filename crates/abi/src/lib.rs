@@ -11,6 +11,7 @@ pub mod boot;
 pub mod clock;
 pub mod endpoint;
 pub mod frame;
+pub mod handover;
 pub mod layout;
 pub mod ring;
 pub mod shared;

@@ -28,6 +28,10 @@ pub mod doorbell {
     pub const POPULATE: u64 = 0x40;
     /// Give the memory of `[populate_gpa, populate_gpa + populate_bytes)` back; it reads as zero afterwards.
     pub const DISCARD: u64 = 0x50;
+    /// All of the VM's state is in its memory; the value is one of [`crate::handover::reason`]. See [`crate::handover`].
+    pub const QUIESCED: u64 = 0x60;
+    /// The resume entry waits for a command. See [`crate::handover`].
+    pub const PARKED: u64 = 0x70;
 }
 
 /// Values written to [`doorbell::EXIT`].
@@ -88,7 +92,9 @@ pub struct Control {
     pub exit_status: AtomicU32,
     /// Bytes of `panic_text` in use.
     pub panic_len: AtomicU32,
-    _pad6: [u8; 24],
+    /// One of [`crate::handover::quiesce`] (host writes, then sets `pending`).
+    pub quiesce: AtomicU32,
+    _pad6: [u8; 20],
     /// UTF-8 text of a panic or of a failed start.
     pub panic_text: [u8; PANIC_TEXT_BYTES],
 }

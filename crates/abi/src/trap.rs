@@ -89,4 +89,7 @@ pub struct KernelHeader {
     pub event_stub: u64,
     /// CPL 0 stub of every other vector.
     pub spurious_stub: u64,
+    /// Where a VM whose state was put into memory from outside begins, at CPL 3, with the boot page tables and no stack:
+    /// see [`crate::handover`].
+    pub resume_entry: u64,
 }

@@ -12,6 +12,7 @@ use crate::fs::overlay::Lower;
 use crate::fs::{init, names, special};
 use crate::host::stream::Receiver;
 use crate::mm::addr::Gpa;
+use crate::snapshot::Identity;
 use crate::task::creds::Credentials;
 use crate::task::exec::{Program, execute};
 use crate::task::load::Strings;
@@ -19,7 +20,7 @@ use crate::task::process::Process;
 use crate::task::signal::{self, Signal, SignalInfo};
 use crate::task::status::WaitStatus;
 use crate::task::thread::Thread;
-use crate::{dev, event, host, mm, random, syscall, task, time};
+use crate::{dev, event, host, mm, random, snapshot, syscall, task, time};
 use alloc::format;
 use alloc::rc::{Rc, Weak};
 use alloc::string::String;
@@ -73,23 +74,6 @@ impl Boot {
             info,
         }
     }
-
-    /// The instance's identity as it stands in /run/torpor/instance.
-    #[must_use]
-    pub fn instance_json(&self) -> String {
-        let u = &self.info.uuid;
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| alloc::format!("{b:02x}")).collect::<String>();
-        let uuid = [&u[0..4], &u[4..6], &u[6..8], &u[8..10], &u[10..16]].map(hex).join("-");
-        let mut name = String::new();
-        for c in String::from_utf8_lossy(&self.hostname).chars() {
-            match c {
-                '"' | '\\' => name.extend(['\\', c]),
-                c if c < ' ' => name.push_str(&alloc::format!("\\u{:04x}", c as u32)),
-                c => name.push(c),
-            }
-        }
-        alloc::format!("{{\"uuid\":\"{uuid}\",\"name\":\"{name}\",\"generation\":{}}}\n", self.info.generation)
-    }
 }
 
 /// Called by the entry on the boot stack.
@@ -123,8 +107,9 @@ fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
     special::set_device_opener(dev::open);
     special::set_fifo_opener(event::pipe::open_inode);
     let fs = init::init(lower).map_err(fail("cannot set up the file system"))?;
-    let instance = boot.instance_json();
-    init::write_file(&fs, "/run/torpor/instance", instance.as_bytes()).map_err(fail("/run/torpor/instance"))?;
+    let identity = Identity { uuid: &boot.info.uuid, name: &boot.hostname, generation: boot.info.generation };
+    identity.write(&fs).map_err(fail("/run/torpor/instance"))?;
+    snapshot::start(Rc::clone(&fs), boot.info.flags & flags::TEMPLATE != 0);
     name_server(&fs).map_err(fail("/etc/resolv.conf"))?;
     let account = account(boot, &fs)?;
     let creds = credentials(&account);

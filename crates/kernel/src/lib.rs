@@ -26,6 +26,8 @@ pub mod host;
 pub mod mm;
 pub mod net;
 pub mod random;
+#[cfg(not(feature = "hosted"))]
+pub mod snapshot;
 pub mod sync;
 pub mod syscall;
 pub mod task;

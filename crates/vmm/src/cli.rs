@@ -20,6 +20,15 @@ Usage: torpor-vmm run [OPTIONS] --image FILE -- PROGRAM [ARGUMENT...]
 
 Runs PROGRAM from an EROFS image in a microVM in the foreground.
 
+       torpor-vmm inspect FILE
+
+What a snapshot holds, as JSON.
+
+       torpor-vmm serve --control-fd N --kvm-fd N
+
+A VM process that is told what to do: N are descriptors of a bound Unix socket and of /dev/kvm (docs/control-socket.md).
+
+
   --image FILE          EROFS image: the root file system
   -i, --interactive     connect standard input
   -t, --tty             give the program a terminal
@@ -97,6 +106,15 @@ pub struct RunOptions {
 pub enum Command {
     /// `run`
     Run(Box<RunOptions>),
+    /// `serve`, with the numbers of the control socket's and /dev/kvm's descriptors.
+    Serve {
+        /// `--control-fd`
+        control: i32,
+        /// `--kvm-fd`
+        kvm: i32,
+    },
+    /// `inspect`, with a file.
+    Inspect(PathBuf),
     /// `--help`
     Help,
     /// `--version`
@@ -114,6 +132,14 @@ pub fn parse(
     let mut parser = Parser::from_args(args);
     match parser.next().map_err(usage)? {
         Some(Arg::Value(command)) if command == "run" => {}
+        Some(Arg::Value(command)) if command == "inspect" => {
+            let file = parser.value().map_err(usage)?;
+            return match parser.next().map_err(usage)? {
+                None => Ok(Command::Inspect(file.into())),
+                Some(other) => Err(usage(other.unexpected())),
+            };
+        }
+        Some(Arg::Value(command)) if command == "serve" => return parse_serve(&mut parser),
         Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Command::Help),
         Some(Arg::Short('V') | Arg::Long("version")) => return Ok(Command::Version),
         Some(other) => return Err(usage(other.unexpected())),
@@ -216,6 +242,26 @@ pub fn parse(
         return Err(Failure::new("nothing to run: the program's name is empty"));
     }
     Ok(Command::Run(Box::new(options)))
+}
+
+fn parse_serve(parser: &mut Parser) -> Result<Command, Failure> {
+    let (mut control, mut kvm) = (None, None);
+    while let Some(arg) = parser.next().map_err(usage)? {
+        let of = match arg {
+            Arg::Long("control-fd") => &mut control,
+            Arg::Long("kvm-fd") => &mut kvm,
+            other => return Err(usage(other.unexpected())),
+        };
+        let number: i32 = parser.value().and_then(|value| value.parse()).map_err(usage)?;
+        if number < 3 {
+            return Err(Failure::new(format!("serve: descriptor {number} is a standard stream")));
+        }
+        *of = Some(number);
+    }
+    match (control, kvm) {
+        (Some(control), Some(kvm)) if control != kvm => Ok(Command::Serve { control, kvm }),
+        _ => Err(Failure::new("serve: --control-fd and --kvm-fd are needed, and differ")),
+    }
 }
 
 fn usage(error: lexopt::Error) -> Failure {

@@ -9,4 +9,6 @@
 pub mod broker;
 pub mod cli;
 pub mod error;
+pub mod serve;
+pub mod snapshot;
 pub mod vm;

@@ -5,6 +5,7 @@ import importlib
 import click
 
 from torpor.cli.complete import image_names
+from torpor.cli.vm_inspect import vm_inspect
 from torpor.cli.vm_run import vm_run
 
 _LAZY: dict[str, tuple[str, str]] = {
@@ -52,6 +53,9 @@ def torpor(context: click.Context, data: str | None) -> None:
 @torpor.group()
 def vm() -> None:
     """Run microVMs without a daemon."""
+
+
+vm.add_command(vm_inspect)
 
 
 @vm.command(

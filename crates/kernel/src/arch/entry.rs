@@ -64,6 +64,7 @@ TORPOR_KERNEL_HEADER:
     .endr
     .quad stub_event
     .quad stub_spurious
+    .quad entry_resume
 
     # Prebuilt iretq frames: where the stubs bounce to at CPL 3.
     .macro bounce_frame name, entry, stack

@@ -185,6 +185,22 @@ pub fn switch(prev: &ThreadState, next: &ThreadState) {
     unsafe { entry::switch_stacks(prev.kernel_rsp.as_ptr(), next.kernel_rsp.get()) };
 }
 
+/// Stores what the processor holds of the running thread, so that all of it is in memory.
+pub fn save_running() {
+    let running = RUNNING.load(Ordering::Relaxed);
+    // SAFETY: the running thread is kept by the scheduler, also one that has ended until the next one runs.
+    let running = unsafe { &*running };
+    running.extended.borrow_mut().save_processor();
+    running.fs_base.set(read_fs_base());
+    running.gs_base.set(read_gs_base());
+}
+
+/// Loads what [`save_running`] stored.
+pub fn load_running() {
+    // SAFETY: as for `save_running`; the state in memory is the one that it left.
+    enter(unsafe { &*RUNNING.load(Ordering::Relaxed) });
+}
+
 /// Leaves the boot stack for the first thread.
 pub fn start(first: &ThreadState) -> ! {
     enter(first);

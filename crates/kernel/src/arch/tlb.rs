@@ -25,6 +25,12 @@ pub fn activate(pml4: Gpa) {
     unsafe { super::entry::gate_load_cr3(pml4.0) };
 }
 
+/// Loads a root without making it the active one: for code that needs no more than the kernel's part.
+pub(crate) fn load_root(root: u64) {
+    // SAFETY: as for `activate`; the callers are the snapshot's.
+    unsafe { super::entry::gate_load_cr3(root) };
+}
+
 /// Root of the active address space.
 #[must_use]
 pub fn active() -> Gpa {

@@ -80,6 +80,18 @@ pub fn handle_host_events() {
     host::forget_deadline();
 }
 
+/// The VM process is another one: it knows of no deadline, and of no interrupt that is being handled.
+pub(crate) fn forget_events() {
+    // SAFETY: an atomic that the interrupt entry sets.
+    unsafe { &entry::deferred }.store(0, Ordering::Relaxed);
+    // One that came since is through, too: what it was for is looked at before any program goes on.
+    host::control().interrupt_busy.store(0, Ordering::SeqCst);
+    ANNOUNCED.with(|a| {
+        a.deadline_ns.set(u64::MAX);
+        a.tick_at.set(Instant::FAR);
+    });
+}
+
 /// Tells the host when the kernel wants to run again. `idle` leaves the tick out.
 fn announce_deadline(idle: bool) {
     ANNOUNCED.with(|a| {
@@ -99,7 +111,8 @@ fn announce_deadline(idle: bool) {
 /// Sleeps until the host has something or a deadline has come, unless a thread is runnable by then.
 pub fn idle() {
     handle_host_events();
-    if sched::wants_tick() {
+    // A stop counts as an event: what waits may be due by now.
+    if sched::wants_tick() || crate::snapshot::stop_if_wanted(true) {
         return;
     }
     announce_deadline(true);
@@ -111,6 +124,9 @@ pub fn idle() {
 fn before_return() {
     loop {
         handle_host_events();
+        if crate::snapshot::stop_if_wanted(false) {
+            continue;
+        }
         if sched::need_resched() {
             sched::schedule();
             continue;

@@ -55,6 +55,16 @@ pub fn init(lower: Lower) -> Result<Rc<FsContext>> {
         description("sysfs", "sysfs", ""),
         plain | MountFlags::NODEV | MountFlags::NOEXEC,
     )?;
+    #[cfg(not(feature = "hosted"))]
+    {
+        make_directory(&caller, "/uk", 0o755)?;
+        mount::mount(
+            &place("/uk")?,
+            crate::snapshot::uk_root(),
+            description("uk", "uk", ""),
+            plain | MountFlags::NODEV,
+        )?;
+    }
     mount::mount(
         &place("/sys/fs/cgroup")?,
         super::sys::control_group(),
@@ -155,6 +165,6 @@ pub fn read_file(context: &Rc<FsContext>, path: &str) -> Result<Vec<u8>> {
 }
 
 /// Device number and magic for /sys and /dev/pts.
-pub(super) fn home(magic: u64) -> generated::Home {
+pub(crate) fn home(magic: u64) -> generated::Home {
     generated::Home { dev: super::device::anonymous(), magic }
 }

@@ -15,6 +15,9 @@ use torpor_abi::frame::{Header, INITIAL_WINDOW_BYTES, MAX_PAYLOAD_BYTES, kind, s
 pub trait Receiver {
     /// The payload comes in two pieces (the ring may wrap).
     fn receive(&self, header: Header, first: &[u8], second: &[u8]);
+
+    /// The other end is a new one, and nothing is on its way: both windows are whole again.
+    fn reattached(&self) {}
 }
 
 /// A frame that had no room yet.
@@ -53,6 +56,14 @@ pub fn register(number: u32, receiver: Rc<dyn Receiver>) {
 /// Frees a stream number; frames that still come for it are dropped.
 pub fn unregister(number: u32) {
     registry(|r| r.receivers.borrow_mut().remove(&number));
+}
+
+/// After a restore: every stream's other end is a new one.
+pub fn reattached() {
+    let receivers: Vec<_> = registry(|r| r.receivers.borrow().values().cloned().collect());
+    receivers.iter().for_each(|receiver| receiver.reattached());
+    registry(|r| r.waiting_for_room.set(false));
+    room_queue().wake_all(Events::WRITABLE);
 }
 
 /// Whether a number is in use.
@@ -156,6 +167,8 @@ pub struct HostStream {
     end_received: Cell<bool>,
     consumed_bytes: Cell<u32>,
     credit_bytes: Cell<u32>,
+    /// Received from an end that is no more, and not read yet: the present end is not credited with them.
+    orphaned_bytes: Cell<u32>,
     write_closed: Cell<bool>,
     queue: Rc<WaitQueue>,
 }
@@ -170,6 +183,7 @@ impl HostStream {
             end_received: Cell::new(false),
             consumed_bytes: Cell::new(0),
             credit_bytes: Cell::new(INITIAL_WINDOW_BYTES),
+            orphaned_bytes: Cell::new(0),
             write_closed: Cell::new(false),
             queue: WaitQueue::new(),
         });
@@ -233,7 +247,9 @@ impl HostStream {
     }
 
     fn credit(&self, bytes: u32) {
-        let owed = self.consumed_bytes.get() + bytes;
+        let orphaned = self.orphaned_bytes.get().min(bytes);
+        self.orphaned_bytes.set(self.orphaned_bytes.get() - orphaned);
+        let owed = self.consumed_bytes.get() + bytes - orphaned;
         // A quarter of the window at a time: fewer frames, and the sender never runs dry while bytes are wanted.
         if owed < INITIAL_WINDOW_BYTES / 4 || ring::room(0) == 0 {
             self.consumed_bytes.set(owed);
@@ -285,6 +301,13 @@ impl HostStream {
 }
 
 impl Receiver for HostStream {
+    fn reattached(&self) {
+        self.credit_bytes.set(INITIAL_WINDOW_BYTES);
+        self.consumed_bytes.set(0);
+        self.orphaned_bytes.set(self.received.borrow().len() as u32);
+        self.queue.wake(Events::WRITABLE);
+    }
+
     fn receive(&self, header: Header, first: &[u8], second: &[u8]) {
         match header.kind {
             kind::DATA => {

@@ -247,7 +247,10 @@ fn sys_bind(args: Args) -> Result<u64> {
 }
 
 fn sys_listen(args: Args) -> Result<u64> {
-    socket(args.i32(0))?.0.listen(args.i32(1))?;
+    let (socket, _) = socket(args.i32(0))?;
+    socket.listen(args.i32(1))?;
+    #[cfg(not(feature = "hosted"))]
+    crate::snapshot::listening(&socket);
     Ok(0)
 }
 

@@ -80,6 +80,14 @@ impl Clock {
         });
     }
 
+    /// Starts the clock again after a restore. `own_realtime_ns` is CLOCK_REALTIME where the guest has set it.
+    pub fn resume(&self, tsc_hz: u64, at: Handshake, monotonic_ns: u64, boottime_ns: u64, own_realtime_ns: u64) {
+        self.start(tsc_hz, at, monotonic_ns, boottime_ns);
+        if self.own_realtime.get() {
+            self.set_realtime(at.tsc, own_realtime_ns);
+        }
+    }
+
     /// Whether [`Clock::renew`] is due.
     #[must_use]
     pub fn renewal_due(&self, tsc: u64) -> bool {

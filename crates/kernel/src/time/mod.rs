@@ -142,6 +142,14 @@ pub fn start(tsc_hz: u64) {
     publish();
 }
 
+/// Goes on after a restore: `host` is its CLOCK_MONOTONIC and CLOCK_REALTIME now. CLOCK_MONOTONIC goes on where it stood.
+#[cfg(not(feature = "hosted"))]
+pub fn resume(tsc_hz: u64, host: (u64, u64), monotonic_ns: u64, boottime_ns: u64, own_realtime_ns: u64) {
+    let at = clock::Handshake { tsc: tsc(), monotonic_ns: host.0, realtime_ns: host.1 };
+    CLOCK.with(|c| c.resume(tsc_hz, at, monotonic_ns, boottime_ns, own_realtime_ns));
+    publish();
+}
+
 #[cfg(not(feature = "hosted"))]
 fn exchange() -> (u64, u64, u64, u64) {
     let before = tsc();

@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use terminal::Terminal;
@@ -32,6 +32,8 @@ pub fn main() -> ExitCode {
     let result =
         cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)).and_then(|command| match command {
             Command::Run(options) => run(&options),
+            Command::Inspect(file) => Ok(print(&format!("{:#}\n", crate::snapshot::inspect::inspect(&file)?))),
+            Command::Serve { control, kvm } => serve(control, kvm),
             Command::Help => Ok(print(USAGE)),
             Command::Version => Ok(print(if cfg!(debug_assertions) {
                 // Benchmarks read this, to refuse a debug build.
@@ -52,6 +54,20 @@ pub fn main() -> ExitCode {
 
 fn print(text: &str) -> u8 {
     u8::from(std::io::stdout().write_all(text.as_bytes()).is_err())
+}
+
+/// Becomes a VM process that is told what to do.
+fn serve(control: i32, kvm: i32) -> Result<u8, Failure> {
+    let take = |number: i32| {
+        // SAFETY: fcntl(2) on a number looks whether it is open; nothing in this process owns what it was started with.
+        if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            return Err(Failure::new(format!("serve: descriptor {number} is not open")));
+        }
+        // SAFETY: it is open, and the two numbers differ, so there is one owner each.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    };
+    let (control, kvm) = (take(control)?, take(kvm)?);
+    crate::serve::run(control, kvm)
 }
 
 /// Runs one VM to its end; the result is the exit status.

@@ -42,6 +42,7 @@ words! {
     populate_bytes: AtomicU64 = atomic_u64;
     exit_status: AtomicU32 = atomic_u32;
     panic_len: AtomicU32 = atomic_u32;
+    quiesce: AtomicU32 = atomic_u32;
 }
 
 impl Control<'_> {

@@ -5,8 +5,7 @@ use super::memory::Gpa;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_segment, kvm_xcrs};
 use kvm_ioctls::{Kvm, SyncReg, VcpuFd};
 use torpor_abi::trap::{
-    GDT_BYTES, GDT_OFFSET, IDT_BYTES, IDT_OFFSET, KernelHeader, SYSCALL_FLAG_MASK, TSS_BYTES, TSS_OFFSET, selector,
-    trap_va,
+    GDT_BYTES, GDT_OFFSET, IDT_BYTES, IDT_OFFSET, SYSCALL_FLAG_MASK, TSS_BYTES, TSS_OFFSET, selector, trap_va,
 };
 
 const CR0_PE: u64 = 1 << 0;
@@ -59,14 +58,21 @@ pub(super) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, Fatal> {
 ///
 /// # Errors
 /// [`Fatal::Kvm`] or [`Fatal::Unsupported`].
-pub(super) fn set_up(vcpu: &VcpuFd, cpuid: &CpuId, header: &KernelHeader, pml4: Gpa) -> Result<Features, Fatal> {
+pub(super) fn set_up(vcpu: &VcpuFd, cpuid: &CpuId, syscall_stub: u64, pml4: Gpa) -> Result<Features, Fatal> {
     vcpu.set_cpuid2(cpuid).map_err(Fatal::kvm("KVM_SET_CPUID2"))?;
     set_system_registers(vcpu, cpuid, pml4)?;
+    set_msrs(vcpu, syscall_stub)?;
+    let xcr0 = set_xcr0(vcpu)?;
+    let tsc_khz = vcpu.get_tsc_khz().map_err(Fatal::kvm("KVM_GET_TSC_KHZ"))?;
+    Ok(Features { xcr0, tsc_hz: u64::from(tsc_khz) * 1000 })
+}
+
+fn set_msrs(vcpu: &VcpuFd, syscall_stub: u64) -> Result<(), Fatal> {
     let star = u64::from(selector::KERNEL_CODE) << 32 | u64::from(selector::USER_DATA - 8) << 48;
     let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
     let msrs = Msrs::from_entries(&[
         entry(MSR_STAR, star),
-        entry(MSR_LSTAR, header.syscall_stub),
+        entry(MSR_LSTAR, syscall_stub),
         entry(MSR_SFMASK, SYSCALL_FLAG_MASK),
     ])
     .expect("three entries");
@@ -74,20 +80,34 @@ pub(super) fn set_up(vcpu: &VcpuFd, cpuid: &CpuId, header: &KernelHeader, pml4: 
     if set != msrs.as_slice().len() {
         return Err(Fatal::Unsupported("KVM refuses the MSRs of the syscall instruction"));
     }
-    let xcr0 = set_xcr0(vcpu)?;
-    let tsc_khz = vcpu.get_tsc_khz().map_err(Fatal::kvm("KVM_GET_TSC_KHZ"))?;
-    Ok(Features { xcr0, tsc_hz: u64::from(tsc_khz) * 1000 })
+    Ok(())
 }
 
-/// Sets the registers for the kernel's first instruction, through the shared page.
-pub(super) fn set_boot_registers(vcpu: &mut VcpuFd, header: &KernelHeader) {
+/// Puts the virtual CPU back to where [`set_up`] left it: nothing of what ran on it stays.
+///
+/// # Errors
+/// [`Fatal::Kvm`].
+pub(super) fn reset(vcpu: &VcpuFd, cpuid: &CpuId, syscall_stub: u64, pml4: Gpa) -> Result<(), Fatal> {
+    let mut xsave = kvm_bindings::kvm_xsave::default();
+    // Intel SDM 1, 13.4: the legacy region's x87 control word and MXCSR; all components are in their initial state by the
+    // header of zeros.
+    xsave.region[0] = 0x37f;
+    xsave.region[6] = 0x1f80;
+    // SAFETY: the state without AMX, which XCR0 never enables, has no more than 4 KiB.
+    unsafe { vcpu.set_xsave(&xsave) }.map_err(Fatal::kvm("KVM_SET_XSAVE"))?;
+    let debug = kvm_bindings::kvm_debugregs { dr6: 0xffff_0ff0, dr7: 0x400, ..Default::default() };
+    vcpu.set_debug_regs(&debug).map_err(Fatal::kvm("KVM_SET_DEBUGREGS"))?;
+    vcpu.set_vcpu_events(&kvm_bindings::kvm_vcpu_events::default()).map_err(Fatal::kvm("KVM_SET_VCPU_EVENTS"))?;
+    // Another root in between: KVM looks at every table anew that the guest has written.
+    set_system_registers(vcpu, cpuid, Gpa(0))?;
+    set_system_registers(vcpu, cpuid, pml4)?;
+    set_msrs(vcpu, syscall_stub)
+}
+
+/// Sets the registers for a first instruction, through the shared page.
+pub(super) fn set_entry(vcpu: &mut VcpuFd, rip: u64, rsp: u64) {
     let regs = &mut vcpu.sync_regs_mut().regs;
-    *regs = kvm_bindings::kvm_regs {
-        rip: header.entry,
-        rsp: header.boot_stack_top,
-        rflags: BOOT_RFLAGS,
-        ..Default::default()
-    };
+    *regs = kvm_bindings::kvm_regs { rip, rsp, rflags: BOOT_RFLAGS, ..Default::default() };
     vcpu.set_sync_dirty_reg(SyncReg::Register);
     vcpu.set_sync_valid_reg(SyncReg::Register);
     vcpu.set_sync_valid_reg(SyncReg::SystemRegister);

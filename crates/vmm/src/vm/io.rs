@@ -7,17 +7,66 @@ use rustix::time::Timespec;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
+use std::sync::{Condvar, Mutex, MutexGuard};
 use torpor_streams::link::{MESSAGE_MAX_BYTES, receive, split_frame};
 
 /// While the guest runs its memory is measured this often; an idle guest takes none.
 const RESIDENT_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// A message of the broker, as far as the guest's ring had no room for it yet.
-struct Inbox {
+#[derive(Debug)]
+pub(super) struct Inbox {
     ring: ReceiveRing,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self { ring: ReceiveRing::default(), buffer: vec![0; MESSAGE_MAX_BYTES], start: 0, end: 0 }
+    }
+}
+
+impl Inbox {
+    /// Whether all that was received is in the guest's ring.
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// The guest is another one, its ring empty; nothing of the former one stays.
+    pub(super) fn reset(&mut self) {
+        self.ring.reset();
+        self.buffer.fill(0);
+        (self.start, self.end) = (0, 0);
+    }
+}
+
+/// Keeps the I/O thread away from the guest while its memory is put together.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    closed: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    /// I/O thread: waits until the gate is open and holds it so; also returns whether it was closed.
+    fn pass(&self) -> (MutexGuard<'_, bool>, bool) {
+        let guard = self.closed.lock().expect("no holder panics");
+        let waited = *guard;
+        (self.opened.wait_while(guard, |closed| *closed).expect("no holder panics"), waited)
+    }
+
+    /// From the return of this call on the I/O thread touches neither guest memory nor what is kept of it.
+    pub(super) fn close(&self) {
+        *self.closed.lock().expect("no holder panics") = true;
+    }
+
+    /// Lets the I/O thread go on.
+    pub(super) fn open(&self) {
+        *self.closed.lock().expect("no holder panics") = false;
+        self.opened.notify_all();
+    }
 }
 
 /// Runs until the process ends.
@@ -32,11 +81,10 @@ pub(super) fn run(machine: &'static Machine) -> ! {
 fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
     // SAFETY: the eventfd lives in the machine, as long as this function runs.
     let notify = unsafe { BorrowedFd::borrow_raw(machine.notify.as_raw_fd()) };
-    let mut inbox = Inbox { ring: ReceiveRing::default(), buffer: vec![0; MESSAGE_MAX_BYTES], start: 0, end: 0 };
     let mut behind = false;
     loop {
         let mut link_events = PollFlags::empty();
-        link_events.set(PollFlags::IN, inbox.start == inbox.end);
+        link_events.set(PollFlags::IN, machine.inbox.lock().expect("no holder panics").is_empty());
         link_events.set(PollFlags::OUT, behind);
         let mut descriptors = [
             PollFd::new(&machine.link, link_events),
@@ -55,6 +103,13 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
             Err(error) => return Err(Fatal::system("poll")(error)),
         }
         let [link, notify, timer] = descriptors.map(|descriptor| descriptor.revents());
+        let (_open, waited) = machine.gate.pass();
+        if waited {
+            // What poll(2) said was of another guest.
+            behind = false;
+            continue;
+        }
+        let mut inbox = machine.inbox.lock().expect("no holder panics");
         if timer.contains(PollFlags::IN)
             && machine.timer.expired(&machine.memory).map_err(Fatal::system("timerfd_settime"))?
         {
@@ -70,10 +125,13 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
             behind = !transmit(machine)?;
         }
         if link.intersects(PollFlags::HUP | PollFlags::ERR) {
+            if machine.detach()? {
+                continue;
+            }
             // The broker is gone, and with it everyone who could be told.
             super::process::exit();
         }
-        if link.contains(PollFlags::IN) || (notified && inbox.start < inbox.end) {
+        if link.contains(PollFlags::IN) || (notified && !inbox.is_empty()) {
             receive_frames(machine, &mut inbox)?;
         }
     }
@@ -117,7 +175,12 @@ fn receive_frames(machine: &Machine, inbox: &mut Inbox) -> Result<(), Fatal> {
             any = true;
         }
         match receive(&machine.link, &mut inbox.buffer) {
-            Ok(0) => super::process::exit(),
+            Ok(0) => {
+                if machine.detach()? {
+                    break;
+                }
+                super::process::exit()
+            }
             Ok(len) => {
                 (inbox.start, inbox.end) = (0, len);
                 judge(machine, &inbox.buffer[..len])?;

@@ -76,6 +76,8 @@ impl Drop for Mapping {
 #[derive(Debug)]
 pub(super) struct GuestMemory {
     mapping: Mapping,
+    /// The first so many bytes are a private mapping of a template.
+    template_bytes: u64,
 }
 
 impl GuestMemory {
@@ -103,7 +105,7 @@ impl GuestMemory {
         }
         // SAFETY: inside the mapping, which is not at address 0.
         let base = unsafe { NonNull::new_unchecked(raw.byte_add(before).cast::<u8>()) };
-        let memory = Self { mapping: Mapping { base, len } };
+        let memory = Self { mapping: Mapping { base, len }, template_bytes: 0 };
         // A guest that touches one small page must not be given 2 MiB; POPULATE asks for large pages where it wants them.
         // SAFETY: advice that does not change contents, on the whole of our own mapping.
         match unsafe { madvise(base.as_ptr().cast(), len, Advice::LinuxNoHugepage) } {
@@ -113,10 +115,43 @@ impl GuestMemory {
         }
     }
 
+    /// Reserves `len` bytes of which the first `template_bytes` are those of `template`, shared until they are written; the
+    /// rest is zeros.
+    ///
+    /// # Errors
+    /// What mmap(2) gives; [`io::ErrorKind::InvalidInput`] for a template that is no whole pages or larger than RAM.
+    pub(super) fn over_template(len: u64, template: impl AsFd, template_bytes: u64) -> io::Result<Self> {
+        if template_bytes > len || !template_bytes.is_multiple_of(PAGE_BYTES) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut memory = Self::new(len)?;
+        if template_bytes > 0 {
+            let at = memory.mapping.base.as_ptr().cast();
+            let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+            // SAFETY: replaces the first pages of our own mapping, which nothing refers to yet.
+            unsafe { mmap(at, template_bytes as usize, prot, flags | MapFlags::FIXED, template, 0) }?;
+        }
+        memory.template_bytes = template_bytes;
+        Ok(memory)
+    }
+
     /// Size in bytes.
     #[must_use]
     pub(super) fn len_bytes(&self) -> u64 {
         self.mapping.len as u64
+    }
+
+    /// XORs bytes into memory.
+    ///
+    /// # Errors
+    /// [`OutOfRange`].
+    pub(super) fn xor(&self, gpa: Gpa, with: &[u8]) -> Result<(), OutOfRange> {
+        let at = self.range(gpa, with.len() as u64)?;
+        for (index, byte) in with.iter().enumerate() {
+            // SAFETY: `range` checked all of it; the vCPU does not run, so nobody changes the byte between the two.
+            unsafe { at.as_ptr().add(index).write(at.as_ptr().add(index).read() ^ byte) };
+        }
+        Ok(())
     }
 
     /// Where guest-physical 0 lies.
@@ -232,9 +267,19 @@ impl GuestMemory {
     /// # Errors
     /// As [`GuestMemory::populate`].
     pub(super) fn discard(&self, gpa: Gpa, len: u64) -> Result<io::Result<()>, OutOfRange> {
-        let at = self.pages(gpa, len)?;
-        // SAFETY: the mapping is anonymous and private, so its pages become zero pages; nothing borrows them but
-        // atomics, which may change at any time anyway.
+        self.pages(gpa, len)?;
+        // Dropping a private page of the template would bring the template's content back.
+        let within = self.template_bytes.saturating_sub(gpa.0).min(len);
+        for page in (gpa.0..gpa.0 + within).step_by(PAGE_BYTES as usize) {
+            let mut content = [0; PAGE_BYTES as usize];
+            self.read(Gpa(page), &mut content)?;
+            if content.iter().any(|byte| *byte != 0) {
+                self.write(Gpa(page), &[0; PAGE_BYTES as usize])?;
+            }
+        }
+        let (at, len) = (self.pages(Gpa(gpa.0 + within), len - within)?, len - within);
+        // SAFETY: this part of the mapping is anonymous and private, so its pages become zero pages; nothing borrows them
+        // but atomics, which may change at any time anyway.
         let discarded = unsafe { madvise(at.as_ptr().cast(), len as usize, Advice::LinuxDontNeed) };
         Ok(discarded.map_err(io::Error::from))
     }

@@ -17,6 +17,7 @@ mod kick;
 mod memory;
 mod process;
 mod rings;
+pub mod served;
 mod start;
 mod tables;
 mod timer;
@@ -24,6 +25,7 @@ mod traps;
 mod vcpu;
 
 use control::Control;
+use io::{Gate, Inbox};
 use kick::Kicker;
 use memory::{Gpa, GuestMemory, OutOfRange};
 use process::ResidentMemory;
@@ -32,7 +34,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use thiserror::Error;
@@ -179,6 +181,23 @@ struct Machine {
     debug_exits: bool,
     /// For names in backtraces.
     kernel: Cow<'static, [u8]>,
+    inbox: Mutex<Inbox>,
+    gate: Gate,
+    /// Of a VM process that serves: a link without anybody at its other end, and who hears of the VM's end.
+    served: Option<Serving>,
+}
+
+/// See [`Machine::served`].
+struct Serving {
+    /// Both ends, so that there never is a hang-up.
+    nobody: (OwnedFd, OwnedFd),
+    on_end: Box<dyn Fn(&End) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Serving").finish_non_exhaustive()
+    }
 }
 
 impl Machine {
@@ -229,8 +248,36 @@ impl Machine {
         send_waiting(message, &self.link)
     }
 
+    /// Puts a link without anybody at its other end in the place of the present one; false where the VM does not go on
+    /// without.
+    fn detach(&self) -> Result<bool, Fatal> {
+        let Some(served) = &self.served else { return Ok(false) };
+        self.attach(&served.nobody.0)?;
+        Ok(true)
+    }
+
+    /// Lets the I/O thread go on, and makes it look anew: it may be waiting for events of a link that was replaced.
+    fn open_gate(&self) {
+        self.gate.open();
+        // A counter that is full has been written to.
+        let _ = self.notify.write(1);
+    }
+
+    /// Makes `link` the link, under the number of the former one.
+    fn attach(&self, link: &OwnedFd) -> Result<(), Fatal> {
+        // SAFETY: dup3(2) replaces what our own descriptor refers to at once; its owner stays its owner.
+        let done = unsafe { libc::dup3(link.as_raw_fd(), self.link.as_raw_fd(), libc::O_CLOEXEC) };
+        if done < 0 { Err(Fatal::system("dup3")(std::io::Error::last_os_error())) } else { Ok(()) }
+    }
+
     /// Ends the process. What the program wrote is sent before, all of it, unless the guest has broken the protocol.
     fn finish(&self, end: End) -> ! {
+        if let Some(served) = &self.served {
+            // Nobody may be reading: what is sent without waiting is all.
+            let _ = self.transmit();
+            (served.on_end)(&end);
+            process::exit()
+        }
         let orderly = !matches!(end, End::Failed(_));
         if orderly {
             loop {

@@ -88,15 +88,19 @@ pub(super) struct ResidentMemory {
 }
 
 impl ResidentMemory {
-    /// For a VM whose programs may use `limit_bytes`. The kernel's own records (page tables, a descriptor of each frame),
-    /// whole large pages and this process come on top.
+    /// Opens what [`ResidentMemory::new`] needs.
     ///
     /// # Errors
     /// [`Fatal::System`].
-    pub(super) fn new(limit_bytes: u64) -> Result<Self, Fatal> {
-        let statm = File::open("/proc/self/statm").map_err(Fatal::system("/proc/self/statm"))?;
+    pub(super) fn open() -> Result<File, Fatal> {
+        File::open("/proc/self/statm").map_err(Fatal::system("/proc/self/statm"))
+    }
+
+    /// For a VM whose programs may use `limit_bytes`. The kernel's own records (page tables, a descriptor of each frame),
+    /// whole large pages and this process come on top.
+    pub(super) fn new(statm: File, limit_bytes: u64) -> Self {
         let bound_bytes = limit_bytes + limit_bytes / 8 + ram_bytes(limit_bytes) / 32 + (48 << 20);
-        Ok(Self { statm, bound_bytes })
+        Self { statm, bound_bytes }
     }
 
     /// # Errors
@@ -131,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_bound_is_checked() {
-        let mut resident = ResidentMemory::new(64 << 20).expect("proc");
+        let mut resident = ResidentMemory::new(ResidentMemory::open().expect("proc"), 64 << 20);
         resident.check().expect("a test is small");
         resident.bound_bytes = 0;
         assert!(matches!(resident.check(), Err(Fatal::Resident { .. })));

@@ -19,6 +19,11 @@ pub(super) struct TransmitRing {
 }
 
 impl TransmitRing {
+    /// The guest is another one, its ring empty.
+    pub(super) fn reset(&mut self) {
+        self.tail = 0;
+    }
+
     /// Whether the guest has published more than was taken.
     #[must_use]
     pub(super) fn has_frames(&self, memory: &GuestMemory) -> bool {
@@ -77,6 +82,11 @@ pub(super) struct ReceiveRing {
 }
 
 impl ReceiveRing {
+    /// The guest is another one, its ring empty.
+    pub(super) fn reset(&mut self) {
+        self.head = 0;
+    }
+
     /// Puts one frame, as it stands in a message, into the ring; false where there is no room.
     ///
     /// # Errors

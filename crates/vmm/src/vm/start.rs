@@ -1,21 +1,23 @@
 //! From descriptors to a VM that is ready to run.
 
+use super::io::Gate;
 use super::kernel::{self, Loaded};
 use super::kick::Kicker;
 use super::memory::{Gpa, GuestMemory, Hva, ImageMapping};
 use super::process::{self, ResidentMemory};
 use super::timer::Timer;
-use super::{End, Fatal, Given, Machine, Transmit, boot, cpu, io, tables, traps, vcpu};
-use kvm_bindings::{KVM_API_VERSION, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use super::{End, Fatal, Given, Machine, Serving, Transmit, boot, cpu, io, tables, traps, vcpu};
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
+use std::borrow::Cow;
 use std::fs::File;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Mutex;
 use torpor_abi::boot::flags;
-use torpor_abi::layout::{BOOT_INFO_GPA, IMAGE_GPA, ram_bytes};
+use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_TABLES_BYTES, BOOT_TABLES_GPA, IMAGE_GPA, PAGE_BYTES, ram_bytes};
 use torpor_streams::ledger::Ledger;
 use torpor_streams::link::{Message, report};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -28,8 +30,23 @@ pub fn run(given: Given, parent: Pid) -> ! {
     let link = process::keep_for_ever(&given.link);
     process::report_panics(link);
     let isolated = process::isolate(parent, &[given.kvm.as_fd(), given.image.as_fd(), link]);
-    match isolated.and_then(|()| build(given)) {
-        Ok((machine, vm, vcpu)) => {
+    let built = isolated.and_then(|()| {
+        let parts = Parts {
+            kvm: given.kvm,
+            image: given.image,
+            image_bytes: given.image_bytes,
+            link: given.link,
+            memory_limit_bytes: given.memory_limit_bytes,
+            kernel: given.kernel,
+            debug_exits: given.debug_exits,
+            statm: ResidentMemory::open()?,
+            served: None,
+            tty: given.program.flags & flags::TTY != 0,
+        };
+        build(parts, &given.program)
+    });
+    match built {
+        Ok(Built { machine, vm, vcpu, .. }) => {
             // Both threads use it until the process ends.
             let machine: &'static Machine = Box::leak(Box::new(machine));
             if let Err(error) = std::thread::Builder::new().name("io".into()).spawn(move || io::run(machine)) {
@@ -47,37 +64,81 @@ pub fn run(given: Given, parent: Pid) -> ! {
     }
 }
 
-fn build(given: Given) -> Result<(Machine, VmFd, VcpuFd), Fatal> {
+/// A VM before its first instruction, with what a snapshot of it has to say of the kernel in it.
+pub(super) struct Built {
+    pub(super) machine: Machine,
+    pub(super) vm: VmFd,
+    pub(super) vcpu: VcpuFd,
+    pub(super) cpuid: CpuId,
+    pub(super) features: cpu::Features,
+    /// [`torpor_abi::trap::KernelHeader::resume_entry`] and [`torpor_abi::trap::KernelHeader::syscall_stub`].
+    pub(super) resume_entry: u64,
+    pub(super) syscall_stub: u64,
+    /// Boot page tables: start and length of both ranges.
+    pub(super) boot_tables: Vec<(u64, u64)>,
+}
+
+/// What a VM is put together from besides its memory.
+pub(super) struct Parts {
+    pub(super) kvm: OwnedFd,
+    pub(super) image: File,
+    pub(super) image_bytes: u64,
+    pub(super) link: OwnedFd,
+    pub(super) memory_limit_bytes: u64,
+    pub(super) kernel: Cow<'static, [u8]>,
+    pub(super) debug_exits: bool,
+    pub(super) statm: File,
+    pub(super) served: Option<Serving>,
+    pub(super) tty: bool,
+}
+
+/// A VM that boots `program`.
+pub(super) fn build(parts: Parts, program: &boot::Program) -> Result<Built, Fatal> {
+    let ram_bytes = ram_bytes(parts.memory_limit_bytes);
+    let memory = GuestMemory::new(ram_bytes).map_err(Fatal::system("reserving the guest's memory"))?;
+    let Loaded { header, end } = kernel::load(&parts.kernel, &memory)?;
+    let image_bytes = parts.image_bytes.next_multiple_of(PAGE_BYTES);
+    let tables = tables::write(&memory, end, image_bytes)?;
+    traps::write(&memory, &header)?;
+    let mut seed = [0; 64];
+    getrandom(&mut seed, GetRandomFlags::empty()).map_err(Fatal::system("getrandom"))?;
+    let mut about = boot::Machine {
+        ram_bytes,
+        memory_limit_bytes: parts.memory_limit_bytes,
+        image_bytes: parts.image_bytes,
+        kernel_end_gpa: tables.kernel_end.0,
+        pml4_gpa: tables.pml4.0,
+        xcr0: 0,
+        tsc_hz: 0,
+        seed,
+    };
+    let mut built = assemble(parts, memory, header.resume_entry, header.syscall_stub)?;
+    about.xcr0 = built.features.xcr0;
+    about.tsc_hz = built.features.tsc_hz;
+    built.machine.memory.write(Gpa(BOOT_INFO_GPA), &boot::encode(program, &about))?;
+    cpu::set_entry(&mut built.vcpu, header.entry, header.boot_stack_top);
+    built.boot_tables.push((end.0, tables.kernel_end.0 - end.0));
+    built.boot_tables.retain(|(_, len)| *len > 0);
+    Ok(built)
+}
+
+/// A VM over memory that holds a kernel and its boot page tables.
+pub(super) fn assemble(
+    parts: Parts,
+    memory: GuestMemory,
+    resume_entry: u64,
+    syscall_stub: u64,
+) -> Result<Built, Fatal> {
     // SAFETY: a descriptor of /dev/kvm that is ours, handed over here.
-    let kvm = unsafe { Kvm::from_raw_fd(given.kvm.into_raw_fd()) };
+    let kvm = unsafe { Kvm::from_raw_fd(parts.kvm.into_raw_fd()) };
     check_kvm(&kvm)?;
     let cpuid = cpu::supported_cpuid(&kvm)?;
     let vm = kvm.create_vm().map_err(Fatal::kvm("KVM_CREATE_VM"))?;
-    let ram_bytes = ram_bytes(given.memory_limit_bytes);
-    let memory = GuestMemory::new(ram_bytes).map_err(Fatal::system("reserving the guest's memory"))?;
-    let image_bytes = map_image(&vm, &given.image, given.image_bytes)?;
+    map_image(&vm, &parts.image, parts.image_bytes)?;
     // SAFETY: the memory goes into the machine, which is never dropped; the VM goes with the process.
     unsafe { add_slot(&vm, RAM_SLOT, 0, Gpa(0), memory.base(), memory.len_bytes()) }?;
     let mut vcpu = vm.create_vcpu(0).map_err(Fatal::kvm("KVM_CREATE_VCPU"))?;
-
-    let Loaded { header, end } = kernel::load(&given.kernel, &memory)?;
-    let tables = tables::write(&memory, end, image_bytes)?;
-    traps::write(&memory, &header)?;
-    let features = cpu::set_up(&vcpu, &cpuid, &header, tables.pml4)?;
-    let mut seed = [0; 64];
-    getrandom(&mut seed, GetRandomFlags::empty()).map_err(Fatal::system("getrandom"))?;
-    let about = boot::Machine {
-        ram_bytes,
-        memory_limit_bytes: given.memory_limit_bytes,
-        image_bytes: given.image_bytes,
-        kernel_end_gpa: tables.kernel_end.0,
-        pml4_gpa: tables.pml4.0,
-        xcr0: features.xcr0,
-        tsc_hz: features.tsc_hz,
-        seed,
-    };
-    memory.write(Gpa(BOOT_INFO_GPA), &boot::encode(&given.program, &about))?;
-    cpu::set_boot_registers(&mut vcpu, &header);
+    let features = cpu::set_up(&vcpu, &cpuid, syscall_stub, Gpa(BOOT_TABLES_GPA))?;
 
     let notify = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Fatal::system("eventfd"))?;
     let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
@@ -86,19 +147,23 @@ fn build(given: Given) -> Result<(Machine, VmFd, VcpuFd), Fatal> {
     let timer = Timer::new(&memory).map_err(Fatal::system("timerfd_create"))?;
     let machine = Machine {
         memory,
-        link: given.link,
+        link: parts.link,
         transmit: Mutex::new(Transmit::default()),
-        ledger: Mutex::new(Ledger::new(given.program.flags & flags::TTY != 0)),
+        ledger: Mutex::new(Ledger::new(parts.tty)),
         timer,
         kicker,
         notify,
-        resident: ResidentMemory::new(given.memory_limit_bytes)?,
-        image: given.image,
-        image_bytes: given.image_bytes,
-        debug_exits: given.debug_exits,
-        kernel: given.kernel,
+        resident: ResidentMemory::new(parts.statm, parts.memory_limit_bytes),
+        image: parts.image,
+        image_bytes: parts.image_bytes,
+        debug_exits: parts.debug_exits,
+        kernel: parts.kernel,
+        inbox: Mutex::default(),
+        gate: Gate::default(),
+        served: parts.served,
     };
-    Ok((machine, vm, vcpu))
+    let boot_tables = vec![(BOOT_TABLES_GPA, BOOT_TABLES_BYTES)];
+    Ok(Built { machine, vm, vcpu, cpuid, features, resume_entry, syscall_stub, boot_tables })
 }
 
 fn check_kvm(kvm: &Kvm) -> Result<(), Fatal> {
@@ -121,12 +186,11 @@ fn check_kvm(kvm: &Kvm) -> Result<(), Fatal> {
     Ok(())
 }
 
-/// Maps the image and gives it to the guest; returns the size of the mapping.
-fn map_image(vm: &VmFd, image: &File, image_bytes: u64) -> Result<u64, Fatal> {
+/// Maps the image and gives it to the guest.
+fn map_image(vm: &VmFd, image: &File, image_bytes: u64) -> Result<(), Fatal> {
     let mapping = ManuallyDrop::new(ImageMapping::new(image, image_bytes).map_err(Fatal::system("mapping the image"))?);
     // SAFETY: the mapping is never dropped.
-    unsafe { add_slot(vm, IMAGE_SLOT, KVM_MEM_READONLY, Gpa(IMAGE_GPA), mapping.base(), mapping.len_bytes()) }?;
-    Ok(mapping.len_bytes())
+    unsafe { add_slot(vm, IMAGE_SLOT, KVM_MEM_READONLY, Gpa(IMAGE_GPA), mapping.base(), mapping.len_bytes()) }
 }
 
 /// # Safety

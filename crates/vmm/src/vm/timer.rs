@@ -41,6 +41,18 @@ impl Timer {
         Ok(Self { descriptor, state: Mutex::new(State { armed_ns: NEVER }) })
     }
 
+    /// Disarms it: the guest is another one.
+    ///
+    /// # Errors
+    /// What timerfd_settime(2) gives.
+    pub(super) fn reset(&self, memory: &GuestMemory) -> io::Result<()> {
+        let mut state = self.state.lock().expect("no holder panics");
+        let control = Control(memory);
+        control.wanted_deadline_ns().store(NEVER, Ordering::SeqCst);
+        control.armed_deadline_ns().store(NEVER, Ordering::SeqCst);
+        self.follow(&mut state, memory)
+    }
+
     /// Becomes readable at the deadline.
     #[must_use]
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {

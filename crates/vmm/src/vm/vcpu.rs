@@ -36,14 +36,42 @@ enum Exit {
     Crash(String),
 }
 
+/// A doorbell at which the VM waits for a command ([`torpor_abi::handover`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// QUIESCED, with its reason.
+    Quiesced(u32),
+    /// PARKED.
+    Parked,
+}
+
+/// What is kept from one entry to the next.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    wants_event: bool,
+    notifications: u32,
+}
+
+impl Progress {
+    /// The guest is another one, and was told of nothing yet.
+    pub(super) fn forget_events(&mut self) {
+        self.wants_event = false;
+    }
+}
+
 /// Runs the guest until it ends, and the process with it.
 pub(super) fn run(machine: &'static Machine, vm: &VmFd, mut vcpu: VcpuFd) -> ! {
-    let mut wants_event = false;
-    let mut notifications = 0;
+    let stop = run_until_stop(machine, vm, &mut vcpu, &mut Progress::default());
+    machine.finish(End::Failed(format!("the guest kernel stopped though nobody had asked for it: {stop:?}")))
+}
+
+/// Runs the guest until it waits for a command. If it ends, the process does.
+pub(super) fn run_until_stop(machine: &'static Machine, vm: &VmFd, vcpu: &mut VcpuFd, progress: &mut Progress) -> Stop {
     loop {
-        wants_event |= machine.kicker.before_run();
-        machine.expect(deliver_event(machine, &mut vcpu, &mut wants_event));
-        let exit = machine.expect(enter(machine, &mut vcpu));
+        let Progress { wants_event, notifications } = progress;
+        *wants_event |= machine.kicker.before_run();
+        machine.expect(deliver_event(machine, vcpu, wants_event));
+        let exit = machine.expect(enter(machine, vcpu));
         machine.kicker.after_run();
         if machine.debug_exits {
             let rip = vcpu.sync_regs().regs.rip;
@@ -53,14 +81,18 @@ pub(super) fn run(machine: &'static Machine, vm: &VmFd, mut vcpu: VcpuFd) -> ! {
             Exit::None => {}
             Exit::Write { gpa: NOTIFY, len: 4, .. } => {
                 machine.expect(look_at_rings(machine));
-                notifications += 1;
-                if notifications == NOTIFICATIONS_BY_EXIT {
+                *notifications += 1;
+                if *notifications == NOTIFICATIONS_BY_EXIT {
                     let address = IoEventAddress::Mmio(NOTIFY.0);
                     let registered = vm.register_ioevent(&machine.notify, &address, NoDatamatch);
                     machine.expect(registered.map_err(Fatal::kvm("KVM_IOEVENTFD")));
                 }
             }
-            Exit::Write { gpa, data, len } => machine.expect(ring(machine, gpa, &data[..len])),
+            Exit::Write { gpa, data, len } => {
+                if let Some(stop) = machine.expect(ring(machine, gpa, &data[..len])) {
+                    return stop;
+                }
+            }
             Exit::Crash(what) => {
                 let text = crash::describe(&what, &machine.memory, &vcpu.sync_regs(), &Symbols::new(&machine.kernel));
                 machine.finish(End::Failed(text));
@@ -153,7 +185,7 @@ fn deliver_event(machine: &Machine, vcpu: &mut VcpuFd, wants_event: &mut bool) -
 }
 
 /// Does what a doorbell asks for.
-fn ring(machine: &'static Machine, gpa: Gpa, data: &[u8]) -> Result<(), Fatal> {
+fn ring(machine: &'static Machine, gpa: Gpa, data: &[u8]) -> Result<Option<Stop>, Fatal> {
     let unknown = || Fatal::Doorbell { gpa, len: data.len() };
     let offset = gpa.0.checked_sub(DOORBELL_GPA).filter(|&offset| offset < PAGE_BYTES).ok_or_else(unknown)?;
     let value = u32::from_le_bytes(data.try_into().map_err(|_| unknown())?);
@@ -175,9 +207,11 @@ fn ring(machine: &'static Machine, gpa: Gpa, data: &[u8]) -> Result<(), Fatal> {
                 machine.memory.discard(gpa, len)?.map_err(Fatal::system("taking back the guest's memory"))?;
             }
         }
+        doorbell::QUIESCED => return Ok(Some(Stop::Quiesced(value))),
+        doorbell::PARKED => return Ok(Some(Stop::Parked)),
         _ => return Err(unknown()),
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Does what the I/O thread does when it is notified, as far as that can be done at once.

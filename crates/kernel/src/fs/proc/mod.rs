@@ -8,6 +8,9 @@ mod status;
 mod sysctl;
 mod system;
 
+#[cfg(not(feature = "hosted"))]
+pub(crate) use sysctl::forget_boot_id;
+
 use super::generated::{Attributes, Directory, Fixed, Home, Listing, Tree, ino_of};
 use super::inode::{FileType, Inode};
 use crate::task::{current, pid};

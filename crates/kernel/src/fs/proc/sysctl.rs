@@ -40,6 +40,12 @@ fn boot_id() -> String {
     })
 }
 
+/// The next look at boot_id finds a new one.
+#[cfg(not(feature = "hosted"))]
+pub(crate) fn forget_boot_id() {
+    BOOT_ID.with(|id| id.set(None));
+}
+
 fn line(text: impl Into<String>) -> impl Fn() -> String {
     let text = text.into();
     move || format!("{text}\n")

@@ -8,6 +8,7 @@ use crate::mm::frame::NoMemory;
 use crate::mm::paging::PageTable;
 use crate::mm::pte::{Kind, Pte};
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use torpor_abi::layout::LARGE_PAGE_BYTES;
 
 impl AddressSpace {
@@ -25,6 +26,19 @@ impl AddressSpace {
         self.finish(flush);
         copied?;
         Ok(child)
+    }
+
+    /// Empties the areas under MADV_WIPEONFORK: the whole VM has been copied.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn wipe(&self) -> Result<()> {
+        let wiped = |area: &super::Area| area.flags.contains(AreaFlags::WIPEONFORK).then_some((area.start, area.end));
+        let ranges: Vec<_> = self.areas.borrow().iter().filter_map(wiped).collect();
+        let mut flush = Flush::default();
+        let result = ranges.into_iter().try_for_each(|(start, end)| self.zap(start, end, false, &mut flush));
+        self.finish(flush);
+        Ok(result?)
     }
 
     fn copy_into(&self, child: &AddressSpace, flush: &mut Flush) -> core::result::Result<(), NoMemory> {

@@ -21,7 +21,7 @@ HEADER:
     .rept 32
     .quad stub_fault
     .endr
-    .quad stub_event, stub_fault
+    .quad stub_event, stub_fault, boot
     .balign 16
 syscall_frame: .quad entry_syscall, 0x33, 0x202, bounce_stack, 0x2b
 event_frame: .quad entry_event, 0x33, 0x202, event_stack, 0x2b

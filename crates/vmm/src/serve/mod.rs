@@ -1,0 +1,282 @@
+//! `torpor-vmm serve`: a VM process that waits for commands on a control socket (docs/control-socket.md).
+//!
+//! Three threads, all started before the final seccomp filter: the first runs the vCPU and does what concerns the VM, one
+//! moves frames, one hears the control socket. The last answers what needs no VM itself, hands on the rest one at a time,
+//! and asks a running guest to stop where a command needs that.
+
+mod filter;
+pub mod protocol;
+mod worker;
+
+use crate::error::Failure;
+use crate::vm::served::Resources;
+use protocol::{Command, Event, Reply, ReplyError, Request};
+use rustix::net::AddressFamily;
+use serde::Serialize;
+use serde_json::json;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+use worker::Worker;
+
+/// Where the VM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// There is none yet.
+    Empty,
+    /// Booted or quiesced: [`Command::Run`] lets it go on.
+    Stopped,
+    /// At rest on its template.
+    Resting,
+    Running,
+}
+
+impl State {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Stopped => "stopped",
+            Self::Resting => "resting",
+            Self::Running => "running",
+        }
+    }
+}
+
+/// A command on its way to the worker.
+#[derive(Debug)]
+struct Job {
+    id: u64,
+    command: Command,
+    descriptors: Vec<OwnedFd>,
+}
+
+/// What both threads know.
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    job: Option<Job>,
+    /// Until when a running guest has to have stopped for `job`.
+    deadline: Option<Instant>,
+    handle: Option<crate::vm::served::Handle>,
+    connection: Option<Arc<OwnedFd>>,
+    /// The generation and uuid that the VM was restored with, for whoever asks.
+    instance: Option<serde_json::Value>,
+}
+
+/// Shared by the thread that hears commands and the worker.
+#[derive(Debug)]
+struct Shared {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no holder panics")
+    }
+
+    fn send(&self, body: &impl Serialize, descriptors: &[BorrowedFd<'_>]) {
+        let connection = self.lock().connection.clone();
+        if let Some(connection) = connection {
+            // A controller that is gone gets no answer; the next one asks again.
+            let _ = protocol::send(&*connection, body, descriptors);
+        }
+    }
+
+    fn ok(&self, id: u64, result: serde_json::Value, descriptors: &[BorrowedFd<'_>]) {
+        self.send(&Reply { id, ok: Some(result), error: None }, descriptors);
+    }
+
+    fn refuse(&self, id: u64, code: &str, message: &str) {
+        self.send(&Reply { id, ok: None::<()>, error: Some(ReplyError { code, message }) }, &[]);
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        self.send(event, &[]);
+    }
+}
+
+/// Runs until the process ends.
+///
+/// # Errors
+/// A [`Failure`] where it can't even begin.
+pub fn run(control: OwnedFd, kvm: OwnedFd) -> Result<u8, Failure> {
+    let fail = |what: &'static str| move |error: io::Error| Failure::new(format!("{what}: {error}"));
+    // SAFETY: prctl(2) and mallopt(3) change settings of this process only. What is freed is overwritten: nothing of an
+    // instance may stay in the process behind it. Nobody who has no privilege may look into this process.
+    unsafe {
+        libc::mallopt(libc::M_PERTURB, 0x5a);
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+    }
+    let resources = Resources::open(kvm).map_err(|refusal| Failure::new(refusal.to_string()))?;
+    let name = rustix::net::getsockname(&control).map_err(|error| fail("--control-fd")(error.into()))?;
+    if name.address_family() != AddressFamily::UNIX {
+        return Err(Failure::new("--control-fd: a bound Unix socket of type SOCK_SEQPACKET is wanted"));
+    }
+    rustix::net::listen(&control, 4).map_err(|error| fail("--control-fd: listen")(error.into()))?;
+    let inner =
+        Inner { state: State::Empty, job: None, deadline: None, handle: None, connection: None, instance: None };
+    let shared = Arc::new(Shared { inner: Mutex::new(inner), changed: Condvar::new() });
+    let (go, ready) = std::sync::mpsc::channel::<()>();
+    let (started, has_started) = std::sync::mpsc::channel();
+    let listener = Arc::clone(&shared);
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            let _ = started.send(());
+            if ready.recv().is_ok() {
+                hear(&listener, &control);
+            }
+            exit()
+        })
+        .map_err(fail("starting a thread"))?;
+    has_started.recv().map_err(|_| Failure::new("a thread did not start"))?;
+    // Finds the vDSO, by a call that the filter does not allow.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    filter::install().map_err(|text| Failure::new(format!("seccomp: {text}")))?;
+    // The other end lives as long as the thread.
+    let _ = go.send(());
+    Worker::new(shared, resources).run()
+}
+
+fn exit() -> ! {
+    // SAFETY: runs no destructors and no handlers, and does not return.
+    unsafe { libc::_exit(0) }
+}
+
+/// Serves one controller after the other. One that leaves before there was a VM takes the process with it.
+fn hear(shared: &Shared, control: &OwnedFd) {
+    let mut buffer = protocol::buffer();
+    loop {
+        let Ok(connection) = rustix::net::accept_with(control, rustix::net::SocketFlags::CLOEXEC) else { continue };
+        if !is_own_user(&connection) {
+            continue;
+        }
+        let connection = Arc::new(connection);
+        shared.lock().connection = Some(Arc::clone(&connection));
+        serve(shared, &connection, &mut buffer);
+        let mut inner = shared.lock();
+        inner.connection = None;
+        if inner.instance.is_none() {
+            return;
+        }
+    }
+}
+
+/// Whether the controller runs as the user that this process runs as.
+fn is_own_user(connection: &OwnedFd) -> bool {
+    let peer = rustix::net::sockopt::socket_peercred(connection);
+    peer.is_ok_and(|peer| peer.uid == rustix::process::geteuid())
+}
+
+fn serve(shared: &Shared, connection: &OwnedFd, buffer: &mut [u8]) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    loop {
+        let deadline = shared.lock().deadline;
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = left.map(|left| Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: i64::from(left.subsec_nanos()) as _,
+        });
+        match poll(&mut [PollFd::new(&connection, PollFlags::IN)], timeout.as_ref()) {
+            Ok(0) => expire(shared),
+            Ok(_) => match protocol::receive(connection, buffer) {
+                Ok(Some(received)) => take(shared, received),
+                Ok(None) => return,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    shared.refuse(0, "bad_request", &error.to_string());
+                    return;
+                }
+                Err(_) => return,
+            },
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// A guest has not stopped in time.
+fn expire(shared: &Shared) {
+    let mut inner = shared.lock();
+    if inner.deadline.is_none_or(|deadline| deadline > Instant::now()) {
+        return;
+    }
+    inner.deadline = None;
+    let Some(job) = inner.job.take() else { return };
+    if let Some(handle) = inner.handle {
+        handle.cancel_stop();
+    }
+    drop(inner);
+    shared.refuse(job.id, "busy", "the guest did not get to a point where it can be stopped; it goes on");
+}
+
+fn take(shared: &Shared, received: protocol::Received) {
+    let request: Request = match serde_json::from_slice(&received.body) {
+        Ok(request) => request,
+        Err(error) => {
+            // So that the caller learns of it, if its number can be told.
+            #[derive(serde::Deserialize)]
+            struct Id {
+                id: u64,
+            }
+            let id = serde_json::from_slice::<Id>(&received.body).map_or(0, |id| id.id);
+            return shared.refuse(id, "bad_request", &error.to_string());
+        }
+    };
+    let id = request.id;
+    let mut inner = shared.lock();
+    match (&request.command, inner.state) {
+        (Command::Query {}, state) => {
+            let instance = inner.instance.clone();
+            let busy = inner.job.is_some();
+            drop(inner);
+            return shared.ok(id, json!({ "state": state.name(), "instance": instance, "busy": busy }), &[]);
+        }
+        (Command::Stop {}, _) => {
+            drop(inner);
+            shared.ok(id, json!({}), &[]);
+            exit()
+        }
+        _ if inner.job.is_some() => {
+            drop(inner);
+            return shared.refuse(id, "wrong_state", "another command is being carried out");
+        }
+        (Command::Standby(stop) | Command::Checkpoint(stop), State::Running) => {
+            inner.deadline = Some(Instant::now() + Duration::from_millis(stop.within_ms.into()));
+            let (busy, handle) = (stop.busy, inner.handle);
+            inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+            drop(inner);
+            if let Some(handle) = handle {
+                handle.request_stop(busy);
+            }
+            return;
+        }
+        (_, State::Running) => {
+            drop(inner);
+            return shared.refuse(id, "wrong_state", "the VM runs");
+        }
+        _ => {}
+    }
+    inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+    drop(inner);
+    shared.changed.notify_all();
+}
+
+/// The bytes of a descriptor, copied: what is checked can't change any more.
+fn read_all(file: impl AsFd, limit: u64) -> io::Result<Vec<u8>> {
+    let file = file.as_fd();
+    let size = rustix::fs::fstat(file)?.st_size;
+    let size = u64::try_from(size).ok().filter(|size| *size <= limit).ok_or(io::ErrorKind::FileTooLarge)?;
+    let mut bytes = vec![0; size as usize];
+    let mut done = 0;
+    while done < bytes.len() {
+        match rustix::io::pread(file, &mut bytes[done..], done as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => done += len,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,278 @@
+//! What is said on the control socket; docs/control-socket.md describes it.
+//!
+//! The socket is of type SOCK_SEQPACKET: a message is one datagram, with its descriptors.
+//!
+//! ```text
+//! offset 0  4 bytes "TPVM"
+//!        4  u16 version (VERSION)
+//!        6  u16 number of descriptors that come with the message
+//!        8  u32 length of the body in bytes, at most MAX_BODY_BYTES
+//!       12  u32 0
+//!       16  body: a JSON object, nothing behind it
+//! ```
+
+use crate::snapshot::metadata::{Digest, Uuid};
+use rustix::cmsg_space;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+use serde::{Deserialize, Serialize};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Version of the protocol.
+pub const VERSION: u16 = 1;
+/// Cap of a message's body.
+pub const MAX_BODY_BYTES: usize = 128 << 10;
+/// Cap of the descriptors of a message.
+pub const MAX_DESCRIPTORS: usize = 16;
+const HEADER_BYTES: usize = 16;
+const MAGIC: [u8; 4] = *b"TPVM";
+
+/// A request: a number that comes back in the reply, and a command.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Any number but 0.
+    pub id: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// Commands; the descriptors that come with each are given in order.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// How things are.
+    Query {},
+    /// Makes a VM that will boot a program. Descriptors: image, then with `console` the link for console frames.
+    Boot(Boot),
+    /// Makes a VM of a template, at rest. Descriptors: template file, its memory, image, then with `warm_base` its file.
+    Prepare(Prepare),
+    /// Fills the memory of a template. Descriptors: template file, an empty memfd that may be sealed.
+    Unpack {},
+    /// Makes a warm base. Descriptors: template file, its memory, then the deltas of siblings; the reply has the file as its
+    /// descriptor.
+    Learn {
+        /// Digest of the template's file.
+        template: Digest,
+    },
+    /// Lets a VM that was booted or stopped run.
+    Run {},
+    /// Puts a state into a VM at rest and lets it run. Descriptors: with `delta` its file, then with `console` the link.
+    Restore(Restore),
+    /// Stops the VM and stores what it differs by; the reply has the file as its descriptor. It stays stopped.
+    Standby(Stop),
+    /// The same, but the VM goes on at once.
+    Checkpoint(Stop),
+    /// Stores a booted VM that is ready as a template; the reply has the file as its descriptor. It stays stopped.
+    Template {
+        /// Recorded in the file.
+        uuid: Uuid,
+    },
+    /// Back to rest.
+    Reset {},
+    /// Ends the process.
+    Stop {},
+}
+
+/// See [`Command::Boot`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boot {
+    /// Whose it is.
+    pub owner: Digest,
+    /// Digest of the image.
+    pub image: Digest,
+    /// In bytes.
+    pub memory_limit_bytes: u64,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// `K=V`.
+    pub envp: Vec<String>,
+    /// Working directory; empty for `/`.
+    #[serde(default)]
+    pub workdir: String,
+    /// As docker's `--user`; empty for root.
+    #[serde(default)]
+    pub user: String,
+    /// Host name.
+    pub host_name: String,
+    /// The instance's.
+    pub uuid: Uuid,
+    /// Whether to stop when the program is ready.
+    #[serde(default)]
+    pub template: bool,
+    /// Whether a link for console frames comes with it.
+    #[serde(default)]
+    pub console: bool,
+}
+
+/// See [`Command::Prepare`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prepare {
+    /// Digest of the template's file.
+    pub template: Digest,
+    /// Digest of the warm base's file, if there is one.
+    #[serde(default)]
+    pub warm_base: Option<Digest>,
+    /// Leave the vCPU alone: for a state whose page tables differ much.
+    #[serde(default)]
+    pub never_run: bool,
+}
+
+/// See [`Command::Restore`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// Who the VM is from then on.
+    pub uuid: Uuid,
+    /// Of the state.
+    pub generation: u64,
+    /// Host name; empty leaves it.
+    #[serde(default)]
+    pub host_name: String,
+    /// Whether there is a delta; without one the VM is a clone of its template.
+    #[serde(default)]
+    pub delta: bool,
+    /// Whether a link for console frames comes with it.
+    #[serde(default)]
+    pub console: bool,
+}
+
+/// See [`Command::Standby`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// Number of the state that is stored.
+    pub generation: u64,
+    /// Take a busy guest as well, at its next entry into the kernel.
+    #[serde(default)]
+    pub busy: bool,
+    /// How long to wait for the guest.
+    pub within_ms: u32,
+}
+
+/// An answer to a request.
+#[derive(Debug, Serialize)]
+pub struct Reply<'a, T> {
+    /// The request's.
+    pub id: u64,
+    /// Result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ok: Option<T>,
+    /// Or why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<ReplyError<'a>>,
+}
+
+/// Why a command was refused.
+#[derive(Debug, Serialize)]
+pub struct ReplyError<'a> {
+    /// `bad_request`, `bad_snapshot`, `wrong_state`, `busy` or `host`.
+    pub code: &'a str,
+    /// For people.
+    pub message: &'a str,
+}
+
+/// Something that nobody asked for.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event<'a> {
+    /// The program is ready; the VM is stopped.
+    Ready {},
+    /// The VM has ended, and the process with it.
+    Ended {
+        /// `exited`, `start_failed` or `failed`.
+        reason: &'a str,
+        /// Wait status, or errno.
+        status: u32,
+        /// For people.
+        message: &'a str,
+    },
+}
+
+/// Sends a message.
+///
+/// # Errors
+/// What sendmsg(2) gives; a body that is too long.
+pub fn send(socket: impl AsFd, body: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let body = serde_json::to_vec(body)?;
+    if body.len() > MAX_BODY_BYTES || descriptors.len() > MAX_DESCRIPTORS {
+        return Err(io::Error::other("message too long"));
+    }
+    let mut header = [0; HEADER_BYTES];
+    header[..4].copy_from_slice(&MAGIC);
+    header[4..6].copy_from_slice(&VERSION.to_le_bytes());
+    header[6..8].copy_from_slice(&(descriptors.len() as u16).to_le_bytes());
+    header[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    let pieces = [IoSlice::new(&header), IoSlice::new(&body)];
+    loop {
+        match rustix::net::sendmsg(&socket, &pieces, &mut ancillary, SendFlags::NOSIGNAL) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// What was received.
+#[derive(Debug)]
+pub struct Received {
+    /// The body.
+    pub body: Vec<u8>,
+    /// Its descriptors.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// Receives a message, waiting for it; `None` at the end.
+///
+/// # Errors
+/// What recvmsg(2) gives; [`io::ErrorKind::InvalidData`] for a message that breaks the format.
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = loop {
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        match rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags) {
+            Ok(got) => break got,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
+        }
+    }
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    let message = &buffer[..got.bytes];
+    let Some((header, body)) = message.split_at_checked(HEADER_BYTES) else { return Err(invalid("a short message")) };
+    let version = u16::from_le_bytes([header[4], header[5]]);
+    if header[..4] != MAGIC || version != VERSION {
+        return Err(invalid(&format!("version {version} of the protocol; this program speaks {VERSION}")));
+    }
+    let count = usize::from(u16::from_le_bytes([header[6], header[7]]));
+    let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+    if len != body.len() || header[12..] != [0; 4] || count != descriptors.len() {
+        return Err(invalid("a message that is not what its header says"));
+    }
+    Ok(Some(Received { body: body.to_vec(), descriptors }))
+}
+
+/// Room for one message.
+#[must_use]
+pub fn buffer() -> Vec<u8> {
+    vec![0; HEADER_BYTES + MAX_BODY_BYTES]
+}

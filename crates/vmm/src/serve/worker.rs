@@ -1,0 +1,382 @@
+//! The thread that runs the vCPU, and does what concerns the VM while it does not run.
+
+use super::protocol::{Boot, Command, Event, Prepare, Restore, Stop};
+use super::{Job, Shared, State, read_all};
+use crate::snapshot::metadata::{Digest, Uuid};
+use crate::snapshot::pages::Coding;
+use crate::snapshot::{Kind, Reader};
+use crate::vm::boot;
+use crate::vm::served::{
+    Captured, Ending, Instance, OnEnd, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, learn_warm_base,
+    unpack_template,
+};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+use torpor_abi::boot::flags;
+use torpor_abi::handover::reason;
+
+/// Largest template file.
+const TEMPLATE_MAX_BYTES: u64 = 16 << 30;
+/// Largest delta.
+const DELTA_MAX_BYTES: u64 = 16 << 30;
+
+/// Why a command was not carried out.
+struct Refused {
+    code: &'static str,
+    message: String,
+    /// The process is of no use any more.
+    fatal: bool,
+}
+
+impl Refused {
+    fn request(message: impl Into<String>) -> Self {
+        Self { code: "bad_request", message: message.into(), fatal: false }
+    }
+
+    fn state(state: State) -> Self {
+        let message = format!("the VM is {}, which is no state for this command", state.name());
+        Self { code: "wrong_state", message, fatal: false }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let code = match &refusal {
+            Refusal::Snapshot(_) => "bad_snapshot",
+            Refusal::Busy(_) => "busy",
+            Refusal::Host(_) => "host",
+        };
+        Self { code, message: refusal.to_string(), fatal: false }
+    }
+}
+
+impl From<std::io::Error> for Refused {
+    fn from(error: std::io::Error) -> Self {
+        Self { code: "host", message: error.to_string(), fatal: false }
+    }
+}
+
+/// A result, and the descriptor that comes with it.
+type Done = Result<(Value, Option<OwnedFd>), Refused>;
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    resources: Option<Resources>,
+    vm: Option<Vm>,
+    /// Of the template: when it was stopped.
+    template_stopped_at_ns: u64,
+    uuid: Uuid,
+}
+
+impl Worker {
+    pub(super) fn new(shared: Arc<Shared>, resources: Resources) -> Self {
+        Self { shared, resources: Some(resources), vm: None, template_stopped_at_ns: 0, uuid: Uuid::default() }
+    }
+
+    pub(super) fn run(mut self) -> ! {
+        loop {
+            let job = {
+                let inner = self.shared.lock();
+                let mut inner = self.shared.changed.wait_while(inner, |i| i.job.is_none()).expect("no holder panics");
+                inner.job.take().expect("waited for")
+            };
+            let id = job.id;
+            let done = self.carry_out(job);
+            self.answer(id, done);
+            while self.shared.lock().state == State::Running {
+                self.run_guest();
+            }
+        }
+    }
+
+    fn answer(&self, id: u64, done: Done) {
+        match done {
+            Ok((result, descriptor)) => {
+                let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+                self.shared.ok(id, result, &descriptors);
+            }
+            Err(refused) => {
+                self.shared.refuse(id, refused.code, &refused.message);
+                if refused.fatal {
+                    super::exit();
+                }
+            }
+        }
+    }
+
+    /// Runs the guest until it stops, and does what it was stopped for.
+    fn run_guest(&mut self) {
+        let vm = self.vm.as_mut().expect("it runs");
+        let why = match vm.run() {
+            Ok(why) => why,
+            Err(refusal) => {
+                self.shared.event(&Event::Ended { reason: "failed", status: 0, message: &refusal.to_string() });
+                super::exit()
+            }
+        };
+        let (job, deadline) = {
+            let mut inner = self.shared.lock();
+            (inner.job.take(), inner.deadline.take())
+        };
+        if let Some(Job { command: Command::Standby(stop) | Command::Checkpoint(stop), .. }) = &job
+            && let Err(Refusal::Busy(_)) = vm.settle()
+            && deadline.is_some_and(|deadline| deadline > Instant::now())
+        {
+            // Something came in between: the guest takes it and stops again.
+            let busy = stop.busy;
+            let mut inner = self.shared.lock();
+            (inner.job, inner.deadline) = (job, deadline);
+            drop(inner);
+            vm.go_on();
+            vm.handle().request_stop(busy);
+            return;
+        }
+        match job {
+            Some(Job { id, command: Command::Standby(stop), .. }) => {
+                let done = self.store(&stop, false);
+                self.answer(id, done);
+            }
+            Some(Job { id, command: Command::Checkpoint(stop), .. }) => {
+                let done = self.store(&stop, true);
+                self.answer(id, done);
+            }
+            Some(_) => unreachable!("only these are taken while the VM runs"),
+            None if why == reason::READY => {
+                self.shared.lock().state = State::Stopped;
+                self.shared.event(&Event::Ready {});
+            }
+            // The request was taken back meanwhile.
+            None => vm.go_on(),
+        }
+    }
+
+    /// Stores the state of a guest that has just been stopped.
+    fn store(&mut self, stop: &Stop, go_on: bool) -> Done {
+        let vm = self.vm.as_mut().expect("it ran");
+        let captured = vm.settle().and_then(|()| vm.capture_delta(self.uuid, stop.generation));
+        if go_on || captured.is_err() {
+            vm.go_on();
+        } else {
+            self.shared.lock().state = State::Stopped;
+        }
+        reply_with(captured?)
+    }
+
+    fn carry_out(&mut self, job: Job) -> Done {
+        let state = self.shared.lock().state;
+        let mut descriptors = Descriptors(job.descriptors.into_iter());
+        let done = match (job.command, state) {
+            (Command::Unpack {}, _) => unpack(&mut descriptors),
+            (Command::Learn { template }, _) => learn(template, &mut descriptors),
+            (Command::Boot(boot), State::Empty) => self.boot(&boot, &mut descriptors),
+            (Command::Prepare(prepare), State::Empty) => self.prepare(&prepare, &mut descriptors),
+            (Command::Run {}, State::Stopped) => {
+                self.vm.as_mut().expect("it is stopped").go_on();
+                self.set_running(None);
+                Ok((json!({}), None))
+            }
+            (Command::Restore(restore), State::Resting) => self.restore(&restore, &mut descriptors),
+            // One that was stopped before, for a controller that has lost the answer.
+            (Command::Standby(stop), State::Stopped) => {
+                let vm = self.vm.as_mut().expect("it is stopped");
+                reply_with(vm.capture_delta(self.uuid, stop.generation)?)
+            }
+            (Command::Template { uuid }, State::Stopped) => self.template(uuid),
+            (Command::Reset {}, State::Stopped) => self.reset(),
+            (_, state) => Err(Refused::state(state)),
+        };
+        if done.is_ok() && descriptors.0.len() > 0 {
+            return Err(Refused::request("more descriptors than the command takes"));
+        }
+        done
+    }
+
+    fn on_end(&self) -> OnEnd {
+        let shared = Arc::clone(&self.shared);
+        Box::new(move |ending| {
+            let (reason, status, message) = match ending {
+                Ending::Exited(status) => ("exited", *status, ""),
+                Ending::StartFailed(errno, text) => ("start_failed", *errno, &text[..]),
+                Ending::Failed(text) => ("failed", 0, &text[..]),
+            };
+            shared.event(&Event::Ended { reason, status, message });
+        })
+    }
+
+    fn origin(&mut self, image: OwnedFd, link: Option<OwnedFd>) -> Result<Origin, Refused> {
+        let image = File::from(image);
+        let image_bytes = image.metadata()?.len();
+        let resources = self.resources.take().ok_or_else(|| Refused::request("a VM was made before and failed"))?;
+        Ok(Origin { resources, image, image_bytes, link })
+    }
+
+    fn boot(&mut self, boot: &Boot, descriptors: &mut Descriptors) -> Done {
+        use torpor_abi::layout::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
+        if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&boot.memory_limit_bytes) {
+            return Err(Refused::request("memory_limit_bytes is out of range"));
+        }
+        let image = descriptors.next("image")?;
+        let link = if boot.console { Some(descriptors.next("console")?) } else { None };
+        let strings = |list: &[String]| list.iter().map(|s| s.clone().into_bytes()).collect::<Vec<_>>();
+        let (argv, envp) = (strings(&boot.argv), strings(&boot.envp));
+        if argv.is_empty() || argv.iter().chain(&envp).any(|text| text.contains(&0)) {
+            return Err(Refused::request("argv is empty, or a string has a NUL"));
+        }
+        let program = boot::Program {
+            flags: if boot.template { flags::TEMPLATE } else { 0 } | if boot.console { flags::STDIN } else { 0 },
+            argv,
+            envp,
+            workdir: boot.workdir.clone().into_bytes(),
+            user: boot.user.clone().into_bytes(),
+            hostname: boot.host_name.clone(),
+            uuid: boot.uuid.0,
+            ..boot::Program::default()
+        };
+        boot::check_size(&program).map_err(|failure| Refused::request(failure.message))?;
+        let origin = self.origin(image, link)?;
+        let vm = Vm::boot(origin, boot.owner, boot.image, boot.memory_limit_bytes, &program, self.on_end())?;
+        self.uuid = boot.uuid;
+        self.set_vm(vm, State::Stopped);
+        Ok((json!({}), None))
+    }
+
+    fn prepare(&mut self, prepare: &Prepare, descriptors: &mut Descriptors) -> Done {
+        let file = read_all(descriptors.next("template")?, TEMPLATE_MAX_BYTES)?;
+        let memory = File::from(descriptors.next("template memory")?);
+        let image = descriptors.next("image")?;
+        let warm = match prepare.warm_base {
+            Some(digest) => Some((digest, read_all(descriptors.next("warm base")?, DELTA_MAX_BYTES)?)),
+            None => None,
+        };
+        let stopped_at_ns = Reader::new(&file).map_err(Refusal::from)?.metadata().stopped_at_ns;
+        let origin = self.origin(image, None)?;
+        let warm = warm.as_ref().map(|(digest, file)| (*digest, &file[..]));
+        let vm = Vm::prepare(origin, (prepare.template, &file, &memory), warm, prepare.never_run, self.on_end())?;
+        self.template_stopped_at_ns = stopped_at_ns;
+        self.set_vm(vm, State::Resting);
+        Ok((json!({}), None))
+    }
+
+    fn set_vm(&mut self, vm: Vm, state: State) {
+        let mut inner = self.shared.lock();
+        inner.handle = Some(vm.handle());
+        inner.state = state;
+        drop(inner);
+        self.vm = Some(vm);
+    }
+
+    fn set_running(&self, instance: Option<Value>) {
+        let mut inner = self.shared.lock();
+        inner.state = State::Running;
+        if instance.is_some() || inner.instance.is_none() {
+            inner.instance = instance.or(Some(Value::Null));
+        }
+    }
+
+    fn restore(&mut self, restore: &Restore, descriptors: &mut Descriptors) -> Done {
+        let delta = match restore.delta {
+            true => Some(read_all(descriptors.next("delta")?, DELTA_MAX_BYTES)?),
+            false => None,
+        };
+        let link = if restore.console { Some(descriptors.next("console")?) } else { None };
+        if let Some(delta) = &delta {
+            let reader = Reader::new(delta).and_then(|reader| reader.expect(Kind::Delta)).map_err(Refusal::from)?;
+            let metadata = reader.metadata();
+            if metadata.uuid != restore.uuid || metadata.generation != restore.generation {
+                let message = format!(
+                    "it is generation {} of instance {}, and generation {} of {} is wanted",
+                    metadata.generation, metadata.uuid, restore.generation, restore.uuid
+                );
+                return Err(Refusal::Snapshot(crate::snapshot::BadSnapshot::Mismatch(message)).into());
+            }
+        }
+        let instance =
+            Instance { uuid: restore.uuid, generation: restore.generation, host_name: restore.host_name.clone() };
+        let vm = self.vm.as_mut().expect("it rests");
+        vm.restore(delta.as_deref(), &instance, link.as_ref(), self.template_stopped_at_ns)?;
+        self.uuid = restore.uuid;
+        self.set_running(Some(json!({ "uuid": restore.uuid, "generation": restore.generation })));
+        Ok((json!({}), None))
+    }
+
+    fn template(&mut self, uuid: Uuid) -> Done {
+        let vm = self.vm.as_mut().expect("it is stopped");
+        if vm.template().is_some() {
+            return Err(Refused::request("this VM is of a template already"));
+        }
+        vm.settle()?;
+        reply_with(vm.capture_template(uuid)?)
+    }
+
+    fn reset(&mut self) -> Done {
+        let vm = self.vm.as_mut().expect("it is stopped");
+        match vm.reset() {
+            Ok(ResetOutcome::Resting) => {
+                self.shared.lock().state = State::Resting;
+                Ok((json!({ "retired": false }), None))
+            }
+            Ok(ResetOutcome::Retired) => Ok((json!({ "retired": true }), None)),
+            Err(refusal) => Err(Refused { fatal: true, ..refusal.into() }),
+        }
+    }
+}
+
+/// The descriptors of a request, taken in order.
+struct Descriptors(std::vec::IntoIter<OwnedFd>);
+
+impl Descriptors {
+    fn next(&mut self, what: &str) -> Result<OwnedFd, Refused> {
+        self.0.next().ok_or_else(|| Refused::request(format!("the descriptor of the {what} is missing")))
+    }
+}
+
+fn unpack(descriptors: &mut Descriptors) -> Done {
+    let file = read_all(descriptors.next("template")?, TEMPLATE_MAX_BYTES)?;
+    let memory = File::from(descriptors.next("template memory")?);
+    let (bytes, _) = unpack_template(&file, &memory).map_err(|error| match error {
+        Unpack::Bad(bad) => Refused::from(Refusal::from(bad)),
+        Unpack::Io(error) => error.into(),
+    })?;
+    Ok((json!({ "bytes": bytes }), None))
+}
+
+fn learn(template: Digest, descriptors: &mut Descriptors) -> Done {
+    let file = read_all(descriptors.next("template")?, TEMPLATE_MAX_BYTES)?;
+    let memory = File::from(descriptors.next("template memory")?);
+    let mut deltas = Vec::new();
+    for delta in descriptors.0.by_ref() {
+        deltas.push(read_all(delta, DELTA_MAX_BYTES)?);
+    }
+    let (learnt, pages) = learn_warm_base((template, &file, &memory), &deltas)?;
+    Ok((json!({ "bytes": learnt.len(), "pages": pages }), Some(sealed(&learnt)?)))
+}
+
+/// A memory file that can't be changed any more.
+fn sealed(bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    let memory = memfd_create("snapshot", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
+    let mut file = File::from(memory?);
+    file.write_all(bytes)?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file.into())
+}
+
+fn reply_with(captured: Captured) -> Done {
+    let file = sealed(&captured.file)?;
+    let count = |coding: Coding| captured.pages[coding as usize];
+    let result = json!({
+        "bytes": captured.file.len(),
+        "pages": {
+            "zero": count(Coding::Zero),
+            "raw": count(Coding::Raw),
+            "template": count(Coding::Template),
+            "warm_base": count(Coding::WarmBase),
+        },
+        "next_deadline_ns": captured.next_deadline_ns,
+    });
+    Ok((result, Some(file)))
+}

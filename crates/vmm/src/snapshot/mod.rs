@@ -1,0 +1,105 @@
+//! Snapshot files: templates, warm bases and deltas.
+//!
+//! ```text
+//! offset 0   8  magic "TORPORSN"
+//!        8  u32 version (VERSION)
+//!       12  u32 kind: 1 template, 2 warm base, 3 delta
+//!       16  u64 length of the file in bytes
+//!       24  u32 number of chunks, at most MAX_CHUNKS
+//!       28  u32 length M of the metadata in bytes, at most MAX_METADATA_BYTES
+//!       32  u32 crc32c of bytes 0 to 31, the metadata and the index
+//!       36  u32 0
+//!       40   M  metadata: JSON (Metadata), nothing behind it
+//!    40+M      index: 24 bytes a chunk
+//!                u32 first page's number    u32 number of pages
+//!                u32 length in the file     u32 length uncompressed
+//!                u32 crc32c in the file     u32 0
+//!       ...    chunks, one behind the other to the end of the file; each a zstd frame, of (module `pages`):
+//!                a page:  u32 number, u8 coding, u8 0, u16 number of runs
+//!                then all runs: u16 offset in the page, u16 length
+//!                then the bytes of all runs
+//! ```
+//! All numbers are little endian. Page numbers rise through the file; a page that is not in it is as in the base. The
+//! coding of a page says what its runs are XORed with: nothing (zeros), the template's page, or the warm base's.
+//!
+//! The reader trusts no length: each is compared with what is left and with its cap before it is used, and checksums are
+//! compared before anything is decompressed. A checksum guards against damage, not against malice: where a file comes from
+//! is for a MAC outside of the VM process to say.
+
+pub mod inspect;
+pub mod metadata;
+pub mod pages;
+mod reader;
+mod writer;
+
+pub use metadata::{CpuFeatures, Metadata};
+pub use reader::{Chunk, Reader};
+use thiserror::Error;
+pub use writer::Writer;
+
+/// First bytes of a file.
+pub const MAGIC: [u8; 8] = *b"TORPORSN";
+/// Version of the format.
+pub const VERSION: u32 = 1;
+/// Size of the fixed part.
+pub const HEADER_BYTES: usize = 40;
+/// Size of a chunk's entry in the index.
+pub const INDEX_ENTRY_BYTES: usize = 24;
+/// Cap of the metadata.
+pub const MAX_METADATA_BYTES: usize = 1 << 20;
+/// Cap of the number of chunks: 64 GiB in pieces of 1 MiB.
+pub const MAX_CHUNKS: usize = 1 << 16;
+/// Cap of a chunk's length uncompressed.
+pub const MAX_CHUNK_BYTES: usize = 4 << 20;
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// All of a VM's memory.
+    Template = 1,
+    /// What siblings have in common, against their template.
+    WarmBase = 2,
+    /// What one instance differs by.
+    Delta = 3,
+}
+
+/// Why a file is refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BadSnapshot {
+    /// No such file.
+    #[error("this is no snapshot: it does not begin with TORPORSN")]
+    Magic,
+    /// Another version.
+    #[error("the snapshot has version {0} of the format; this program knows version {VERSION}")]
+    Version(u32),
+    /// Not the kind that is wanted.
+    #[error("the snapshot is a {0}, which is not what is wanted here")]
+    Kind(String),
+    /// Too short or too long.
+    #[error("the snapshot is damaged: it should have {expected} bytes and has {actual}")]
+    Length {
+        /// By its header.
+        expected: u64,
+        /// In fact.
+        actual: u64,
+    },
+    /// A checksum differs.
+    #[error("the snapshot is damaged: the checksum of {0} differs")]
+    Checksum(String),
+    /// A length or number breaks a cap.
+    #[error("the snapshot breaks the format: {0}")]
+    Format(String),
+    /// It does not belong here.
+    #[error("the snapshot does not fit: {0}")]
+    Mismatch(String),
+}
+
+impl BadSnapshot {
+    /// For rules of the format.
+    fn format(what: impl Into<String>) -> Self {
+        Self::Format(what.into())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+//! How the pages of a chunk are coded; see [`super`].
+
+use super::{BadSnapshot, MAX_CHUNK_BYTES};
+
+/// Bytes of a page.
+pub const PAGE: usize = 4096;
+/// A page's content.
+pub type Page = [u8; PAGE];
+/// A page of zeros.
+pub static ZEROS: Page = [0; PAGE];
+
+/// Pages in a chunk at most: what they take uncoded is at most [`MAX_CHUNK_BYTES`].
+pub const MAX_PAGES: usize = 512;
+const PAGE_ENTRY_BYTES: usize = 8;
+const RUN_BYTES: usize = 4;
+/// Runs are of whole words of this size. A run of one word between others would cost more than the word itself.
+const WORD: usize = 8;
+const MAX_RUNS: usize = PAGE / WORD / 2;
+
+/// What a page's runs are XORed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Coding {
+    /// All zero; there are no runs.
+    Zero = 0,
+    /// Nothing: bytes as they are, between zeros.
+    Raw = 1,
+    /// The template's page.
+    Template = 2,
+    /// The warm base's page.
+    WarmBase = 3,
+}
+
+impl Coding {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    fn decode(byte: u8) -> Option<Self> {
+        Some(match byte {
+            0 => Self::Zero,
+            1 => Self::Raw,
+            2 => Self::Template,
+            3 => Self::WarmBase,
+            _ => return None,
+        })
+    }
+}
+
+/// Part of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    offset: u16,
+    len: u16,
+}
+
+/// Where `page` differs from `base`: runs of whole words, with single equal words between them included.
+fn differences(page: &Page, base: &Page, runs: &mut Vec<Run>) {
+    runs.clear();
+    let words = page.as_chunks::<WORD>().0.iter().zip(base.as_chunks::<WORD>().0);
+    for (index, (a, b)) in words.enumerate() {
+        if a == b {
+            continue;
+        }
+        let offset = (index * WORD) as u16;
+        match runs.last_mut() {
+            Some(run) if offset <= run.offset + run.len + WORD as u16 => run.len = offset + WORD as u16 - run.offset,
+            _ => runs.push(Run { offset, len: WORD as u16 }),
+        }
+    }
+}
+
+fn cost(runs: &[Run]) -> usize {
+    runs.iter().map(|run| RUN_BYTES + usize::from(run.len)).sum()
+}
+
+/// Collects the pages of one chunk.
+#[derive(Debug, Default)]
+pub struct Encoder {
+    entries: Vec<u8>,
+    runs: Vec<u8>,
+    bytes: Vec<u8>,
+    first: Option<u32>,
+    pages: u32,
+    scratch: [Vec<Run>; 2],
+}
+
+impl Encoder {
+    /// Whether another page fits.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        (self.pages as usize) < MAX_PAGES
+            && self.len() + PAGE_ENTRY_BYTES + PAGE + MAX_RUNS * RUN_BYTES <= MAX_CHUNK_BYTES
+    }
+
+    fn len(&self) -> usize {
+        self.entries.len() + self.runs.len() + self.bytes.len()
+    }
+
+    /// Adds a page in the cheapest coding of those whose base is given, and returns that.
+    pub fn push(&mut self, number: u32, page: &Page, template: Option<&Page>, warm_base: Option<&Page>) -> Coding {
+        let [best, other] = &mut self.scratch;
+        let (mut coding, mut base) = (Coding::Raw, &ZEROS);
+        differences(page, base, best);
+        if best.is_empty() {
+            coding = Coding::Zero;
+        } else {
+            let candidates = [(Coding::WarmBase, warm_base), (Coding::Template, template)];
+            for (candidate, page_of) in candidates.into_iter().filter_map(|(c, page)| Some((c, page?))) {
+                differences(page, page_of, other);
+                if cost(other) < cost(best) {
+                    (coding, base) = (candidate, page_of);
+                    std::mem::swap(best, other);
+                }
+            }
+        }
+        self.first.get_or_insert(number);
+        self.pages += 1;
+        self.entries.extend_from_slice(&number.to_le_bytes());
+        self.entries.extend_from_slice(&[coding as u8, 0]);
+        self.entries.extend_from_slice(&(best.len() as u16).to_le_bytes());
+        for run in best {
+            self.runs.extend_from_slice(&run.offset.to_le_bytes());
+            self.runs.extend_from_slice(&run.len.to_le_bytes());
+            let range = usize::from(run.offset)..usize::from(run.offset + run.len);
+            self.bytes.extend(page[range.clone()].iter().zip(&base[range]).map(|(a, b)| a ^ b));
+        }
+        coding
+    }
+
+    /// First page, number of pages and the coded bytes; empties the encoder. `None` if there are no pages.
+    pub fn take(&mut self) -> Option<(u32, u32, Vec<u8>)> {
+        let first = self.first.take()?;
+        let mut out = std::mem::take(&mut self.entries);
+        out.append(&mut self.runs);
+        out.append(&mut self.bytes);
+        Some((first, std::mem::take(&mut self.pages), out))
+    }
+}
+
+/// A page of a chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct CodedPage<'a> {
+    /// Its number.
+    pub number: u32,
+    /// What its runs are XORed with.
+    pub coding: Coding,
+    runs: &'a [u8],
+    bytes: &'a [u8],
+}
+
+impl<'a> CodedPage<'a> {
+    /// Its runs: offset in the page, and bytes. They lie within the page, in rising order.
+    pub fn runs(&self) -> impl Iterator<Item = (usize, &'a [u8])> {
+        let mut bytes = self.bytes;
+        self.runs.as_chunks::<RUN_BYTES>().0.iter().map(move |run| {
+            let (offset, len) = run_of(run);
+            let (piece, rest) = bytes.split_at(len);
+            bytes = rest;
+            (offset, piece)
+        })
+    }
+
+    /// Puts the page together over `base`, which holds what [`CodedPage::coding`] says.
+    pub fn apply(&self, base: &mut Page) {
+        for (offset, piece) in self.runs() {
+            base[offset..offset + piece.len()].iter_mut().zip(piece).for_each(|(to, byte)| *to ^= byte);
+        }
+    }
+}
+
+fn run_of(run: &[u8; RUN_BYTES]) -> (usize, usize) {
+    (usize::from(u16::from_le_bytes([run[0], run[1]])), usize::from(u16::from_le_bytes([run[2], run[3]])))
+}
+
+/// Checks a chunk's coded bytes and returns its pages. The first is `first`, there are `pages`, and none is `limit` or more.
+///
+/// # Errors
+/// [`BadSnapshot::Format`].
+pub fn decode(raw: &[u8], first: u32, pages: u32, limit: u64) -> Result<Vec<CodedPage<'_>>, BadSnapshot> {
+    let bad = |what: String| BadSnapshot::Format(what);
+    let count = pages as usize;
+    if count == 0 || count > MAX_PAGES || raw.len() < count * PAGE_ENTRY_BYTES {
+        return Err(bad("a chunk's number of pages".into()));
+    }
+    let (entries, rest) = raw.split_at(count * PAGE_ENTRY_BYTES);
+    let entries = entries.as_chunks::<PAGE_ENTRY_BYTES>().0;
+    let all_runs: usize = entries.iter().map(|e| usize::from(u16::from_le_bytes([e[6], e[7]]))).sum();
+    let (mut runs, mut bytes) =
+        rest.split_at_checked(all_runs * RUN_BYTES).ok_or_else(|| bad("a chunk's runs".into()))?;
+    let mut out = Vec::with_capacity(count);
+    let mut least = u64::from(first);
+    for (index, entry) in entries.iter().enumerate() {
+        let number = u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
+        let number_fits = u64::from(number) >= least && u64::from(number) < limit && (index > 0 || number == first);
+        if !number_fits || entry[5] != 0 {
+            return Err(bad(format!("page {number:#x}: its number")));
+        }
+        least = u64::from(number) + 1;
+        let coding = Coding::decode(entry[4]).ok_or_else(|| bad(format!("page {number:#x}: coding {}", entry[4])))?;
+        let run_count = usize::from(u16::from_le_bytes([entry[6], entry[7]]));
+        let own;
+        (own, runs) = runs.split_at(run_count * RUN_BYTES);
+        let mut end = 0;
+        let mut total = 0;
+        for run in own.as_chunks::<RUN_BYTES>().0 {
+            let (offset, len) = run_of(run);
+            if offset < end || len == 0 || offset + len > PAGE {
+                return Err(bad(format!("page {number:#x}: run at {offset} of {len} bytes")));
+            }
+            end = offset + len;
+            total += len;
+        }
+        let piece;
+        (piece, bytes) = bytes.split_at_checked(total).ok_or_else(|| bad(format!("page {number:#x}: its bytes")))?;
+        if coding == Coding::Zero && run_count != 0 {
+            return Err(bad(format!("page {number:#x}: zero with runs")));
+        }
+        out.push(CodedPage { number, coding, runs: own, bytes: piece });
+    }
+    if !bytes.is_empty() {
+        return Err(bad("bytes behind the last page of a chunk".into()));
+    }
+    Ok(out)
+}

@@ -1,0 +1,182 @@
+use super::metadata::{Digest, Machine, Uuid};
+use super::pages::{Coding, PAGE, Page, ZEROS};
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+fn metadata() -> Metadata {
+    Metadata {
+        machine: Machine {
+            owner: Digest([1; 32]),
+            image: Digest([2; 32]),
+            image_bytes: 4096,
+            memory_limit_bytes: 64 << 20,
+            ram_bytes: 256 << 20,
+            kernel_abi: 2,
+            resume_entry: 1,
+            syscall_stub: 2,
+            tables: vec![(0x2_2000, 0x1_e000), (0x100_0000, 0x40_0000)],
+            cpu: CpuFeatures { xcr0: 7, words: [1; 7] },
+        },
+        template: Some(Digest([3; 32])),
+        warm_base: None,
+        uuid: Uuid([4; 16]),
+        generation: 7,
+        stopped_at_ns: u64::MAX,
+        next_deadline_ns: None,
+        streams: String::new(),
+    }
+}
+
+fn base(number: u32, salt: u8) -> Page {
+    let mut page = ZEROS;
+    if !number.is_multiple_of(3) {
+        page.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at as u8).wrapping_mul(number as u8) ^ salt);
+    }
+    page
+}
+
+fn write(pages: &BTreeMap<u32, Page>) -> Vec<u8> {
+    let mut writer = Writer::new().expect("memory");
+    for (number, page) in pages {
+        writer.push(*number, page, Some(&base(*number, 0)), Some(&base(*number, 9))).expect("compressed");
+    }
+    writer.finish(Kind::Delta, &metadata()).expect("within caps")
+}
+
+/// Reads all of a file, as a restore does.
+fn read(file: &[u8]) -> Result<BTreeMap<u32, Page>, BadSnapshot> {
+    let reader = Reader::new(file)?.expect(Kind::Delta)?;
+    reader.metadata().check_family(&metadata().machine, Digest([3; 32]))?;
+    let mut decompressor = zstd::bulk::Decompressor::new().expect("memory");
+    let (mut raw, mut out) = (Vec::new(), BTreeMap::new());
+    for chunk in reader.chunks() {
+        for page in chunk.pages(&mut decompressor, &mut raw)? {
+            let mut content = match page.coding {
+                Coding::Zero | Coding::Raw => ZEROS,
+                Coding::Template => base(page.number, 0),
+                Coding::WarmBase => base(page.number, 9),
+            };
+            page.apply(&mut content);
+            assert!(out.insert(page.number, content).is_none());
+        }
+    }
+    Ok(out)
+}
+
+/// A page that resembles one of its bases, or nothing.
+fn page(number: u32, like: u8, changes: &[(u16, u8)]) -> Page {
+    let mut page = match like % 3 {
+        0 => ZEROS,
+        1 => base(number, 0),
+        _ => base(number, 9),
+    };
+    for (at, byte) in changes {
+        page[usize::from(*at) % PAGE] = *byte;
+    }
+    page
+}
+
+fn any_pages() -> impl Strategy<Value = BTreeMap<u32, Page>> {
+    let one = (0_u32..65_536, any::<u8>(), proptest::collection::vec((any::<u16>(), any::<u8>()), 0..40));
+    proptest::collection::vec(one, 0..30)
+        .prop_map(|list| list.iter().map(|(number, like, changes)| (*number, page(*number, *like, changes))).collect())
+}
+
+fn small() -> BTreeMap<u32, Page> {
+    (0..6).map(|n| (n * 7, page(n * 7, n as u8, &[(n as u16 * 100, 200), (4095, 3)]))).collect()
+}
+
+#[test]
+fn the_cheapest_coding_is_taken() {
+    let mut writer = Writer::new().expect("memory");
+    let (template, warm) = (base(1, 0), base(1, 9));
+    for (number, page) in
+        [ZEROS, page(1, 0, &[(9, 1)]), page(1, 1, &[(9, 1)]), page(1, 2, &[(9, 1)])].iter().enumerate()
+    {
+        writer.push(number as u32, page, Some(&template), Some(&warm)).expect("compressed");
+    }
+    assert_eq!(writer.counts, [1, 1, 1, 1]);
+}
+
+#[test]
+fn many_pages_make_several_chunks() {
+    let noise = |n: u32| {
+        let mut state = u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut page = ZEROS;
+        for byte in &mut page {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            *byte = state as u8;
+        }
+        page
+    };
+    let pages: BTreeMap<u32, Page> = (0..2_000).map(|n| (n, noise(n))).collect();
+    let file = write(&pages);
+    assert!(Reader::new(&file).expect("whole").chunks().len() > 3);
+    assert_eq!(read(&file).expect("whole"), pages);
+}
+
+#[test]
+fn a_file_that_is_cut_or_longer_is_refused() {
+    let file = write(&small());
+    for len in 0..file.len() {
+        read(&file[..len]).expect_err("cut");
+    }
+    read(&[&file[..], &[0]].concat()).expect_err("longer");
+}
+
+#[test]
+fn any_changed_byte_is_refused() {
+    let file = write(&small());
+    for at in 0..file.len() {
+        for change in [1, 0x80, 0xff] {
+            let mut bad = file.clone();
+            bad[at] ^= change;
+            assert!(read(&bad).is_err(), "byte {at} changed by {change:#x} went unnoticed");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let own = metadata();
+    let error = |change: &dyn Fn(&mut Machine), template: u8| {
+        let mut machine = own.machine.clone();
+        change(&mut machine);
+        own.check_family(&machine, Digest([template; 32])).expect_err("differs").to_string()
+    };
+    assert!(error(&|m| m.owner = Digest([9; 32]), 3).contains("another owner"));
+    assert!(error(&|_| (), 5).contains("0505"));
+    assert!(error(&|m| m.memory_limit_bytes = 1 << 30, 3).contains("64 MiB of memory, and this one has 1024"));
+    assert!(error(&|m| m.cpu.words[2] = 0, 3).contains("processor features"));
+    assert!(error(&|m| m.image = Digest([9; 32]), 3).contains("image"));
+    let mut other = write(&small());
+    other[8] = 2;
+    assert_eq!(read(&other), Err(BadSnapshot::Version(2)));
+    assert_eq!(read(b"PK"), Err(BadSnapshot::Magic));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn what_is_written_is_read(pages in any_pages()) {
+        prop_assert_eq!(read(&write(&pages)), Ok(pages));
+    }
+
+    /// A chunk that passes its checksum may still say anything.
+    #[test]
+    fn hostile_chunks_are_refused_or_stay_within_pages(
+        raw in proptest::collection::vec(prop_oneof![3 => 0_u8..4, 1 => any::<u8>()], 0..400),
+        first in 0_u32..4, pages in 0_u32..20,
+    ) {
+        if let Ok(list) = pages::decode(&raw, first, pages, 1 << 16) {
+            for page in list {
+                let mut content = ZEROS;
+                page.apply(&mut content);
+            }
+        }
+    }
+}

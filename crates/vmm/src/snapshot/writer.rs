@@ -1,0 +1,99 @@
+//! Writes a snapshot.
+
+use super::pages::{Coding, Encoder, Page};
+use super::{HEADER_BYTES, Kind, MAGIC, MAX_CHUNKS, MAX_METADATA_BYTES, Metadata, VERSION};
+use crc32c::{crc32c, crc32c_append};
+use std::io;
+
+/// Level 3 is zstd's default: higher ones cost several times the time for a few per cent.
+const LEVEL: i32 = 3;
+
+/// Collects pages in rising order.
+pub struct Writer<'d> {
+    encoder: Encoder,
+    compressor: zstd::bulk::Compressor<'d>,
+    index: Vec<u8>,
+    chunks: Vec<u8>,
+    /// Pages by coding.
+    pub counts: [u32; Coding::COUNT],
+}
+
+impl Writer<'_> {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// What zstd gives: no memory.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            encoder: Encoder::default(),
+            compressor: zstd::bulk::Compressor::new(LEVEL)?,
+            index: Vec::new(),
+            chunks: Vec::new(),
+            counts: [0; Coding::COUNT],
+        })
+    }
+
+    /// Adds a page behind all others, coded against the bases that are given.
+    ///
+    /// # Errors
+    /// What zstd gives.
+    pub fn push(
+        &mut self,
+        number: u32,
+        page: &Page,
+        template: Option<&Page>,
+        warm_base: Option<&Page>,
+    ) -> io::Result<()> {
+        if !self.encoder.has_room() {
+            self.end_chunk()?;
+        }
+        let coding = self.encoder.push(number, page, template, warm_base);
+        self.counts[coding as usize] += 1;
+        Ok(())
+    }
+
+    fn end_chunk(&mut self) -> io::Result<()> {
+        let Some((first, pages, raw)) = self.encoder.take() else { return Ok(()) };
+        let packed = self.compressor.compress(&raw)?;
+        let word = |len: usize| u32::try_from(len).map_err(|_| io::Error::other("a chunk of more than 4 GiB"));
+        for value in [first, pages, word(packed.len())?, word(raw.len())?, crc32c(&packed), 0] {
+            self.index.extend_from_slice(&value.to_le_bytes());
+        }
+        self.chunks.extend_from_slice(&packed);
+        Ok(())
+    }
+
+    /// The whole file.
+    ///
+    /// # Errors
+    /// What zstd gives, or that a cap of the format is exceeded.
+    pub fn finish(mut self, kind: Kind, metadata: &Metadata) -> io::Result<Vec<u8>> {
+        self.end_chunk()?;
+        let metadata = metadata.encode();
+        let chunks = self.index.len() / super::INDEX_ENTRY_BYTES;
+        if chunks > MAX_CHUNKS || metadata.len() > MAX_METADATA_BYTES {
+            return Err(io::Error::other(format!("{chunks} chunks, {} bytes of metadata", metadata.len())));
+        }
+        let total = HEADER_BYTES + metadata.len() + self.index.len() + self.chunks.len();
+        let mut out = Vec::with_capacity(total);
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&(kind as u32).to_le_bytes());
+        out.extend_from_slice(&(total as u64).to_le_bytes());
+        out.extend_from_slice(&(chunks as u32).to_le_bytes());
+        out.extend_from_slice(&(metadata.len() as u32).to_le_bytes());
+        let checksum = crc32c_append(crc32c_append(crc32c(&out), &metadata), &self.index);
+        out.extend_from_slice(&checksum.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&metadata);
+        out.append(&mut self.index);
+        out.append(&mut self.chunks);
+        Ok(out)
+    }
+}
+
+impl std::fmt::Debug for Writer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("counts", &self.counts).finish_non_exhaustive()
+    }
+}

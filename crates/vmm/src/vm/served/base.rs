@@ -1,0 +1,197 @@
+//! What a VM rests at, and what its deltas are against: its template, with the warm base's pages over it.
+
+use super::super::Fatal;
+use crate::snapshot::pages::{CodedPage, Coding, Page, ZEROS};
+use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader, metadata::Digest};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use torpor_abi::layout::{
+    BOOT_INFO_GPA, BOOT_INFO_MAX_BYTES, CONTROL_GPA, HANDOVER_END_GPA, PAGE_BYTES, TRAP_GPA, TX_RING_GPA,
+};
+use torpor_abi::trap::{STACK_BYTES, STACKS_OFFSET};
+
+/// Memory that is not part of the state: dead trap frames, boot information, the control page, rings and handover.
+const SCRATCH: [(u64, u64); 4] = [
+    (TRAP_GPA + STACKS_OFFSET, TRAP_GPA + STACKS_OFFSET + 6 * STACK_BYTES),
+    (BOOT_INFO_GPA, BOOT_INFO_GPA + BOOT_INFO_MAX_BYTES),
+    (CONTROL_GPA, CONTROL_GPA + PAGE_BYTES),
+    (TX_RING_GPA, HANDOVER_END_GPA),
+];
+
+/// Whether a page is in no snapshot.
+pub(super) fn is_scratch(number: u32) -> bool {
+    let gpa = u64::from(number) * PAGE_BYTES;
+    SCRATCH.iter().any(|(start, end)| (*start..*end).contains(&gpa))
+}
+
+/// A template's memory, mapped shared and read-only.
+#[derive(Debug)]
+struct TemplateView {
+    pages: &'static [Page],
+}
+
+impl TemplateView {
+    /// # Safety
+    /// Nobody writes to the file or makes it shorter as long as the process lives: it is sealed.
+    unsafe fn new(memory: impl AsFd, bytes: u64) -> std::io::Result<Self> {
+        if bytes == 0 {
+            return Ok(Self { pages: &[] });
+        }
+        let len = bytes as usize;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let at = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, memory, 0) }?;
+        // SAFETY: mapped for ever, and by the caller's promise constant; whole pages.
+        let pages = unsafe { std::slice::from_raw_parts(at.cast::<Page>(), len / PAGE_BYTES as usize) };
+        Ok(Self { pages })
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Base {
+    /// Digest of the template's file, as the process's owner says; none for a VM that was booted.
+    pub(super) digest: Option<Digest>,
+    /// Of the warm base's.
+    pub(super) warm_digest: Option<Digest>,
+    template: TemplateView,
+    warm: BTreeMap<u32, Box<Page>>,
+}
+
+impl Base {
+    /// Of a VM that was booted: zeros.
+    pub(super) fn zeros() -> Self {
+        Self { digest: None, warm_digest: None, template: TemplateView { pages: &[] }, warm: BTreeMap::new() }
+    }
+
+    /// Of a VM of a template; `memory` holds the template's pages and is sealed.
+    ///
+    /// # Errors
+    /// [`Fatal::System`] if `memory` is not sealed against changes or can't be mapped.
+    pub(super) fn of_template(digest: Digest, memory: &File, bytes: u64) -> Result<Self, Fatal> {
+        use rustix::fs::SealFlags;
+        let seals = rustix::fs::fcntl_get_seals(memory).map_err(Fatal::system("seals of the template's memory"))?;
+        let writes = SealFlags::WRITE | SealFlags::FUTURE_WRITE;
+        if !seals.contains(SealFlags::SHRINK | SealFlags::SEAL) || !seals.intersects(writes) {
+            return Err(Fatal::Unsupported("the template's memory must be sealed"));
+        }
+        // SAFETY: the seals that were just looked at can't be taken off.
+        let template = unsafe { TemplateView::new(memory, bytes) }.map_err(Fatal::system("mapping the template"))?;
+        Ok(Self { digest: Some(digest), warm_digest: None, template, warm: BTreeMap::new() })
+    }
+
+    /// The template's page; none where there is no template.
+    pub(super) fn template(&self, number: u32) -> Option<&Page> {
+        self.digest.map(|_| self.template.pages.get(number as usize).unwrap_or(&ZEROS))
+    }
+
+    /// The warm base's page, if it has this one.
+    pub(super) fn warm(&self, number: u32) -> Option<&Page> {
+        self.warm.get(&number).map(|page| &**page)
+    }
+
+    /// What the page is while the VM rests.
+    pub(super) fn page(&self, number: u32) -> &Page {
+        self.warm(number).or_else(|| self.template(number)).unwrap_or(&ZEROS)
+    }
+
+    /// The pages of the warm base.
+    pub(super) fn warm_pages(&self) -> impl Iterator<Item = (u32, &Page)> {
+        self.warm.iter().map(|(number, page)| (*number, &**page))
+    }
+
+    /// A page put together from its coding.
+    pub(super) fn decode(&self, coded: &CodedPage<'_>) -> Page {
+        let mut page = *match coded.coding {
+            Coding::Zero | Coding::Raw => &ZEROS,
+            Coding::Template => self.template(coded.number).unwrap_or(&ZEROS),
+            Coding::WarmBase => self.warm(coded.number).unwrap_or(&ZEROS),
+        };
+        coded.apply(&mut page);
+        page
+    }
+
+    /// Takes over a warm base, whose family was checked.
+    ///
+    /// # Errors
+    /// [`BadSnapshot`].
+    pub(super) fn add_warm(&mut self, digest: Digest, file: &Reader<'_>) -> Result<(), BadSnapshot> {
+        let mut pages = BTreeMap::new();
+        each_page(file, |coded| {
+            if coded.coding == Coding::WarmBase {
+                return Err(BadSnapshot::Format("a warm base that needs a warm base".into()));
+            }
+            pages.insert(coded.number, Box::new(self.decode(coded)));
+            Ok(())
+        })?;
+        self.warm = pages;
+        self.warm_digest = Some(digest);
+        Ok(())
+    }
+}
+
+/// Calls `f` for all pages of a file.
+pub(super) fn each_page(
+    file: &Reader<'_>,
+    mut f: impl FnMut(&CodedPage<'_>) -> Result<(), BadSnapshot>,
+) -> Result<(), BadSnapshot> {
+    let no_memory = |_| BadSnapshot::Format("no memory for zstd".into());
+    let mut decompressor = zstd::bulk::Decompressor::new().map_err(no_memory)?;
+    let mut raw = Vec::new();
+    for chunk in file.chunks() {
+        for page in chunk.pages(&mut decompressor, &mut raw)? {
+            if is_scratch(page.number) {
+                return Err(BadSnapshot::Format(format!("page {:#x} is no part of a state", page.number)));
+            }
+            f(&page)?;
+        }
+    }
+    Ok(())
+}
+
+/// Fills an empty memory file with a template's pages and seals it; returns its size and the metadata.
+///
+/// # Errors
+/// [`BadSnapshot`], or what writing gives.
+pub fn unpack_template(file: &[u8], into: &File) -> Result<(u64, Metadata), Unpack> {
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+    use std::os::unix::fs::FileExt;
+    let reader = Reader::new(file)?.expect(Kind::Template)?;
+    let mut last = 0;
+    let mut failed = None;
+    each_page(&reader, |coded| {
+        let number = coded.number;
+        if !matches!(coded.coding, Coding::Raw | Coding::Zero) {
+            return Err(BadSnapshot::Format(format!("page {number:#x} of a template needs a base")));
+        }
+        let mut page = ZEROS;
+        coded.apply(&mut page);
+        last = number;
+        if failed.is_none()
+            && let Err(error) = into.write_all_at(&page, u64::from(number) * PAGE_BYTES)
+        {
+            failed = Some(error);
+        }
+        Ok(())
+    })?;
+    if let Some(error) = failed {
+        return Err(Unpack::Io(error));
+    }
+    let bytes = if reader.pages() == 0 { 0 } else { (u64::from(last) + 1) * PAGE_BYTES };
+    into.set_len(bytes)?;
+    fcntl_add_seals(into, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        .map_err(std::io::Error::from)?;
+    Ok((bytes, reader.metadata().clone()))
+}
+
+/// Why a template could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum Unpack {
+    /// The file.
+    #[error(transparent)]
+    Bad(#[from] BadSnapshot),
+    /// The memory.
+    #[error("the template's memory: {0}")]
+    Io(#[from] std::io::Error),
+}

@@ -1,0 +1,153 @@
+//! Storing a quiesced VM: the pages that differ from its base, but for free memory and what is no part of the state.
+
+use super::super::memory::Gpa;
+use super::super::timer::now_ns;
+use super::super::{Fatal, wait_writable};
+use super::base::is_scratch;
+use super::{Refusal, Vm, handover};
+use crate::snapshot::metadata::{Digest, Uuid, hex};
+use crate::snapshot::pages::{Coding, ZEROS};
+use crate::snapshot::{Kind, Metadata, Writer};
+use rustix::time::ClockId;
+use std::sync::atomic::Ordering;
+use torpor_abi::layout::PAGE_BYTES;
+use torpor_streams::parked::Parked;
+
+/// A snapshot that was just made.
+#[derive(Debug)]
+pub struct Captured {
+    /// The whole file.
+    pub file: Vec<u8>,
+    /// Pages in it by [`Coding`].
+    pub pages: [u32; Coding::COUNT],
+    /// From the stop to the next timer on CLOCK_MONOTONIC.
+    pub next_deadline_ns: Option<u64>,
+}
+
+impl Vm {
+    /// Closes the VM's streams towards the outside for a capture: everything that the guest has sent is passed on, and
+    /// nothing that was received is on its way to it.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`]; the VM may go on or be tried again.
+    pub fn settle(&mut self) -> Result<(), Refusal> {
+        let control = self.machine.control();
+        let mut tries = 0;
+        while !self.machine.transmit()? {
+            tries += 1;
+            if tries > 3 {
+                return Err(Refusal::Busy("the reader of the guest's output is behind".into()));
+            }
+            wait_writable(&self.machine.link);
+        }
+        self.machine.gate.close();
+        let inbox_is_empty = self.machine.inbox.lock().expect("no holder panics").is_empty();
+        let ring_is_empty = control.rx_head().load(Ordering::SeqCst) == control.rx_tail().load(Ordering::SeqCst);
+        if inbox_is_empty && ring_is_empty {
+            return Ok(());
+        }
+        self.machine.open_gate();
+        Err(Refusal::Busy("input is on its way to the guest".into()))
+    }
+
+    /// All of a VM that was booted, as a template.
+    ///
+    /// # Errors
+    /// [`Refusal::Host`].
+    pub fn capture_template(&mut self, uuid: Uuid) -> Result<Captured, Refusal> {
+        self.capture(Kind::Template, uuid, 0)
+    }
+
+    /// What a VM of a template differs by.
+    ///
+    /// # Errors
+    /// [`Refusal::Host`].
+    pub fn capture_delta(&mut self, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
+        self.capture(Kind::Delta, uuid, generation)
+    }
+
+    fn capture(&mut self, kind: Kind, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
+        let memory = &self.machine.memory;
+        let stopped_at_ns = now_ns(ClockId::Realtime);
+        let stopped = handover::read_stopped(memory).map_err(Fatal::from)?;
+        let mut family = self.family.clone();
+        if kind == Kind::Template {
+            family.tables.push(stopped.tables);
+            super::check_family(&family)?;
+        }
+        let mut free = FreePages::new(stopped.free);
+        let host = |error: std::io::Error| Refusal::Host(format!("zstd: {error}"));
+        let mut writer = Writer::new().map_err(host)?;
+        let mut page = Box::new(ZEROS);
+        for number in self.pagemap.private_pages(memory)? {
+            if is_scratch(number) || free.contains(number) {
+                continue;
+            }
+            memory.read(Gpa(u64::from(number) * PAGE_BYTES), &mut *page).map_err(Fatal::from)?;
+            if *page != *self.base.page(number) {
+                writer.push(number, &page, self.base.template(number), self.base.warm(number)).map_err(host)?;
+            }
+        }
+        let pages = writer.counts;
+        let streams = self.parked(uuid, generation)?;
+        let metadata = Metadata {
+            machine: family,
+            template: self.base.digest,
+            warm_base: self.base.warm_digest,
+            uuid,
+            generation,
+            stopped_at_ns,
+            next_deadline_ns: stopped.next_deadline_ns,
+            streams,
+        };
+        let file = writer.finish(kind, &metadata).map_err(host)?;
+        page.fill(0);
+        Ok(Captured { file, pages, next_deadline_ns: stopped.next_deadline_ns })
+    }
+
+    /// The streams as they are at the stop. Nothing is on its way to the guest: see [`Vm::settle`].
+    fn parked(&self, uuid: Uuid, generation: u64) -> Result<String, Refusal> {
+        let ledger = self.machine.ledger.lock().expect("no holder panics");
+        // The incarnation that ends is the one before the generation that is stored.
+        let parked = Parked::of(uuid.0, generation.wrapping_sub(1), &ledger, &[])
+            .map_err(|violation| Refusal::Host(violation.to_string()))?;
+        if parked.streams.is_empty() { Ok(String::new()) } else { Ok(hex(&parked.encode())) }
+    }
+
+    /// Digest of the template; none for a VM that was booted.
+    #[must_use]
+    pub fn template(&self) -> Option<Digest> {
+        self.base.digest
+    }
+}
+
+/// Answers for rising page numbers whether they are free.
+struct FreePages {
+    ranges: std::iter::Peekable<std::vec::IntoIter<(u32, u32)>>,
+}
+
+impl FreePages {
+    fn new(mut ranges: Vec<(u32, u32)>) -> Self {
+        ranges.sort_unstable();
+        Self { ranges: ranges.into_iter().peekable() }
+    }
+
+    fn contains(&mut self, number: u32) -> bool {
+        while self.ranges.next_if(|(first, count)| u64::from(*first) + u64::from(*count) <= u64::from(number)).is_some()
+        {
+        }
+        self.ranges.peek().is_some_and(|(first, _)| *first <= number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FreePages;
+
+    #[test]
+    fn free_pages_are_found_in_order() {
+        let mut free = FreePages::new(vec![(10, 2), (3, 1), (20, 0), (u32::MAX, u32::MAX)]);
+        let found: Vec<u32> = (0..30).filter(|number| free.contains(*number)).collect();
+        assert_eq!(found, [3, 10, 11]);
+    }
+}

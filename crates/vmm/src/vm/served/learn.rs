@@ -1,0 +1,114 @@
+//! Learning a warm base: what siblings have in common soon after they left their template.
+//!
+//! Only bytes on which at least [`AGREE`] siblings agree are taken, the template's elsewhere: nothing of a single instance,
+//! or of two, is in it. Page tables are left out: mixed from several siblings they would map anything.
+
+use super::base::{Base, each_page, is_scratch};
+use crate::snapshot::metadata::Machine as Family;
+use crate::snapshot::pages::{Page, ZEROS};
+use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader, Writer, metadata::Digest, metadata::Uuid};
+use std::collections::BTreeMap;
+use std::fs::File;
+use torpor_abi::layout::PAGE_BYTES;
+
+/// So many siblings have to agree on a byte.
+const AGREE: usize = 3;
+
+/// Makes a warm base from sibling deltas that are coded against the template alone.
+///
+/// # Errors
+/// [`super::Refusal`]: a bad or foreign delta, fewer than [`AGREE`] of them, or two of one instance.
+pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> Result<(Vec<u8>, u32), super::Refusal> {
+    let (digest, file, memory) = template;
+    let reader = Reader::new(file)?.expect(Kind::Template)?;
+    let family = reader.metadata().machine.clone();
+    super::check_family(&family)?;
+    let bytes = memory.metadata().map_err(super::Fatal::system("fstat of the template's memory"))?.len();
+    let base = Base::of_template(digest, memory, bytes)?;
+    let mut instances = Vec::<Uuid>::new();
+    // By page, what each delta that has it makes of it.
+    let mut contents = BTreeMap::<u32, Vec<Box<Page>>>::new();
+    for delta in deltas {
+        let delta = Reader::new(delta)?.expect(Kind::Delta)?;
+        let metadata = delta.metadata();
+        metadata.check_family(&family, digest)?;
+        if metadata.warm_base.is_some() {
+            return Err(BadSnapshot::Mismatch("it is coded against a warm base already".into()).into());
+        }
+        if instances.contains(&metadata.uuid) {
+            return Err(BadSnapshot::Mismatch("two deltas are of one instance".into()).into());
+        }
+        instances.push(metadata.uuid);
+        each_page(&delta, |coded| {
+            if !is_table(&family, coded.number) && !is_scratch(coded.number) {
+                contents.entry(coded.number).or_default().push(Box::new(base.decode(coded)));
+            }
+            Ok(())
+        })?;
+    }
+    if instances.len() < AGREE {
+        let text = format!("{} siblings; at least {AGREE} have to agree", instances.len());
+        return Err(BadSnapshot::Mismatch(text).into());
+    }
+    let host = |error: std::io::Error| super::Refusal::Host(format!("zstd: {error}"));
+    let mut writer = Writer::new().map_err(host)?;
+    for (number, pages) in &contents {
+        let template_page = base.template(*number).unwrap_or(&ZEROS);
+        let agreed = agreed(pages, template_page);
+        if agreed != *template_page {
+            writer.push(*number, &agreed, Some(template_page), None).map_err(host)?;
+        }
+    }
+    let pages = writer.counts.iter().sum();
+    let metadata = Metadata {
+        template: Some(digest),
+        warm_base: None,
+        uuid: Uuid::default(),
+        generation: 0,
+        next_deadline_ns: None,
+        streams: String::new(),
+        ..reader.metadata().clone()
+    };
+    Ok((writer.finish(Kind::WarmBase, &metadata).map_err(host)?, pages))
+}
+
+fn is_table(family: &Family, number: u32) -> bool {
+    let gpa = u64::from(number) * PAGE_BYTES;
+    family.tables.iter().any(|(start, len)| (*start..start + len).contains(&gpa))
+}
+
+/// Each byte that at least [`AGREE`] of the pages have, the template's elsewhere. Siblings that do not have the page in
+/// their deltas agree with the template, and so with nobody else.
+fn agreed(pages: &[Box<Page>], template: &Page) -> Page {
+    let mut out = *template;
+    for (at, byte) in out.iter_mut().enumerate() {
+        let mut best = 0;
+        for candidate in pages {
+            let votes = pages.iter().filter(|page| page[at] == candidate[at]).count();
+            if votes >= AGREE && votes > best {
+                best = votes;
+                *byte = candidate[at];
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fewer_than_three_have_is_not_taken() {
+        let page = |secret: u8, common: u8| {
+            let mut page = Box::new(ZEROS);
+            page[0] = secret;
+            page[1] = common;
+            page
+        };
+        let template = ZEROS;
+        let all = [page(7, 1), page(7, 1), page(9, 1), page(8, 2)];
+        let learnt = agreed(&all, &template);
+        assert_eq!(learnt[..3], [0, 1, 0]);
+    }
+}

@@ -1,0 +1,400 @@
+//! A VM that is stopped, stored, put back and gone on with by command.
+//!
+//! ```text
+//!            boot                                 go_on
+//!   (image) ------> Stopped at its first instruction --> runs --> Stopped: quiesced, or ready
+//!            prepare                  restore                        |  go_on: as if nothing had happened
+//!   (template) ---> Resting ----------------------------> runs <-----+
+//!                      ^                                             |
+//!                      +------------------ reset --------------------+
+//! ```
+//! While a VM rests its memory is the base's ([`base`]), and its vCPU waits in the kernel's resume entry.
+//! The order of everything that writes to its memory is in [`restore`] and [`reset`].
+
+mod base;
+mod capture;
+mod handover;
+mod learn;
+mod private;
+mod reset;
+mod restore;
+
+use super::memory::{Gpa, GuestMemory};
+use super::start::{Built, Parts, assemble, build};
+use super::vcpu::{Progress, Stop, run_until_stop};
+use super::{End, Fatal, Machine, Serving, boot, cpu, io};
+use crate::snapshot::metadata::{CpuFeatures, Digest, Machine as Family, Uuid};
+use crate::snapshot::{BadSnapshot, Kind, Reader};
+use base::Base;
+use kvm_bindings::CpuId;
+use kvm_ioctls::{VcpuFd, VmFd};
+use private::PageMap;
+use std::borrow::Cow;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use thiserror::Error;
+use torpor_abi::boot::{VERSION, flags};
+use torpor_abi::handover::{command, quiesce};
+use torpor_abi::layout::{PAGE_BYTES, RESUME_STACK_TOP_GPA, ram_bytes};
+
+pub use base::{Unpack, unpack_template};
+pub use capture::Captured;
+pub use learn::learn_warm_base;
+pub use reset::Outcome as ResetOutcome;
+
+/// What can't be done with a VM, or not now. The VM is as it was before.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// The snapshot is bad or does not fit.
+    #[error(transparent)]
+    Snapshot(#[from] BadSnapshot),
+    /// The guest can't be stopped now.
+    #[error("{0}")]
+    Busy(String),
+    /// The host failed.
+    #[error("{0}")]
+    Host(String),
+}
+
+impl From<Fatal> for Refusal {
+    fn from(fatal: Fatal) -> Self {
+        Self::Host(fatal.to_string())
+    }
+}
+
+/// What has to be opened before the final seccomp filter.
+#[derive(Debug)]
+pub struct Resources {
+    kvm: OwnedFd,
+    statm: File,
+    pagemap: PageMap,
+    io: Sender<&'static Machine>,
+}
+
+impl Resources {
+    /// Opens this process's own files and starts the thread that will move frames.
+    ///
+    /// # Errors
+    /// A text.
+    pub fn open(kvm: OwnedFd) -> Result<Self, Refusal> {
+        let (io, machine) = std::sync::mpsc::channel::<&'static Machine>();
+        // What a new thread does before our code may not be in the filter.
+        let (started, has_started) = std::sync::mpsc::channel();
+        let waits = move || {
+            let _ = started.send(());
+            if let Ok(machine) = machine.recv() {
+                io::run(machine);
+            }
+        };
+        let spawned = std::thread::Builder::new().name("io".into()).spawn(waits);
+        spawned.map_err(|error| Refusal::Host(format!("starting a thread: {error}")))?;
+        has_started.recv().map_err(|_| Refusal::Host("a thread did not start".into()))?;
+        Ok(Self { kvm, statm: super::process::ResidentMemory::open()?, pagemap: PageMap::open()?, io })
+    }
+}
+
+/// What a VM of either origin is made from.
+#[derive(Debug)]
+pub struct Origin {
+    /// See [`Resources`].
+    pub resources: Resources,
+    /// The EROFS image.
+    pub image: File,
+    /// Its size.
+    pub image_bytes: u64,
+    /// Console frames; none if nobody wants them.
+    pub link: Option<OwnedFd>,
+}
+
+/// Told of the VM's end, just before the process ends.
+pub type OnEnd = Box<dyn Fn(&Ending) + Send + Sync>;
+
+/// How a VM has ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// Its program ended with this wait status.
+    Exited(u32),
+    /// Its program could not be started.
+    StartFailed(u32, String),
+    /// It failed.
+    Failed(String),
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Vm {
+    machine: &'static Machine,
+    vm: VmFd,
+    vcpu: VcpuFd,
+    cpuid: CpuId,
+    progress: Progress,
+    base: Base,
+    family: Family,
+    tsc_hz: u64,
+    pagemap: PageMap,
+    tty: bool,
+    /// The vCPU has run, so page tables are the guest's alone to write.
+    entered: bool,
+}
+
+/// Lets another thread ask a running VM to stop.
+#[derive(Clone, Copy, Debug)]
+pub struct Handle(&'static Machine);
+
+impl Handle {
+    /// Asks for a stop when nothing is runnable, or with `busy` at the next entry into the kernel.
+    pub fn request_stop(self, busy: bool) {
+        self.0.control().quiesce().store(if busy { quiesce::AT_ENTRY } else { quiesce::AT_IDLE }, Ordering::SeqCst);
+        self.0.raise();
+    }
+
+    /// Takes the request back.
+    pub fn cancel_stop(self) {
+        self.0.control().quiesce().store(quiesce::NONE, Ordering::SeqCst);
+    }
+}
+
+/// Who a VM is to be when it goes on.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// The instance's uuid.
+    pub uuid: Uuid,
+    /// Generation of the state that it goes on with.
+    pub generation: u64,
+    /// Host name; empty for the one that is in the state.
+    pub host_name: String,
+}
+
+fn serving(on_end: OnEnd) -> Result<Serving, Fatal> {
+    let nobody = torpor_streams::link::pair().map_err(Fatal::system("socketpair"))?;
+    let on_end = Box::new(move |end: &End| {
+        on_end(&match end {
+            End::Exited(status) => Ending::Exited(*status),
+            End::StartFailed { errno, text } => Ending::StartFailed(*errno, text.clone()),
+            End::Failed(text) => Ending::Failed(text.clone()),
+        });
+    });
+    Ok(Serving { nobody, on_end })
+}
+
+impl Vm {
+    /// A VM that will boot `program`; with [`flags::TEMPLATE`] it stops when that is ready.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn boot(
+        origin: Origin,
+        owner: Digest,
+        image: Digest,
+        memory_limit_bytes: u64,
+        program: &boot::Program,
+        on_end: OnEnd,
+    ) -> Result<Self, Refusal> {
+        let tty = program.flags & flags::TTY != 0;
+        let (parts, pagemap, io) = parts(origin, memory_limit_bytes, tty, on_end)?;
+        let image_bytes = parts.image_bytes;
+        let built = build(parts, program)?;
+        let family = Family {
+            owner,
+            image,
+            image_bytes,
+            memory_limit_bytes,
+            ram_bytes: ram_bytes(memory_limit_bytes),
+            kernel_abi: VERSION,
+            resume_entry: built.resume_entry,
+            syscall_stub: built.syscall_stub,
+            tables: built.boot_tables.clone(),
+            cpu: CpuFeatures::here(built.features.xcr0),
+        };
+        Ok(Self::new(built, family, Base::zeros(), pagemap, tty, &io))
+    }
+
+    /// A VM of a template: `file` is its snapshot file, `memory` what [`unpack_template`] made of it. It rests when this
+    /// returns. With `never_run` its vCPU has not run yet, so that any number of page tables may differ in what is
+    /// restored first.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn prepare(
+        origin: Origin,
+        template: (Digest, &[u8], &File),
+        warm_base: Option<(Digest, &[u8])>,
+        never_run: bool,
+        on_end: OnEnd,
+    ) -> Result<Self, Refusal> {
+        let (digest, file, memory_file) = template;
+        let reader = Reader::new(file)?.expect(Kind::Template)?;
+        let family = reader.metadata().machine.clone();
+        check_family(&family)?;
+        let template_bytes = memory_file.metadata().map_err(Fatal::system("fstat of the template's memory"))?.len();
+        if origin.image_bytes != family.image_bytes {
+            return Err(BadSnapshot::Mismatch("the image has another size than the template's".into()).into());
+        }
+        let mut base = Base::of_template(digest, memory_file, template_bytes)?;
+        if let Some((warm_digest, file)) = warm_base {
+            let warm = Reader::new(file)?.expect(Kind::WarmBase)?;
+            warm.metadata().check_family(&family, digest)?;
+            base.add_warm(warm_digest, &warm)?;
+        }
+        let memory = GuestMemory::over_template(family.ram_bytes, memory_file, template_bytes)
+            .map_err(Fatal::system("mapping the template"))?;
+        for (number, page) in base.warm_pages() {
+            memory.write(Gpa(u64::from(number) * PAGE_BYTES), page).map_err(Fatal::from)?;
+        }
+        let (parts, pagemap, io) = parts(origin, family.memory_limit_bytes, false, on_end)?;
+        let built = assemble(parts, memory, family.resume_entry, family.syscall_stub)?;
+        reader.metadata().check_cpu(&CpuFeatures::here(built.features.xcr0))?;
+        let mut vm = Self::new(built, family, base, pagemap, false, &io);
+        vm.machine.gate.close();
+        vm.enter_at_resume();
+        if !never_run {
+            vm.run_to_park()?;
+        }
+        Ok(vm)
+    }
+
+    fn new(
+        built: Built,
+        family: Family,
+        base: Base,
+        pagemap: PageMap,
+        tty: bool,
+        io: &Sender<&'static Machine>,
+    ) -> Self {
+        // Both threads use it until the process ends.
+        let machine: &'static Machine = Box::leak(Box::new(built.machine));
+        // The I/O thread waits for nothing else.
+        let _ = io.send(machine);
+        Self {
+            machine,
+            vm: built.vm,
+            vcpu: built.vcpu,
+            cpuid: built.cpuid,
+            progress: Progress::default(),
+            base,
+            family,
+            tsc_hz: built.features.tsc_hz,
+            pagemap,
+            tty,
+            entered: false,
+        }
+    }
+
+    /// For the thread that hears commands.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(self.machine)
+    }
+
+    /// Pages of memory that this process has of its own.
+    ///
+    /// # Errors
+    /// [`Refusal::Host`].
+    pub fn private_pages(&self) -> Result<u64, Refusal> {
+        Ok(self.pagemap.private_pages(&self.machine.memory)?.len() as u64)
+    }
+
+    /// Runs until the guest is quiesced; returns the reason that it gives. If the VM ends, the process does.
+    ///
+    /// # Errors
+    /// [`Refusal::Host`] where a guest that should run parks.
+    pub fn run(&mut self) -> Result<u32, Refusal> {
+        self.entered = true;
+        match run_until_stop(self.machine, &self.vm, &mut self.vcpu, &mut self.progress) {
+            Stop::Quiesced(reason) => {
+                self.machine.control().quiesce().store(quiesce::NONE, Ordering::SeqCst);
+                Ok(reason)
+            }
+            Stop::Parked => Err(Refusal::Host("the guest kernel parked while it should run".into())),
+        }
+    }
+
+    /// Lets a quiesced VM go on as if nothing had happened, with the next [`Vm::run`].
+    pub fn go_on(&mut self) {
+        handover::set_command(&self.machine.memory, command::CONTINUE, 0);
+        self.machine.open_gate();
+    }
+
+    fn enter_at_resume(&mut self) {
+        let stack = torpor_abi::layout::DIRECT_MAP_BASE + RESUME_STACK_TOP_GPA;
+        cpu::set_entry(&mut self.vcpu, self.family.resume_entry, stack);
+        self.progress.forget_events();
+    }
+
+    fn run_to_park(&mut self) -> Result<(), Refusal> {
+        self.entered = true;
+        match run_until_stop(self.machine, &self.vm, &mut self.vcpu, &mut self.progress) {
+            Stop::Parked => Ok(()),
+            Stop::Quiesced(_) => Err(Refusal::Host("the guest kernel stopped where it should have parked".into())),
+        }
+    }
+
+    fn is_table(&self, number: u32) -> bool {
+        let gpa = u64::from(number) * PAGE_BYTES;
+        self.family.tables.iter().any(|(start, len)| (*start..start + len).contains(&gpa))
+    }
+}
+
+/// What a template says of its layout has to make sense, whoever wrote it.
+fn check_family(family: &Family) -> Result<(), BadSnapshot> {
+    use torpor_abi::layout::{
+        BOOT_TABLES_BYTES, BOOT_TABLES_GPA, KERNEL_BASE, KERNEL_MAX_BYTES, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES,
+    };
+    let wrong = |what: &str| Err(BadSnapshot::Format(format!("the template's {what}")));
+    if family.kernel_abi != VERSION {
+        return Err(BadSnapshot::Mismatch(format!(
+            "its kernel speaks version {} of the interface, this program {VERSION}",
+            family.kernel_abi
+        )));
+    }
+    if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&family.memory_limit_bytes) {
+        return wrong("memory size");
+    }
+    if family.ram_bytes != ram_bytes(family.memory_limit_bytes) {
+        return wrong("guest-physical size");
+    }
+    let in_kernel = |address: u64| (KERNEL_BASE..KERNEL_BASE + KERNEL_MAX_BYTES).contains(&address);
+    if !in_kernel(family.resume_entry) || !in_kernel(family.syscall_stub) {
+        return wrong("entry points");
+    }
+    let fits = |(start, len): &(u64, u64)| {
+        start.is_multiple_of(PAGE_BYTES) && start.checked_add(*len).is_some_and(|end| end <= family.ram_bytes)
+    };
+    if family.tables.len() > 4
+        || family.tables.first() != Some(&(BOOT_TABLES_GPA, BOOT_TABLES_BYTES))
+        || !family.tables.iter().all(fits)
+    {
+        return wrong("page tables");
+    }
+    Ok(())
+}
+
+fn parts(
+    origin: Origin,
+    memory_limit_bytes: u64,
+    tty: bool,
+    on_end: OnEnd,
+) -> Result<(Parts, PageMap, Sender<&'static Machine>), Refusal> {
+    let Resources { kvm, statm, pagemap, io } = origin.resources;
+    let served = serving(on_end)?;
+    let copy = || rustix::io::fcntl_dupfd_cloexec(&served.nobody.0, 3).map_err(Fatal::system("fcntl"));
+    let link = match origin.link {
+        Some(link) => link,
+        None => copy()?,
+    };
+    let parts = Parts {
+        kvm,
+        image: origin.image,
+        image_bytes: origin.image_bytes,
+        link,
+        memory_limit_bytes,
+        kernel: Cow::Borrowed(super::embedded_kernel()),
+        debug_exits: false,
+        statm,
+        served: Some(served),
+        tty,
+    };
+    Ok((parts, pagemap, io))
+}

@@ -1,0 +1,124 @@
+//! Back to rest, so that nothing of the instance stays.
+//!
+//! 1. The host writes the base's content over every ordinary page that this process has of its own (kernel text, GDT, IDT
+//!    and TSS are ordinary pages) and zeros over what is no part of a state.
+//! 2. All registers are as in a new VM, with the boot page tables as root.
+//! 3. The guest's resume entry stores the page-table entries that differ from the base.
+//! 4. The host reads every page table of its own and CR3, and compares them with the base. The code that ran in step 3 ran
+//!    on tables that the former instance may have made: it is not trusted, and any difference ends the process.
+
+use super::super::memory::Gpa;
+use super::super::{Fatal, cpu};
+use super::base::is_scratch;
+use super::restore::Entries;
+use super::{Refusal, Vm, handover};
+use crate::snapshot::pages::{Page, ZEROS};
+use torpor_abi::handover::command;
+use torpor_abi::layout::{BOOT_TABLES_GPA, HANDOVER_LIST_MAX, PAGE_BYTES};
+
+/// Whether the process can be used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The VM rests.
+    Resting,
+    /// It should be ended: its private set has grown past the bound, or too many page-table entries differ.
+    Retired,
+}
+
+/// Pages of its own that a resting process may keep.
+const KEEP_PAGES: usize = (64 << 20) / PAGE_BYTES as usize;
+/// Accessed and dirty: the processor may set them.
+const ACCESSED_DIRTY: u64 = 0x60;
+
+impl Vm {
+    /// Resets a stopped VM.
+    ///
+    /// # Errors
+    /// [`Refusal`] where the VM can't be trusted any more: the process has to end.
+    pub fn reset(&mut self) -> Result<Outcome, Refusal> {
+        self.machine.gate.close();
+        let memory = &self.machine.memory;
+        let private = self.pagemap.private_pages(memory)?;
+        if self.base.digest.is_none() || private.len() > KEEP_PAGES {
+            return Ok(Outcome::Retired);
+        }
+        let mut now = Box::new(ZEROS);
+        for number in private.iter().copied().filter(|number| !self.is_table(*number)) {
+            let gpa = Gpa(u64::from(number) * PAGE_BYTES);
+            let base = if is_scratch(number) { &ZEROS } else { self.base.page(number) };
+            memory.read(gpa, &mut *now).map_err(Fatal::from)?;
+            if *now != *base {
+                memory.write(gpa, base).map_err(Fatal::from)?;
+            }
+        }
+        now.fill(0);
+        self.start_over(None)?;
+        let mut entries: Entries = Vec::new();
+        for number in private.iter().copied().filter(|number| self.is_table(*number)) {
+            self.list_entries(number, self.base.page(number), &mut entries)?;
+        }
+        if entries.len() > HANDOVER_LIST_MAX as usize {
+            return Ok(Outcome::Retired);
+        }
+        cpu::reset(&self.vcpu, &self.cpuid, self.family.syscall_stub, Gpa(BOOT_TABLES_GPA))?;
+        self.enter_at_resume();
+        self.run_to_park()?;
+        handover::write_list(&self.machine.memory, &entries).map_err(Fatal::from)?;
+        handover::set_command(&self.machine.memory, command::REST, entries.len() as u32);
+        self.run_to_park()?;
+        self.audit()?;
+        Ok(Outcome::Resting)
+    }
+
+    /// Step 4.
+    fn audit(&mut self) -> Result<(), Refusal> {
+        // The root is read from KVM, not from the shared page, which may be older.
+        let sregs = self.vcpu.get_sregs().map_err(Fatal::kvm("KVM_GET_SREGS"))?;
+        if sregs.cr3 != BOOT_TABLES_GPA {
+            return Err(Refusal::Host(format!("after a reset CR3 is {:#x}", sregs.cr3)));
+        }
+        let memory = &self.machine.memory;
+        for number in self.pagemap.private_pages(memory)? {
+            if !self.is_table(number) {
+                continue;
+            }
+            let mut now = ZEROS;
+            memory.read(Gpa(u64::from(number) * PAGE_BYTES), &mut now).map_err(Fatal::from)?;
+            if !same_tables(&now, self.base.page(number)) {
+                return Err(Refusal::Host(format!("after a reset the page table {number:#x} differs from the base")));
+            }
+        }
+        // Stale translations of tables that the guest changed and did not make the processor look at.
+        cpu::reset(&self.vcpu, &self.cpuid, self.family.syscall_stub, Gpa(BOOT_TABLES_GPA))?;
+        self.enter_at_resume();
+        self.run_to_park()
+    }
+}
+
+/// Equal, but for accessed and dirty bits of entries that are present: all other bits of an entry that is not present could
+/// hide something.
+fn same_tables(now: &Page, base: &Page) -> bool {
+    let words = |page: &Page| page.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect::<Vec<_>>();
+    words(now).iter().zip(words(base)).all(|(now, base)| {
+        let ignored = if now & 1 == 1 { ACCESSED_DIRTY } else { 0 };
+        now & !ignored == base & !ignored
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_with_anything_hidden_in_them_differ() {
+        let table = |entry: u64| {
+            let mut page = ZEROS;
+            page[80..88].copy_from_slice(&entry.to_le_bytes());
+            page
+        };
+        assert!(same_tables(&table(0x1067), &table(0x1007)));
+        assert!(!same_tables(&table(0x2067), &table(0x1067)));
+        assert!(!same_tables(&table(0x60), &table(0)));
+        assert!(!same_tables(&table(0x1000), &table(0)));
+    }
+}

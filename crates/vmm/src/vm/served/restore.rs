@@ -1,0 +1,205 @@
+//! Putting a state into a VM that rests.
+//!
+//! Ordinary pages are written by the host, in place: only what differs from the base is touched. Page tables are the
+//! guest's to write once its vCPU has run; the host lists the entries that differ, and the guest's resume entry stores
+//! them. Nothing runs before all of it is there; what is refused leaves the VM at rest.
+
+use super::super::memory::Gpa;
+use super::super::{Fatal, Ledger};
+use super::base::each_page;
+use super::{Instance, Refusal, Vm, handover};
+use crate::snapshot::metadata::unhex_all;
+use crate::snapshot::pages::{CodedPage, Coding, Page, ZEROS};
+use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader};
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use torpor_abi::layout::{CONTROL_GPA, HANDOVER_LIST_MAX, PAGE_BYTES};
+use torpor_streams::ledger::Connection;
+use torpor_streams::parked::Parked;
+
+/// The streams that a delta carries, checked.
+fn parked_streams(metadata: &Metadata) -> Result<Vec<(u32, Connection)>, BadSnapshot> {
+    if metadata.streams.is_empty() {
+        return Ok(Vec::new());
+    }
+    let bytes = unhex_all(&metadata.streams).ok_or_else(|| BadSnapshot::Format("parked streams: no digits".into()))?;
+    let parked = Parked::decode(&bytes).map_err(|bad| BadSnapshot::Format(bad.to_string()))?;
+    if parked.instance != metadata.uuid.0 || parked.incarnation != metadata.generation.wrapping_sub(1) {
+        return Err(BadSnapshot::Format("parked streams of another instance or incarnation".into()));
+    }
+    // Into a ledger of their own first: what they break is known before anything is changed for good.
+    let mut ledger = Ledger::new(false);
+    for (number, connection) in &parked.streams {
+        ledger.adopt(*number, *connection).map_err(|violation| BadSnapshot::Format(violation.to_string()))?;
+    }
+    Ok(parked.streams)
+}
+
+/// Entries of page tables that the guest has to store.
+pub(super) type Entries = Vec<(u64, u64)>;
+
+impl Vm {
+    /// Puts a delta into the resting VM (or, without one, its template) and makes it `instance`. The VM goes on with the
+    /// next [`Vm::run`]. `link` is for console frames.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the VM rests as before.
+    pub fn restore(
+        &mut self,
+        delta: Option<&[u8]>,
+        instance: &Instance,
+        link: Option<&OwnedFd>,
+        template_stopped_at_ns: u64,
+    ) -> Result<(), Refusal> {
+        let mut entries = Vec::new();
+        let put = self.put(delta, &mut entries, template_stopped_at_ns);
+        let (stopped_at_ns, parked) = match put {
+            Ok(put) => put,
+            Err(refusal) => {
+                self.write_base_back()?;
+                return Err(refusal);
+            }
+        };
+        self.start_over(link)?;
+        self.adopt(&parked)?;
+        if !self.entered {
+            self.run_to_park()?;
+        }
+        handover::write_list(&self.machine.memory, &entries).map_err(Fatal::from)?;
+        let count = entries.len() as u32;
+        handover::write_resume(&self.machine.memory, instance, stopped_at_ns, self.tsc_hz, count)?;
+        self.machine.open_gate();
+        Ok(())
+    }
+
+    fn put(
+        &mut self,
+        delta: Option<&[u8]>,
+        entries: &mut Entries,
+        template_stopped_at_ns: u64,
+    ) -> Result<(u64, Vec<(u32, Connection)>), Refusal> {
+        let reader = delta.map(|file| Reader::new(file)?.expect(Kind::Delta)).transpose()?;
+        let mut covered = BTreeSet::new();
+        let mut on_warm_base = false;
+        if let Some(reader) = &reader {
+            let template = self.base.digest.ok_or_else(|| Refusal::Host("this VM was booted".into()))?;
+            reader.metadata().check_family(&self.family, template)?;
+            if let Some(digest) = reader.metadata().warm_base {
+                if self.base.warm_digest != Some(digest) {
+                    let text = format!("it is coded against warm base {digest}, which this VM does not rest at");
+                    return Err(BadSnapshot::Mismatch(text).into());
+                }
+                on_warm_base = true;
+            }
+            let mut failed = None;
+            each_page(reader, |coded| {
+                if !on_warm_base {
+                    covered.insert(coded.number);
+                }
+                if failed.is_none()
+                    && let Err(fatal) = self.put_page(coded, entries)
+                {
+                    failed = Some(fatal);
+                }
+                Ok(())
+            })?;
+            if let Some(fatal) = failed {
+                return Err(fatal.into());
+            }
+        }
+        if !on_warm_base {
+            // The state is one of the template alone: what the warm base has besides is not part of it.
+            for (number, _) in self.base.warm_pages() {
+                if !covered.contains(&number) {
+                    self.put_content(number, self.base.template(number).unwrap_or(&ZEROS), entries)?;
+                }
+            }
+        }
+        if entries.len() > HANDOVER_LIST_MAX as usize {
+            let text = format!("{} page-table entries differ: take a VM that has never run", entries.len());
+            return Err(Refusal::Busy(text));
+        }
+        let Some(reader) = reader else { return Ok((template_stopped_at_ns, Vec::new())) };
+        Ok((reader.metadata().stopped_at_ns, parked_streams(reader.metadata())?))
+    }
+
+    /// Enters the state's streams in the ledger of the new link; its other end says which of them go on.
+    fn adopt(&self, streams: &[(u32, Connection)]) -> Result<(), Refusal> {
+        let mut ledger = self.machine.ledger.lock().expect("no holder panics");
+        for (number, connection) in streams {
+            ledger.adopt(*number, *connection).map_err(|violation| Refusal::Host(violation.to_string()))?;
+        }
+        Ok(())
+    }
+
+    fn put_page(&self, coded: &CodedPage<'_>, entries: &mut Entries) -> Result<(), Fatal> {
+        let number = coded.number;
+        let rests_at = if self.base.warm(number).is_some() { Coding::WarmBase } else { Coding::Template };
+        if coded.coding != rests_at || self.is_table(number) {
+            return self.put_content(number, &self.base.decode(coded), entries);
+        }
+        // Memory holds what the runs are against: only the words that differ are touched.
+        for (offset, bytes) in coded.runs() {
+            self.machine.memory.xor(Gpa(u64::from(number) * PAGE_BYTES + offset as u64), bytes)?;
+        }
+        Ok(())
+    }
+
+    fn put_content(&self, number: u32, page: &Page, entries: &mut Entries) -> Result<(), Fatal> {
+        if self.entered && self.is_table(number) {
+            self.list_entries(number, page, entries)
+        } else {
+            Ok(self.machine.memory.write(Gpa(u64::from(number) * PAGE_BYTES), page)?)
+        }
+    }
+
+    /// Lists the entries of a page table that are to be changed to make it `page`.
+    pub(super) fn list_entries(&self, number: u32, page: &Page, entries: &mut Entries) -> Result<(), Fatal> {
+        let mut now = ZEROS;
+        let gpa = u64::from(number) * PAGE_BYTES;
+        self.machine.memory.read(Gpa(gpa), &mut now)?;
+        for (index, (old, new)) in now.as_chunks::<8>().0.iter().zip(page.as_chunks::<8>().0).enumerate() {
+            if old != new {
+                entries.push((gpa + index as u64 * 8, u64::from_le_bytes(*new)));
+            }
+        }
+        Ok(())
+    }
+
+    /// After a refusal: every ordinary page as in the base. Page tables were not touched, unless the vCPU has never run.
+    fn write_base_back(&self) -> Result<(), Refusal> {
+        for number in self.pagemap.private_pages(&self.machine.memory)? {
+            if super::base::is_scratch(number) || (self.entered && self.is_table(number)) {
+                continue;
+            }
+            let gpa = Gpa(u64::from(number) * PAGE_BYTES);
+            self.machine.memory.write(gpa, self.base.page(number)).map_err(Fatal::from)?;
+        }
+        Ok(())
+    }
+
+    /// Rings, windows, timer and pending events as at the beginning; the link a new one.
+    pub(super) fn start_over(&mut self, link: Option<&OwnedFd>) -> Result<(), Refusal> {
+        let machine = self.machine;
+        match link {
+            Some(link) => machine.attach(link)?,
+            None => {
+                machine.detach()?;
+            }
+        }
+        machine.memory.write(Gpa(CONTROL_GPA), &ZEROS).map_err(Fatal::from)?;
+        {
+            let mut transmit = machine.transmit.lock().expect("no holder panics");
+            transmit.ring.reset();
+            transmit.message = torpor_streams::link::Message::default();
+        }
+        *machine.ledger.lock().expect("no holder panics") = Ledger::new(self.tty);
+        machine.inbox.lock().expect("no holder panics").reset();
+        machine.timer.reset(&machine.memory).map_err(Fatal::system("timerfd_settime"))?;
+        self.progress.forget_events();
+        // The first thing that the guest does is to look at everything.
+        machine.control().pending().store(1, Ordering::SeqCst);
+        Ok(())
+    }
+}

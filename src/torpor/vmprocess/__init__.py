@@ -1,0 +1,28 @@
+"""VM processes: starting them, and telling them what to do (docs/control-socket.md)."""
+
+from torpor.vmprocess.client import VMProcess
+from torpor.vmprocess.launch import Launched, launch
+from torpor.vmprocess.messages import (
+    Boot,
+    Ended,
+    Prepare,
+    Ready,
+    Refused,
+    Restore,
+    Status,
+    Stored,
+)
+
+__all__ = [
+    "Boot",
+    "Ended",
+    "Launched",
+    "Prepare",
+    "Ready",
+    "Refused",
+    "Restore",
+    "Status",
+    "Stored",
+    "VMProcess",
+    "launch",
+]

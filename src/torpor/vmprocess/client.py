@@ -1,0 +1,251 @@
+"""The controller's end of a control socket, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any, Self
+
+from torpor.vmprocess import messages
+from torpor.vmprocess.messages import (
+    Boot,
+    Ended,
+    Message,
+    Prepare,
+    ProtocolError,
+    Ready,
+    Refused,
+    Restore,
+    Status,
+    Stored,
+)
+
+
+class VMProcess:
+    """One VM process. Commands may be sent without waiting; each waits for its own reply.
+
+    Descriptors that are handed in stay the caller's. `events` gets `Ready`, and `Ended` as the
+    last.
+    """
+
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self.pid = pid
+        """As the kernel says (SO_PEERCRED)."""
+        self.events: asyncio.Queue[Ready | Ended] = asyncio.Queue()
+        self._socket = connection
+        self._replies: dict[int, asyncio.Future[Message]] = {}
+        self._next_id = 1
+        self._ended: Ended | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(connection.fileno(), self._readable)
+
+    @classmethod
+    async def connect(cls, path: str, *, timeout_s: float = 10.0) -> Self:
+        """Connect to a VM process by the path of its socket, however long that is."""
+        directory, _, name = path.rpartition("/")
+        holder = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            connection.setblocking(False)
+            deadline = asyncio.get_running_loop().time() + timeout_s
+            while True:
+                try:
+                    connection.connect(f"/proc/self/fd/{holder}/{name}")
+                    break
+                except (ConnectionRefusedError, BlockingIOError):
+                    # Bound, and not listening yet.
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise
+                    await asyncio.sleep(0.001)
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            os.close(holder)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return cls(connection, int.from_bytes(credentials[:4], "little"))
+
+    @property
+    def ended(self) -> Ended | None:
+        """How the VM ended, once it has."""
+        return self._ended
+
+    async def query(self) -> Status:
+        """How the process is."""
+        body = (await self._command("query", {})).body["ok"]
+        return Status(state=body["state"], instance=body["instance"], busy=body["busy"])
+
+    async def boot(self, boot: Boot, *, image: int, console: int | None = None) -> None:
+        """Make a VM that will boot a program with `run`."""
+        await self._with_console("boot", messages.arguments_of(boot), [image], console)
+
+    async def prepare(
+        self,
+        prepare: Prepare,
+        *,
+        template: int,
+        memory: int,
+        image: int,
+        warm_base: int | None = None,
+    ) -> None:
+        """Make a VM of a template; `memory` is what `unpack` filled."""
+        last = [] if warm_base is None else [warm_base]
+        await self._command(
+            "prepare", messages.arguments_of(prepare), [template, memory, image, *last]
+        )
+
+    async def unpack(self, *, template: int, memory: int) -> int:
+        """Fill an empty memfd (MFD_ALLOW_SEALING) with a template's memory, and seal it."""
+        size: int = (await self._command("unpack", {}, [template, memory])).body["ok"]["bytes"]
+        return size
+
+    async def learn(
+        self, template_digest: str, *, template: int, memory: int, deltas: list[int]
+    ) -> int:
+        """Make a warm base of sibling deltas; a sealed memfd with its file, the caller's."""
+        message = await self._command(
+            "learn", {"template": template_digest}, [template, memory, *deltas]
+        )
+        if len(message.descriptors) != 1:
+            _close_all(message.descriptors)
+            raise ProtocolError("a warm base without its descriptor")
+        return message.descriptors[0]
+
+    async def run(self) -> None:
+        """Let a booted or stopped VM go on: also what takes a standby back."""
+        await self._command("run", {})
+
+    async def restore(
+        self, restore: Restore, *, delta: int | None = None, console: int | None = None
+    ) -> None:
+        """Put a state into a VM at rest and let it run; without a delta, its template's."""
+        arguments = messages.arguments_of(restore) | {"delta": delta is not None}
+        await self._with_console("restore", arguments, [] if delta is None else [delta], console)
+
+    async def standby(self, generation: int, *, within_s: float, busy: bool = False) -> Stored:
+        """Stop the VM and store it. `reset` it once that is committed, or `run` it."""
+        return await self._store("standby", generation, within_s, busy)
+
+    async def checkpoint(self, generation: int, *, within_s: float, busy: bool = False) -> Stored:
+        """Store the VM, which goes on."""
+        return await self._store("checkpoint", generation, within_s, busy)
+
+    async def template(self, uuid: str) -> Stored:
+        """Store a booted VM that is ready as a template."""
+        return _stored(await self._command("template", {"uuid": uuid}))
+
+    async def reset(self) -> bool:
+        """Put a stopped VM back to rest. False: end the process, it can't be used again."""
+        return not (await self._command("reset", {})).body["ok"]["retired"]
+
+    async def stop(self) -> None:
+        """End the process."""
+        try:
+            await self._command("stop", {})
+        except (ConnectionError, Refused):
+            if self._ended is None:
+                raise
+
+    def close(self) -> None:
+        """Leave the process to itself."""
+        self._lose("the connection was closed")
+
+    async def _store(self, command: str, generation: int, within_s: float, busy: bool) -> Stored:
+        arguments = {"generation": generation, "busy": busy, "within_ms": round(within_s * 1000)}
+        return _stored(await self._command(command, arguments))
+
+    async def _with_console(
+        self, command: str, arguments: dict[str, Any], descriptors: list[int], console: int | None
+    ) -> None:
+        last = [] if console is None else [console]
+        arguments = arguments | {"console": console is not None}
+        await self._command(command, arguments, [*descriptors, *last])
+
+    async def _command(
+        self, command: str, arguments: dict[str, Any], descriptors: list[int] | None = None
+    ) -> Message:
+        if self._ended is not None:
+            why = self._ended.message or self._ended.reason
+            raise ConnectionError(f"the VM process has ended: {why}")
+        request_id = self._next_id
+        self._next_id += 1
+        datagram = messages.encode(request_id, command, arguments, len(descriptors or []))
+        reply: asyncio.Future[Message] = self._loop.create_future()
+        self._replies[request_id] = reply
+        try:
+            # Commands are few and small: a socket that takes no more is one that nobody reads.
+            socket.send_fds(self._socket, [datagram], descriptors or [])
+            message = await reply
+        finally:
+            self._replies.pop(request_id, None)
+        if "error" in message.body:
+            _close_all(message.descriptors)
+            raise Refused(message.body["error"]["code"], message.body["error"]["message"])
+        return message
+
+    def _readable(self) -> None:
+        try:
+            datagram, descriptors, _, _ = socket.recv_fds(
+                self._socket,
+                messages.HEADER_BYTES + messages.MAX_BODY_BYTES,
+                messages.MAX_DESCRIPTORS,
+                socket.MSG_CMSG_CLOEXEC,
+            )
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(str(error))
+            return
+        if not datagram:
+            self._lose("the process is gone")
+            return
+        try:
+            self._take(messages.decode(datagram, list(descriptors)))
+        except (ProtocolError, ValueError, KeyError) as error:
+            _close_all(list(descriptors))
+            self._lose(f"the VM process broke the protocol: {error}")
+
+    def _take(self, message: Message) -> None:
+        if "event" in message.body:
+            event = messages.event_of(message.body)
+            if isinstance(event, Ended):
+                self._ended = event
+            self.events.put_nowait(event)
+            return
+        reply = self._replies.get(message.body["id"])
+        if reply is None or reply.done():
+            # Whoever asked has stopped waiting.
+            _close_all(message.descriptors)
+        else:
+            reply.set_result(message)
+
+    def _lose(self, why: str) -> None:
+        if self._socket.fileno() < 0:
+            return
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        if self._ended is None:
+            self._ended = Ended(reason="lost", message=why)
+            self.events.put_nowait(self._ended)
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(ConnectionError(f"the VM process is lost: {why}"))
+
+
+def _stored(message: Message) -> Stored:
+    ok = message.body["ok"]
+    if len(message.descriptors) != 1:
+        _close_all(message.descriptors)
+        raise ProtocolError("a snapshot without its descriptor")
+    return Stored(
+        descriptor=message.descriptors[0],
+        bytes=ok["bytes"],
+        pages=ok["pages"],
+        next_deadline_ns=ok["next_deadline_ns"],
+    )
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,151 @@
+"""What is said on the control socket: frozen records, and how they stand in a message."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+VERSION = 1
+MAX_BODY_BYTES = 128 << 10
+MAX_DESCRIPTORS = 16
+_HEADER = struct.Struct("<4sHHII")
+HEADER_BYTES = _HEADER.size
+_MAGIC = b"TPVM"
+
+
+class ProtocolError(Exception):
+    """The other side broke the protocol."""
+
+
+class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a failure of this program
+    """A VM process refused a command; it is as it was before unless the connection ended."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code = code
+        """`bad_request`, `bad_snapshot`, `wrong_state`, `busy` or `host`."""
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """A VM that will boot a program. Digests and uuids are lower-case hexadecimal digits."""
+
+    owner: str
+    image: str
+    memory_limit_bytes: int
+    argv: tuple[str, ...]
+    envp: tuple[str, ...]
+    host_name: str
+    uuid: str
+    workdir: str = ""
+    user: str = ""
+    template: bool = False
+    """Stop when the program is ready."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """A VM of a template, at rest."""
+
+    template: str
+    """SHA-256 of the template's file."""
+    warm_base: str | None = None
+    never_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restore:
+    """Who a VM is to be."""
+
+    uuid: str
+    generation: int
+    host_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """How a VM process is."""
+
+    state: str
+    """`empty`, `stopped`, `resting` or `running`."""
+    instance: dict[str, Any] | None
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A snapshot that was just made: a sealed memfd with the file, the caller's to close."""
+
+    descriptor: int
+    bytes: int
+    pages: dict[str, int]
+    """By coding: `zero`, `raw`, `template`, `warm_base`."""
+    next_deadline_ns: int | None
+    """From the stop to the next timer on CLOCK_MONOTONIC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The program is ready; its VM is stopped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The VM has ended, and its process ends."""
+
+    reason: str
+    """`exited`, `start_failed`, `failed` or `lost`."""
+    status: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as it was received."""
+
+    body: dict[str, Any]
+    descriptors: list[int] = field(default_factory=list)
+
+
+def encode(request_id: int, command: str, arguments: dict[str, Any], descriptors: int) -> bytes:
+    """A request as it stands in a datagram."""
+    body = json.dumps({"id": request_id, "command": {command: arguments}}).encode()
+    if len(body) > MAX_BODY_BYTES:
+        raise Refused(
+            "bad_request", f"a request of {len(body)} bytes; {MAX_BODY_BYTES} are allowed"
+        )
+    return _HEADER.pack(_MAGIC, VERSION, descriptors, len(body), 0) + body
+
+
+def decode(datagram: bytes, descriptors: list[int]) -> Message:
+    """Check a datagram against its header."""
+    if len(datagram) < HEADER_BYTES:
+        raise ProtocolError(f"a message of {len(datagram)} bytes")
+    magic, version, count, length, zero = _HEADER.unpack_from(datagram)
+    if magic != _MAGIC or version != VERSION:
+        raise ProtocolError(f"version {version} of the protocol; this program speaks {VERSION}")
+    if length != len(datagram) - HEADER_BYTES or count != len(descriptors) or zero != 0:
+        raise ProtocolError("a message that is not what its header says")
+    body = json.loads(datagram[HEADER_BYTES:])
+    if not isinstance(body, dict):
+        raise ProtocolError("a message that is no object")
+    return Message(body, descriptors)
+
+
+def arguments_of(record: Boot | Prepare | Restore) -> dict[str, Any]:
+    """A record as the arguments of its command."""
+    return asdict(record)
+
+
+def event_of(body: dict[str, Any]) -> Ready | Ended:
+    """An event from a message's body."""
+    match body.get("event"):
+        case "ready":
+            return Ready()
+        case "ended":
+            return Ended(reason=body["reason"], status=body["status"], message=body["message"])
+        case other:
+            raise ProtocolError(f"event {other!r}")

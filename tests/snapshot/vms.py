@@ -1,0 +1,208 @@
+"""VM processes under test: templates made from programs, VMs of them, and their consoles."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.harness import DEFAULT_ENVIRONMENT
+from torpor.vmprocess import Boot, Prepare, Ready, Restore, VMProcess, launch
+
+OWNER = hashlib.sha256(b"the tests").hexdigest()
+_FRAME = struct.Struct("<IHHII")
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_DATA, _CREDIT = 1, 2
+TIMEOUT_S = 60.0
+
+
+class Console:
+    """The host's end of a VM's console."""
+
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours.setblocking(False)
+        self.theirs: socket.socket | None = theirs
+        self.output = bytearray()
+
+    def handed_over(self) -> None:
+        """Close this process's copy of the VM's end."""
+        if self.theirs is not None:
+            self.theirs.close()
+            self.theirs = None
+
+    async def send(self, data: bytes) -> None:
+        frame = _FRAME.pack(_STDIN, _DATA, 0, len(data), 0) + data
+        padded = frame.ljust((len(frame) + 7) // 8 * 8, b"\0")
+        await asyncio.get_running_loop().sock_sendall(self._ours, padded)
+
+    async def line(self) -> str:
+        """The next line of output."""
+        while b"\n" not in self.output:
+            message = await asyncio.wait_for(
+                asyncio.get_running_loop().sock_recv(self._ours, 1 << 16), TIMEOUT_S
+            )
+            if not message:
+                raise EOFError(f"the console ended after {bytes(self.output)!r}")
+            self._take(message)
+        line, _, rest = bytes(self.output).partition(b"\n")
+        self.output = bytearray(rest)
+        return line.decode()
+
+    def _take(self, message: bytes) -> None:
+        while message:
+            stream, kind, _, length, _ = _FRAME.unpack_from(message)
+            payload = message[16 : 16 + length]
+            message = message[16 + (length + 7) // 8 * 8 :]
+            if kind == _DATA and stream in (_STDOUT, _STDERR):
+                self.output += payload
+                self._ours.send(_FRAME.pack(stream, _CREDIT, 0, 0, length))
+
+    async def ask(self, line: str) -> str:
+        await self.send(line.encode() + b"\n")
+        return await self.line()
+
+    def close(self) -> None:
+        self._ours.close()
+        self.handed_over()
+
+
+def read_descriptor(descriptor: int) -> bytes:
+    """All of a file, and close it."""
+    with os.fdopen(descriptor, "rb", closefd=True) as file:
+        file.seek(0)
+        return file.read()
+
+
+def memory_file(data: bytes) -> int:
+    descriptor = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(descriptor, data)
+    return descriptor
+
+
+@contextlib.asynccontextmanager
+async def vm_process(directory: Path) -> AsyncIterator[VMProcess]:
+    launched = await launch(directory / f"{secrets.token_hex(4)}.sock")
+    try:
+        yield launched.process
+    except BaseException:
+        await asyncio.sleep(0.1)
+        while not launched.process.events.empty():
+            print(launched.process.events.get_nowait())  # shown when the test fails
+        raise
+    finally:
+        launched.process.close()
+        launched.child.kill()
+        launched.child.wait()
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template's file, its memory, and the image."""
+
+    file: int
+    data: bytes
+    memory: int
+    digest: str
+    image: int
+
+    def close(self) -> None:
+        for descriptor in (self.file, self.memory, self.image):
+            os.close(descriptor)
+
+
+async def make_template(
+    directory: Path,
+    image_path: Path,
+    argv: Iterable[str],
+    *,
+    memory_mib: int = 256,
+    env: dict[str, str] | None = None,
+) -> Template:
+    """Boot a program until it is ready, and make a template of it."""
+    image = os.open(image_path, os.O_RDONLY | os.O_CLOEXEC)
+    async with vm_process(directory) as process:
+        console = Console()
+        assert console.theirs is not None
+        boot = Boot(
+            owner=OWNER,
+            image="00" * 32,
+            memory_limit_bytes=memory_mib << 20,
+            argv=tuple(argv),
+            envp=tuple(f"{k}={v}" for k, v in {**DEFAULT_ENVIRONMENT, **(env or {})}.items()),
+            host_name="template",
+            uuid=secrets.token_hex(16),
+            template=True,
+        )
+        await process.boot(boot, image=image, console=console.theirs.fileno())
+        console.handed_over()
+        await process.run()
+        event = await asyncio.wait_for(process.events.get(), TIMEOUT_S)
+        if not isinstance(event, Ready):
+            with contextlib.suppress(TimeoutError, EOFError):
+                while True:
+                    print(await asyncio.wait_for(console.line(), 1))
+            pytest.fail(f"the program did not get ready: {event}")
+        stored = await process.template(boot.uuid)
+        data = read_descriptor(stored.descriptor)
+        memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        file = memory_file(data)
+        await process.unpack(template=file, memory=memory)
+        console.close()
+    return Template(file, data, memory, hashlib.sha256(data).hexdigest(), image)
+
+
+class Sibling:
+    """A VM process of a template, which is one instance after the other."""
+
+    def __init__(self, process: VMProcess, template: Template) -> None:
+        self.process = process
+        self.template = template
+        self.console = Console()
+
+    @classmethod
+    async def prepare(
+        cls, process: VMProcess, template: Template, *, never_run: bool = False
+    ) -> Sibling:
+        await process.prepare(
+            Prepare(template=template.digest, never_run=never_run),
+            template=template.file,
+            memory=template.memory,
+            image=template.image,
+        )
+        return cls(process, template)
+
+    async def wake(self, uuid: str, generation: int, delta: bytes | None = None) -> float:
+        """Restore; returns how long it took in seconds."""
+        self.console.close()
+        self.console = Console()
+        assert self.console.theirs is not None
+        descriptor = None if delta is None else memory_file(delta)
+        started = time.perf_counter()
+        await self.process.restore(
+            Restore(uuid=uuid, generation=generation, host_name=f"vm-{uuid[:8]}"),
+            delta=descriptor,
+            console=self.console.theirs.fileno(),
+        )
+        took = time.perf_counter() - started
+        self.console.handed_over()
+        if descriptor is not None:
+            os.close(descriptor)
+        return took
+
+    async def sleep(self, generation: int, *, busy: bool = False) -> bytes:
+        """Standby and reset; returns the delta."""
+        stored = await self.process.standby(generation, within_s=TIMEOUT_S, busy=busy)
+        delta = read_descriptor(stored.descriptor)
+        assert await self.process.reset(), "retired"
+        return delta
