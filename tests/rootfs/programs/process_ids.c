@@ -132,6 +132,10 @@ static void capabilities(void) {
 static void killing(void) {
     TITLE("who may send signals");
     pid_t root = getppid();
+    /* Whatever was inherited: */
+    struct rlimit limit = {0, 0};
+    SHOW(setrlimit(RLIMIT_NICE, &limit));
+    SHOW(setpriority(PRIO_PROCESS, 0, 0));
     SHOW(setresuid(1000, 1000, 1000));
     SHOW(kill(root, 0));
     SHOW(kill(1, 0));

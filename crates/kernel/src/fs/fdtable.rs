@@ -5,7 +5,7 @@ use super::lock;
 use crate::errno::{Errno, Result};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 
 /// The largest table (fs.nr_open).
 pub const MAX_DESCRIPTORS: usize = 1 << 20;
@@ -20,6 +20,8 @@ struct Slot {
 #[derive(Default)]
 pub struct FdTable {
     slots: RefCell<Vec<Option<Slot>>>,
+    /// No descriptor below is free: the search for one need not begin at 0 each time.
+    full_below: Cell<usize>,
 }
 
 impl FdTable {
@@ -39,7 +41,9 @@ impl FdTable {
     /// EMFILE.
     pub fn insert(&self, file: Rc<OpenFile>, close_on_exec: bool, from: usize, limit: usize) -> Result<i32> {
         let mut slots = self.slots.borrow_mut();
-        let free = slots.iter().skip(from).position(Option::is_none).map_or(slots.len().max(from), |i| i + from);
+        let full_below = self.full_below.get();
+        let start = from.max(full_below);
+        let free = slots.iter().skip(start).position(Option::is_none).map_or(slots.len().max(start), |i| i + start);
         if free >= limit.min(MAX_DESCRIPTORS) {
             return Err(Errno::EMFILE);
         }
@@ -47,6 +51,9 @@ impl FdTable {
             slots.resize(free + 1, None);
         }
         slots[free] = Some(Slot { file, close_on_exec });
+        if from <= full_below {
+            self.full_below.set(free + 1);
+        }
         Ok(free as i32)
     }
 
@@ -100,7 +107,9 @@ impl FdTable {
     pub fn remove(&self, fd: i32) -> Result<Rc<OpenFile>> {
         let mut slots = self.slots.borrow_mut();
         let slot = usize::try_from(fd).ok().and_then(|fd| slots.get_mut(fd)).and_then(Option::take);
-        slot.map(|slot| slot.file).ok_or(Errno::EBADF)
+        let slot = slot.ok_or(Errno::EBADF)?;
+        self.full_below.update(|full| full.min(fd as usize));
+        Ok(slot.file)
     }
 
     /// The close-on-exec flag.
@@ -128,6 +137,7 @@ impl FdTable {
         let mut slots = self.slots.borrow_mut();
         let end = last.saturating_add(1).min(slots.len());
         let range = slots.get_mut(first.min(end)..end).unwrap_or_default();
+        self.full_below.update(|full| full.min(first));
         range
             .iter_mut()
             .filter(|s| s.as_ref().is_some_and(|s| which(s.close_on_exec)))
@@ -144,6 +154,6 @@ impl FdTable {
     /// A copy for fork(2): the same descriptions.
     #[must_use]
     pub fn duplicate(&self) -> Rc<Self> {
-        Rc::new(Self { slots: RefCell::new(self.slots.borrow().clone()) })
+        Rc::new(Self { slots: self.slots.clone(), full_below: self.full_below.clone() })
     }
 }

@@ -4,7 +4,7 @@ set -u
 cd "$(mktemp -d)" || exit 99
 
 echo "-- pipelines"
-seq 1 10000 | grep 7 | sort -rn | head -n 5 | tr '\n' ' '; echo "${PIPESTATUS[@]}"
+seq 1 100000 | grep 7 | sort -rn | head -n 5 | tr '\n' ' '; echo "${PIPESTATUS[@]}"
 false | true | (exit 3); echo "${PIPESTATUS[@]}"
 set -o pipefail; false | true; echo "pipefail $?"; set +o pipefail
 yes | head -n 3
