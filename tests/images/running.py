@@ -1,7 +1,9 @@
 """Running an image's server natively, and in a microVM, with its port on the loopback interface."""
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -44,10 +46,10 @@ def natively(image: ResolvedImage, scratch: Path) -> Iterator[Server]:
     log = scratch / "log"
     with log.open("wb") as output, subprocess.Popen(
         # A PID namespace, so that all that the program started ends with it.
-        ["unshare", "--pid", "--fork", "--kill-child", f"--root={root}",
+        ["unshare", "--pid", "--fork", f"--root={root}",
          f"--wd={config.workdir}", *config.argv()],
         env=dict(variable.split("=", 1) for variable in config.env),
-        stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
     ) as process:  # fmt: skip
         try:
             deadline_s = time.monotonic() + START_TIMEOUT_S
@@ -61,7 +63,8 @@ def natively(image: ResolvedImage, scratch: Path) -> Iterator[Server]:
                     time.sleep(0.05)
             yield Server(PORT, set_instance)
         finally:
-            process.kill()
+            # Not unshare's --kill-child, which a program that changes its user is free of.
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def mount(*words: "str | Path") -> None:
