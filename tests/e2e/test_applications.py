@@ -24,6 +24,7 @@ def test_shell_script() -> None:
 
 def test_checksum_of_all_names() -> None:
     command = "find / -xdev -not -path '/dev*' -not -path '/mnt*' -not -path '/tmp*'"
+    command += " -not -path '/run/torpor*' -not -path /uk"  # what a microVM adds
     assert len(compare("bash", "-c", f"{command} | LC_ALL=C sort | sha256sum")) == 68
 
 

@@ -219,6 +219,8 @@ fn sys_fcntl(args: Args) -> Result<u64> {
         linux::F_SETLK | linux::F_SETLKW | linux::F_OFD_SETLK | linux::F_OFD_SETLKW => {
             lock::set(&opened, fd, command, args.addr(2))
         }
+        // No events: an end of notifications, of which there are none.
+        linux::F_NOTIFY if args.u32(2) & !linux::DN_MULTISHOT == 0 => Ok(0),
         linux::F_NOTIFY if opened.metadata().file_type != FileType::Directory => Err(Errno::ENOTDIR),
         // No file system here has leases, so there is none to be found.
         linux::F_GETLEASE => Ok(u64::from(linux::F_UNLCK)),
