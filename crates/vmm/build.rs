@@ -43,7 +43,7 @@ fn build_kernel(manifest: &Path, target_dir: &Path) {
     // How it is linked is said by its own build script.
     let flags = ["-Cpanic=abort", "-Crelocation-model=pic", "-Cforce-frame-pointers=yes"];
     let mut cargo = Command::new(variable("CARGO"));
-    cargo.args(["build", "--release", "--target", TARGET, "--manifest-path"]).arg(manifest);
+    cargo.args(["build", "--release", "--locked", "--target", TARGET, "--manifest-path"]).arg(manifest);
     cargo.arg("--target-dir").arg(target_dir);
     // What this build was asked for (static linking, clippy as the compiler, another target) is not the kernel's affair.
     for (name, _) in env::vars_os() {
