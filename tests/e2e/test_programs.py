@@ -91,7 +91,8 @@ def test_python_script(name: str) -> None:
         "import ctypes; ctypes.string_at(0)",
         "import this",
         "import email, http.client, xml.dom, logging.config",
-        "import os; print(sorted(os.listdir('/')), os.getcwd(), os.getuid(), sorted(os.environ))",
+        # /uk is the guest's own.
+        "import os; print(sorted({*os.listdir('/')} - {'uk'}), os.getcwd(), sorted(os.environ))",
         "print(sum(i * i for i in range(10**6)), 3**1000 % 10**9)",
         "x = [bytes(10**6) for _ in range(50)]; print(len(b''.join(x)))",
     ],

@@ -37,8 +37,12 @@ fn image(name: &str, bytes: usize) -> PathBuf {
     content[1024..1152].fill(0);
     content[1024..1028].copy_from_slice(&0xe0f5_e1e2_u32.to_le_bytes());
     content[1036] = 12;
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::write(&path, content).expect("write");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let path = directory.join(name);
+    // Tests run side by side: none may see an image that another has half written.
+    let unfinished = directory.join(format!("{name}.{:?}", std::thread::current().id()));
+    std::fs::write(&unfinished, content).expect("write");
+    std::fs::rename(&unfinished, &path).expect("rename");
     path
 }
 
