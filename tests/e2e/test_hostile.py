@@ -29,7 +29,9 @@ def test_descriptor_exhaustion() -> None:
 
 
 def test_a_million_sockets() -> None:
-    result = vm_run("programs", "hostile", "sockets", options=("--memory", "1G"), timeout_s=TIMEOUT_S)
+    result = vm_run(
+        "programs", "hostile", "sockets", options=("--memory", "1G"), timeout_s=TIMEOUT_S
+    )
     assert (result.status, result.stdout) == (0, b"socket again: 1\n"), str(result)
 
 
