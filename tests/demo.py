@@ -29,7 +29,7 @@ PROGRAMS = (
     ("a Python program", "python", "256M", ("python3", "-c", PYTHON_PROGRAM)),
     ("a Bun program", "bun", "1G", ("bun", "-e", BUN_PROGRAM)),
 )
-NOTHING = {"python": ("python3", "-c", ""), "bun": ("bun", "-e", "")}
+NOTHING = {"python": ("python3", "-c", "0"), "bun": ("bun", "-e", "0")}
 
 
 def main() -> int:
