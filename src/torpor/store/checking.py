@@ -70,32 +70,32 @@ def _blobs(connection: apsw.Connection, files: BlobFiles) -> Iterator[str]:
 
 
 def _derived(connection: apsw.Connection, repair: bool) -> Iterator[str]:
-    real = (
+    yield from _derived_table(
+        connection, repair, "the counters of instances are wrong", "totals",
         "SELECT owner_id, kind, state, count(*), sum(memory_mb), sum(vcpus) FROM instances "
-        "GROUP BY owner_id, kind, state"
-    )
-    kept = "SELECT * FROM totals WHERE instances <> 0 OR memory_mb <> 0 OR vcpus <> 0"
-    if connection.execute(f"{real} EXCEPT {kept}").fetchall() or (
-        connection.execute(f"{kept} EXCEPT {real}").fetchall()
-    ):
-        yield "the counters of instances are wrong" + _mended(repair)
-        if repair:
-            with connection:
-                connection.execute("DELETE FROM totals")
-                connection.execute(f"INSERT INTO totals {real}")
-    real = (
+        "GROUP BY owner_id, kind, state",
+        kept="SELECT * FROM totals WHERE instances <> 0 OR memory_mb <> 0 OR vcpus <> 0",
+    )  # fmt: skip
+    yield from _derived_table(
+        connection, repair, "the index of tags is wrong", "instance_tags",
         "SELECT i.owner_id, i.kind, t.value, i.created_ms, i.id FROM instances i, "
-        "json_each(i.tags) t WHERE i.tags <> ''"
-    )
-    kept = "SELECT * FROM instance_tags"
+        "json_each(i.tags) t WHERE i.tags <> ''",
+        kept="SELECT * FROM instance_tags",
+    )  # fmt: skip
+
+
+def _derived_table(
+    connection: apsw.Connection, repair: bool, problem: str, table: str, real: str, *, kept: str
+) -> Iterator[str]:
+    """Compares what `table` keeps with the rows that it is derived from."""
     if connection.execute(f"{real} EXCEPT {kept}").fetchall() or (
         connection.execute(f"{kept} EXCEPT {real}").fetchall()
     ):
-        yield "the index of tags is wrong" + _mended(repair)
+        yield problem + _mended(repair)
         if repair:
             with connection:
-                connection.execute("DELETE FROM instance_tags")
-                connection.execute(f"INSERT INTO instance_tags {real}")
+                connection.execute(f"DELETE FROM {table}")
+                connection.execute(f"INSERT INTO {table} {real}")
 
 
 def _rubbish(connection: apsw.Connection, files: BlobFiles, repair: bool) -> Iterator[str]:
