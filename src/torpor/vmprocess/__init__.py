@@ -11,6 +11,7 @@ from torpor.vmprocess.messages import (
     Restore,
     Status,
     Stored,
+    Unlinked,
 )
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Restore",
     "Status",
     "Stored",
+    "Unlinked",
     "VMProcess",
     "launch",
 ]
