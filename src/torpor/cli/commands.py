@@ -10,6 +10,7 @@ from torpor.cli.vm_run import vm_run
 
 _LAZY: dict[str, tuple[str, str]] = {
     "base-image": ("torpor.cli.base_image", "make base images from Debian, npm and PyPI packages"),
+    "bench": ("torpor.cli.bench", "measure density, wakes, and other ways to run a program"),
     "build": ("torpor.cli.build", "build an image from a Dockerfile"),
     "deploy": ("torpor.cli.deploy", "run a directory or an image behind a URL"),
     "down": ("torpor.cli.server", "end the server"),
