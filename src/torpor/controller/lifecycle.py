@@ -292,24 +292,27 @@ class Lifecycle:
 
     # Waking -------------------------------------------------------------------------------------
 
-    async def wake(self, row_id: int) -> Live:
+    async def wake(self, row: InstanceRow) -> Live:
         """An instance that runs, started from standby if need be. Raises ItemError.
 
-        Nothing is written on the way from a saved state.
+        `row` was read just now. Nothing is written on the way from a saved state.
         """
-        live = self._live.get(row_id)
+        live = self._live.get(row.id)
+        lock = self.lock(row.id)
+        waits = lock.locked()
         if live is not None:
-            if live.state == "running" and not self.lock(row_id).locked():
+            if live.state == "running" and not waits:
                 return live
             live.wanted = True
-        async with self.lock(row_id):
-            live = self._live.get(row_id)
+        async with lock:
+            live = self._live.get(row.id)
             if live is None:
-                row = self._store.instances.by_id(row_id)
-                if row is None or row.state != "standby":
-                    raise ItemError(Code.WRONG_STATE, "The instance is not in standby")
+                if waits:
+                    row = self._current(row)
+                if row.state != "standby":
+                    raise _wrong_state(row, row.state, "wake")
                 await self._start(row, "proxy")
-                live = self._live.get(row_id)
+                live = self._live.get(row.id)
         if live is None:
             raise ItemError(Code.FAILED, "The instance ended while it started")
         if live.state == "starting":
@@ -665,6 +668,9 @@ class Lifecycle:
         self._announce(live.row, previous, state, origin)
 
     def _announce(self, row: InstanceRow, previous: State, state: State, origin: Origin) -> None:
+        if not self._events.subscribed():
+            self._events.notify(row.uuid)
+            return
         owner = self._store.owners.by_id(row.owner_id).uuid
         data = {"prev": previous, "new": state}
         self._events.publish(
