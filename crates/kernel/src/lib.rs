@@ -26,6 +26,7 @@ pub mod host;
 pub mod mm;
 pub mod net;
 pub mod random;
+pub mod rewrite;
 #[cfg(not(feature = "hosted"))]
 pub mod snapshot;
 pub mod sync;
