@@ -46,6 +46,8 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     instance: str
     generation: int
+    quiet: bool = False
+    """Nothing is sent on it: it was parked, or `idle` was asked."""
 
 
 class _Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
