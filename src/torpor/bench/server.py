@@ -26,7 +26,7 @@ DEFAULT_PROXY = "127.0.0.1:8080"
 PROXY_FILE = "run/proxy.address"
 PUBLIC_PORT = 80
 """The service port of every instance: plain HTTP."""
-BUSY_STATES = ("starting", "running", "draining", "stopping")
+BUSY_STATES = frozenset({"starting", "running", "draining", "stopping"})
 
 
 class WrongServerError(TorporError):
