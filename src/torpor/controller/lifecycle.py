@@ -44,7 +44,7 @@ from torpor.controller.restart import Backoff, wants_restart
 from torpor.controller.saved import SavedStates
 from torpor.controller.templates import Templates
 from torpor.controller.updates import apply_pending
-from torpor.controller.vm import Exit, Identity, Saved, VmHost, VmProcess
+from torpor.controller.vm import Exit, Found, Identity, Saved, VmHost, VmProcess
 from torpor.controller.vm import State as SavedState
 from torpor.errors import TorporError
 from torpor.store import ConflictError, InstanceRow, State, Store, StoreError
@@ -356,10 +356,13 @@ class Lifecycle:
 
         for found in await self._host.adopt(listener):
             live = listeners[found.instance].live
-            if found.generation > live.row.generation:
-                # It never came from this store.
+            if not _is_current(found, live.row):
+                live.stopping_for = LOST
                 await found.process.stop(force=True, timeout_s=0)
                 continue
+            if found.is_stopped:
+                # Its state was not committed: that is taken back.
+                await found.process.go_on()
             live.vm, live.link_generation = found.process, found.generation
             live.base = found.template
             if live.base is not None:
@@ -368,6 +371,8 @@ class Lifecycle:
                 live.group = self._groups.announce(live.row.service_id)
             live.settled.set()
             self._enter(live)
+            if live.row.state == "starting":
+                self._task(self._record_running(live))
         for row in self._store.instances.in_motion():
             if row.id not in self._live:
                 await self._lost(Live(row, config_of(row.config), facts_of(row.facts), row.state))
@@ -470,8 +475,9 @@ class Lifecycle:
         if pair is None:
             return
         row, policy = live.row, live.policy
-        if live.group is None and row.service_id is not None:
-            live.group = self._groups.announce(row.service_id)
+        if row.service_id is not None:
+            alone = len(self._of_service.get(row.service_id, ())) <= 1
+            live.group = self._groups.announce(row.service_id, anew=alone)
         what = Attachment(
             row.uuid,
             row.name,
@@ -759,6 +765,17 @@ class _Listener:
 
 def _loop_s() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _is_current(found: Found, row: InstanceRow) -> bool:
+    """Whether a process that was left has the newest state of its instance.
+
+    It has not if it never came from this store, or if what it was stopped for was committed: then
+    it is only waiting for its reset.
+    """
+    return found.generation <= row.generation and (
+        found.stopped_for is None or found.stopped_for > row.generation
+    )
 
 
 def _wrong_state(row: InstanceRow, state: State, verb: str) -> ItemError:

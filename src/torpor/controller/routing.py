@@ -59,9 +59,7 @@ class Router:
         service_id = self._groups.route(host)
         if service_id is None:
             raise WakeError("unknown", f"No service has the domain '{host}'")
-        if self._groups.announce(service_id) is None or (
-            port not in self._groups.ports(service_id)
-        ):
+        if port not in self._groups.ports(service_id):
             raise WakeError("unknown", f"No service of '{host}' has port {port}")
         lives = self._lifecycle.of_service(service_id)
         usable = [live for live in lives if live.row.uuid not in wake.without]
@@ -98,6 +96,9 @@ class Router:
         wanted = {(live.row.uuid, live.link_generation) for live in lives}
         for instance, generation in there - wanted:
             self._links.detach(instance, generation, "lost", parked=False)
+        for link in links:
+            if link.quiet and (link.instance, link.generation) in wanted:
+                self._links.go_on(link.instance, link.generation)
         without = [live for live in lives if (live.row.uuid, live.link_generation) not in there]
         await asyncio.gather(*(self._lifecycle.attach_again(live) for live in without))
         for live in lives:
