@@ -26,7 +26,7 @@ DEFAULT_PROXY = "127.0.0.1:8080"
 PROXY_FILE = "run/proxy.address"
 PUBLIC_PORT = 80
 """The service port of every instance: plain HTTP."""
-BUSY_STATES = ("starting", "running", "draining", "stopping")
+BUSY_STATES = frozenset({"starting", "running", "draining", "stopping"})
 
 
 class WrongServerError(TorporError):
@@ -82,7 +82,7 @@ def running_server(api: str, proxy: str | None, data_dir: Path) -> Iterator[Targ
     """
     local = None
     with contextlib.suppress(TorporError):
-        local = target_of(data_dir)
+        local = target_of(data_dir, proxy)
     if local is not None and local.api == api.rstrip("/"):
         yield local
         return
@@ -92,13 +92,13 @@ def running_server(api: str, proxy: str | None, data_dir: Path) -> Iterator[Targ
     yield Target(api.rstrip("/"), token, proxy or DEFAULT_PROXY, None)
 
 
-def target_of(data_dir: Path) -> Target:
+def target_of(data_dir: Path, proxy: str | None = None) -> Target:
     """The server that runs on a data directory of this machine. Raises TorporError."""
     try:
         return Target(
             (data_dir / URL_FILE).read_text().strip(),
             (data_dir / "token").read_text().strip(),
-            (data_dir / PROXY_FILE).read_text().strip(),
+            proxy or (data_dir / PROXY_FILE).read_text().strip(),
             data_dir,
         )
     except FileNotFoundError as error:
@@ -231,6 +231,13 @@ class Api:
         answer = await self._http.get("/torpor/v1/status")
         counts = json.loads(_checked(answer))["data"]["counts"].get("instance", {})
         return {str(state): int(number) for state, number in counts.items() if number}
+
+    async def wakes(self) -> int:
+        """How many wakes the proxy has asked for since it was started."""
+        load = await self.get("/torpor/v1/load")
+        if not load["proxy"]:
+            raise WrongServerError("the proxy does not answer torpord, so wakes cannot be counted")
+        return int(str(load["wakes"]))
 
     async def get(self, path: str) -> dict[str, object]:
         """The data of any other operation."""

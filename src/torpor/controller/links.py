@@ -59,6 +59,9 @@ class Links(Protocol):
     def forget(self, hosts: Sequence[str]) -> None:
         """Has the proxy ask again what these host names lead to."""
 
+    async def stats(self, after: str | None) -> dict[str, Any] | None:
+        """A page of the proxy's counters, that behind an instance; None where there is no proxy."""
+
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """A link."""
@@ -94,3 +97,6 @@ class NoLinks:
 
     def forget(self, hosts: Sequence[str]) -> None:  # noqa: ARG002
         return
+
+    async def stats(self, after: str | None) -> dict[str, Any] | None:
+        return None

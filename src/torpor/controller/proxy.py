@@ -408,6 +408,12 @@ class ProxyClient:
         if hosts:
             self.tell("forget", {"hosts": list(hosts)})
 
+    async def stats(self, after: str | None) -> dict[str, Any] | None:
+        """See Links."""
+        with contextlib.suppress(ProxyGoneError, TimeoutError):
+            return await self.ask("stats", {} if after is None else {"after": after})
+        return None
+
     def _task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
