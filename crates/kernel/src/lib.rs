@@ -23,9 +23,11 @@ pub mod errno;
 pub mod event;
 pub mod fs;
 pub mod host;
+pub mod ipc;
 pub mod mm;
 pub mod net;
 pub mod random;
+pub mod rewrite;
 #[cfg(not(feature = "hosted"))]
 pub mod snapshot;
 pub mod sync;

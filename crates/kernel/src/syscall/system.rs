@@ -3,6 +3,7 @@
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
 use crate::fs::proc::namespace::NamespaceFile;
+use crate::ipc::sem::UndoList;
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task::fork::CloneFlags;
@@ -130,6 +131,9 @@ fn sys_unshare(args: Args) -> Result<u64> {
     if flags.intersects(CloneFlags::THREAD | CloneFlags::SIGHAND | CloneFlags::VM) && !alone {
         return Err(Errno::EINVAL);
     }
+    if flags.contains(CloneFlags::SYSVSEM) {
+        UndoList::leave(&me);
+    }
     if flags.contains(CloneFlags::FS)
         && let Some(fs) = me.set_fs(None)
     {
@@ -144,7 +148,7 @@ fn sys_unshare(args: Args) -> Result<u64> {
 }
 
 fn sys_setns(args: Args) -> Result<u64> {
-    let file = current().files().get(args.i32(0))?;
+    let file = current().files().opened(args.i32(0))?;
     let wanted = CloneFlags::from_bits(u64::from(args.u32(1)));
     let wanted = wanted.filter(|flags| CloneFlags::NAMESPACES.contains(*flags)).ok_or(Errno::EINVAL)?;
     match NamespaceFile::kind_of(&file) {

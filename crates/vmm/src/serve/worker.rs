@@ -305,10 +305,12 @@ impl Worker {
         if let Some(delta) = &delta {
             let reader = Reader::new(delta).and_then(|reader| reader.expect(Kind::Delta)).map_err(Refusal::from)?;
             let metadata = reader.metadata();
-            if metadata.uuid != restore.uuid || metadata.generation != restore.generation {
+            let (uuid, generation) =
+                restore.origin.map_or((restore.uuid, restore.generation), |origin| (origin.uuid, origin.generation));
+            if metadata.uuid != uuid || metadata.generation != generation {
                 let message = format!(
-                    "it is generation {} of instance {}, and generation {} of {} is wanted",
-                    metadata.generation, metadata.uuid, restore.generation, restore.uuid
+                    "it is generation {} of instance {}, and generation {generation} of {uuid} is wanted",
+                    metadata.generation, metadata.uuid
                 );
                 return Err(Refusal::Snapshot(crate::snapshot::BadSnapshot::Mismatch(message)).into());
             }

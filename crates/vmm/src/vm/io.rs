@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use torpor_streams::ledger::Violation;
+use torpor_abi::frame::{Header, kind, stream};
 use torpor_streams::link::{MESSAGE_MAX_BYTES, receive, split_frame};
 
 /// While the guest runs its memory is measured this often; an idle guest takes none.
@@ -150,7 +151,8 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
             // The broker is gone, and with it everyone who could be told.
             super::process::exit();
         }
-        if link.contains(PollFlags::IN) || (notified && !inbox.is_empty()) {
+        let asked = machine.signals.load(Ordering::SeqCst) != 0;
+        if link.contains(PollFlags::IN) || (notified && (asked || !inbox.is_empty())) {
             receive_frames(machine, &mut inbox)?;
         }
     }
@@ -192,6 +194,13 @@ pub(super) fn receive_frames(machine: &Machine, inbox: &mut Inbox) -> Result<(),
             }
             inbox.start += frame.len();
             any = true;
+        }
+        if let Some(signal) = machine.take_signal() {
+            let header = Header { stream: stream::CONTROL, kind: kind::SIGNAL, len: 0, argument: signal };
+            let frame = header.encode();
+            inbox.buffer[..frame.len()].copy_from_slice(&frame);
+            (inbox.start, inbox.end) = (0, frame.len());
+            continue;
         }
         match receive(&machine.link, &mut inbox.buffer) {
             Ok(0) => {

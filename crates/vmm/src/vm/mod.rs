@@ -37,7 +37,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use thiserror::Error;
 use timer::Timer;
 use torpor_abi::ring::CorruptRing;
@@ -188,6 +188,8 @@ struct Machine {
     /// For names in backtraces.
     kernel: Cow<'static, [u8]>,
     inbox: Mutex<Inbox>,
+    /// Signals that the controller sends to the guest's first program: bit N - 1 for signal N.
+    signals: AtomicU64,
     gate: Gate,
     /// Of a VM process that serves.
     served: Option<Serving>,
@@ -266,6 +268,23 @@ impl Machine {
         }
         message.push_report(kind, argument, text);
         send_waiting(message, &self.link)
+    }
+
+    /// Has a signal, 1 to 64, sent to the guest's first program.
+    fn signal(&self, number: u32) {
+        self.signals.fetch_or(1 << (number - 1), Ordering::SeqCst);
+        // A counter that is full has been written to.
+        let _ = self.notify.write(1);
+    }
+
+    /// The next signal that is to be sent.
+    fn take_signal(&self) -> Option<u32> {
+        let asked = self.signals.load(Ordering::SeqCst);
+        let number = asked.trailing_zeros() + 1;
+        (asked != 0).then(|| {
+            self.signals.fetch_and(!(1 << (number - 1)), Ordering::SeqCst);
+            number
+        })
     }
 
     /// The link is of no use any more: the VM goes on without, and what the guest sends waits for the next one. False where

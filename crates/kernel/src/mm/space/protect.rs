@@ -11,9 +11,12 @@ use crate::mm::pte::{Kind, Prot};
 pub(super) fn may_have(area: &Area, prot: Prot) -> Result<()> {
     let Backing::Object(object) = &area.backing else { return Ok(()) };
     if area.is_shared() && prot.contains(Prot::WRITE) && !area.prot.contains(Prot::WRITE) {
-        if let Label::File(file) = &object.label
-            && !file.flags.get().writable()
-        {
+        let writable = match &object.label {
+            Label::File(file) => file.flags.get().writable(),
+            Label::Segment(attachment) => attachment.writable,
+            Label::Name(_) => true,
+        };
+        if !writable {
             return Err(Errno::EACCES);
         }
         object.source.check_writable_mapping().map_err(|_| Errno::EACCES)?;
@@ -63,6 +66,7 @@ impl AddressSpace {
         if (at > area.start || piece_end < area.end) && self.areas.borrow().count() + 1 >= MAX_AREAS {
             return Err(Errno::ENOMEM);
         }
+        self.hide_copies(at, piece_end, flush);
         let mut table = self.table.borrow_mut();
         table.split_at(at, flush)?;
         if piece_end < USER_END {
