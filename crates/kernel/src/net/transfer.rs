@@ -63,6 +63,9 @@ impl Socket {
             return Err(Errno::EINVAL);
         }
         if self.kind != Kind::Datagram && !self.is_connected() {
+            if let Some(error) = self.take_error_if(self.is_inet()) {
+                return Err(error);
+            }
             if self.is_inet() && self.read_ended.get() && !self.is_listening() {
                 return Ok(Received::end());
             }

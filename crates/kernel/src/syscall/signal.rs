@@ -240,7 +240,7 @@ fn sys_pidfd_send_signal(args: Args) -> Result<u64> {
     if flags & !(THREAD | THREAD_GROUP | PROCESS_GROUP) != 0 || flags.count_ones() > 1 {
         return Err(Errno::EINVAL);
     }
-    let file = current().files().get(args.i32(0))?;
+    let file = current().files().opened(args.i32(0))?;
     let target = pidfd::process_of(&file)?;
     let number = args.i32(1);
     let given = if args.addr(2).is_null() { None } else { Some(user_info(args.addr(2))?) };

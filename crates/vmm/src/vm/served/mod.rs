@@ -40,8 +40,8 @@ use torpor_abi::boot::{VERSION, flags};
 use torpor_abi::handover::{command, quiesce};
 use torpor_abi::layout::{PAGE_BYTES, RESUME_STACK_TOP_GPA, ram_bytes};
 
-pub use base::{Unpack, unpack_template};
 pub use super::{End, Watcher};
+pub use base::{Unpack, unpack_template};
 pub use capture::Captured;
 pub use learn::learn_warm_base;
 pub use reset::Outcome as ResetOutcome;
