@@ -13,6 +13,8 @@ from typing import Any, Self
 from tests.harness import TORPOR
 
 TIMEOUT_S = 120.0
+LONG_S = 1800.0
+"""For what makes base images."""
 
 
 def free_port() -> int:
@@ -48,19 +50,25 @@ class Server:
         """`torpor down`, and the end of what it leaves."""
         self.torpor("down")
 
-    def torpor(self, *words: str) -> str:
-        """A command; its output."""
+    def torpor(self, *words: str, progress: bool = False) -> str:
+        """A command; its output. With `progress` it may take long, and says what it does."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("UKC_")}
         command: list[str | Path] = [TORPOR, "--data", self.data, *words]
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, env=clean
+            command,
+            stdout=subprocess.PIPE,
+            stderr=None if progress else subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=LONG_S if progress else TIMEOUT_S,
+            env=clean,
         )
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def deploy(self, *words: str) -> str:
+    def deploy(self, *words: str, progress: bool = False) -> str:
         """`torpor deploy`; the host name that leads there."""
-        urls = self.torpor("deploy", *words).splitlines()
+        urls = self.torpor("deploy", *words, progress=progress).splitlines()
         (http_url,) = [url for url in urls if url.startswith("http://")]
         return http_url.removeprefix("http://").partition(":")[0]
 
@@ -79,9 +87,42 @@ class Server:
         listed = json.loads(self.torpor("instance", "list", "-o", "json"))
         return {one["name"]: one for one in listed}
 
+    def api(self, path: str, body: Any = None, method: str = "GET") -> Any:
+        """An operation of the API: the answer's data. Raises OSError without torpord."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.api_port, timeout=TIMEOUT_S)
+        token = (self.data / "token").read_text().strip()
+        try:
+            content = None if body is None else json.dumps(body)
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            connection.request(method, path, content, headers)
+            return json.loads(connection.getresponse().read())["data"]
+        finally:
+            connection.close()
+
+    def state(self, name: str) -> str:
+        """The state of an instance."""
+        (found,) = self.api(f"/v1/instances?name={name}&details=true")["instances"]
+        return str(found["state"])
+
     def wait_for(self, name: str, state: str) -> None:
         """Until an instance is in a state."""
         ends_s = time.monotonic() + TIMEOUT_S
-        while (found := self.instances()[name]["state"]) != state:
+        while (found := self.state(name)) != state:
             assert time.monotonic() < ends_s, f"{name} is {found} and not {state}"
-            time.sleep(0.1)
+            time.sleep(0.01)
+
+    def torpord(self) -> int:
+        """The process id of the torpord that has the data directory."""
+        return int((self.data / "run" / "torpord.lock").read_text())
+
+    def wait_for_torpord(self, *, other_than: int) -> None:
+        """Until another torpord answers."""
+        ends_s = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                self.api("/torpor/v1/status")
+                if self.torpord() != other_than:
+                    return
+            except (OSError, ValueError, http.client.HTTPException):
+                time.sleep(0.05)
+            assert time.monotonic() < ends_s, "no torpord answers"

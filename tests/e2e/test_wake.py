@@ -47,15 +47,12 @@ def test_a_killed_torpord_loses_nothing(server: Server) -> None:
     options = ["-n", "kept", "--cooldown", "10m"]
     host = server.deploy(*options, str(REPOSITORY / "examples" / "bun-counter"))
     assert count(server.get(host)) == 1
-    lock = server.data / "run" / "torpord.lock"
-    first = int(lock.read_text())
+    first = server.torpord()
     os.kill(first, signal.SIGKILL)
     # The VM serves on, with no torpord and with the next one.
     assert count(server.get(host)) == 2
-    while server.instances().get("kept", {}).get("state") != "running" or (
-        int(lock.read_text()) == first
-    ):
-        pass
+    server.wait_for_torpord(other_than=first)
+    assert server.state("kept") == "running"
     assert count(server.get(host)) == 3
     server.torpor("instance", "suspend", "kept")
     assert count(server.get(host)) == 4

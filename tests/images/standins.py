@@ -1,15 +1,17 @@
 """Stand-ins for base images: the root file systems that all tests share."""
 
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from tests.harness import DEFAULT_ENVIRONMENT, REPOSITORY
-from tests.rootfs.build import make_root
+from tests.rootfs.build import make_root, root_image
 from torpor.images.config import ImageConfig
 from torpor.images.convert import Layer, convert
 from torpor.images.limits import Limits
 from torpor.images.names import parse_reference
+from torpor.images.records import NewImage
 from torpor.images.store import ImageStore
 
 BASES = {"busybox:1": "busybox", "oven/bun:1": "bun", "php:8.2-cli": "php"}
@@ -28,3 +30,16 @@ def add_bases(store: ImageStore, directory: Path, names: Iterable[str]) -> None:
             tag = parse_reference(name)
             convert(store, staging, [Layer(archive, name)], config, limits=Limits(), tag=tag)
         archive.unlink()
+
+
+def add_root(
+    store: ImageStore, root: str, name: str, cmd: tuple[str, ...], ports: tuple[str, ...] = ()
+) -> str:
+    """Adds one of the root file systems as an image that runs `cmd`; its digest."""
+    with store.staging() as staging:
+        erofs = staging / "root.erofs"
+        shutil.copyfile(root_image(root), erofs)
+        config = ImageConfig(
+            cmd=cmd, env=(f"PATH={DEFAULT_ENVIRONMENT['PATH']}",), exposed_ports=ports
+        )
+        return store.add(NewImage(erofs, config, 1, 1), parse_reference(name))
