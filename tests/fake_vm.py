@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from torpor.controller.errors import Code, ItemError
 from torpor.controller.vm import (
+    BaseFinder,
     BaseReader,
     Exit,
     Found,
@@ -107,8 +108,8 @@ class FakeHost:
     padding: int = 0
     left_over: list[Found] = field(default_factory=list)
 
-    def begin(self, read: BaseReader, warm: WarmBases) -> None:
-        self._read, self._warm = read, warm
+    def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
+        self._read, self._warm, self._find = read, warm, find
 
     def start(self) -> None:
         return
@@ -122,9 +123,7 @@ class FakeHost:
             raise ItemError(Code.FAILED, "the fake cannot start")
         memory: dict[str, object] = {"lives": 1}
         env = dict(machine.env)
-        vm = self._start(
-            FakeVm(self, machine.instance, machine.name, listener, memory, env)
-        )
+        vm = self._start(FakeVm(self, machine.instance, machine.name, listener, memory, env))
         asyncio.get_running_loop().call_soon(self._program, vm)
         return vm
 

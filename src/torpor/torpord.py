@@ -1,5 +1,6 @@
 """torpord: the store, the controller and the API in one process, one per data directory."""
 
+import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -11,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import NAMESPACE_URL, uuid5
 
 import uvloop
@@ -23,8 +24,11 @@ from torpor.api.service import Service
 from torpor.controller import Controller
 from torpor.controller.proxy import ProxyClient
 from torpor.controller.restart import Backoff
+from torpor.controller.upkeep import Policy
 from torpor.controller.vm import NoVmHost, VmHost
-from torpor.errors import TorporError
+from torpor.datadir import data_dir
+from torpor.errors import EXIT_TORPOR_FAILED, TorporError
+from torpor.settings import ServerSettings, load_server_settings
 from torpor.store import Store
 from torpor.vmhost import Host, Limits
 
@@ -47,6 +51,28 @@ class Settings:
     limits: Limits = Limits()  # noqa: RUF009 -- immutable
     public_ports: Mapping[int, int] = field(default_factory=dict)
     """What clients see in place of 80 and 443."""
+
+    policy: Policy = Policy()  # noqa: RUF009 -- immutable
+
+    @classmethod
+    def of(cls, directory: Path, settings: ServerSettings) -> Self:
+        """What config.toml, environment and flags say."""
+        vms = settings.vms
+        limits = Limits(
+            per_template=vms.resting_per_template,
+            total=vms.resting,
+            reuse=vms.reuse,
+            memory_bytes=vms.memory_mb << 20,
+        )
+        return cls(
+            directory,
+            listen=settings.server.listen,
+            lower_tier=Path(settings.server.lower_tier) if settings.server.lower_tier else None,
+            domain_suffix=settings.server.domain_suffix,
+            limits=limits,
+            public_ports=settings.public_ports(),
+            policy=settings.policy(),
+        )
 
 
 @contextmanager
@@ -109,6 +135,9 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
                 links=proxy,
                 domain_suffix=settings.domain_suffix,
                 backoff=settings.backoff,
+                public_ports=settings.public_ports,
+                policy=settings.policy,
+                tiered=settings.lower_tier is not None,
             )
             await controller.open()
             held.push_async_callback(controller.close)
@@ -151,7 +180,31 @@ async def run(settings: Settings, host: VmHost) -> None:
         await stop.wait()
 
 
-def main(settings: Settings) -> None:
+def main() -> int:
+    """`torpord`: runs a server in this process until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="torpord", description=__doc__)
+    parser.add_argument("--data", metavar="DIR")
+    for flag in ("--listen", "--lower-tier", "--domain-suffix", "--proxy", "--proxy-tls"):
+        parser.add_argument(flag)
+    flags = parser.parse_args()
+    try:
+        directory = data_dir(flags.data)
+        settings = load_server_settings(
+            directory,
+            server_listen=flags.listen,
+            server_lower_tier=flags.lower_tier,
+            server_domain_suffix=flags.domain_suffix,
+            proxy_http=flags.proxy,
+            proxy_tls=flags.proxy_tls,
+        )
+        serve(Settings.of(directory, settings))
+    except (TorporError, OSError) as error:
+        sys.stderr.write(f"torpor: {error}\n")
+        return EXIT_TORPOR_FAILED
+    return 0
+
+
+def serve(settings: Settings) -> None:
     """Runs a server in this process."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(settings))
@@ -183,3 +236,7 @@ def _write_token(path: Path, token: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

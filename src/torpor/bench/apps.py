@@ -10,7 +10,7 @@ from torpor.images import ImageStore, ResolvedImage
 from torpor.images.build import Builder, BuildOptions
 from torpor.images.exporting import export_image
 from torpor.images.importing import DOCKER_ARCHIVE, import_image
-from torpor.images.names import parse_reference
+from torpor.images.names import Reference, parse_reference
 from torpor.images.settings import load_settings
 from torpor.images.transports import ANONYMOUS
 
@@ -36,14 +36,22 @@ class App:
 
 def build(data_dir: Path, source: str, say: Say) -> App:
     """The application of a directory with a Dockerfile, or of an image that is there."""
-    store = ImageStore(data_dir)
     directory = Path(source)
-    if not directory.is_dir():
-        return App(source, store.resolve(source))
-    tag = parse_reference(f"{directory.resolve().name.lower()}:latest")
-    builder = Builder(store, load_settings(data_dir), ANONYMOUS, say)
-    digest = builder.build(BuildOptions(directory=directory, tags=(tag,)))
-    return App(tag.familiar, store.resolve(digest))
+    if directory.is_dir():
+        builder = Builder(ImageStore(data_dir), load_settings(data_dir), ANONYMOUS, say)
+        builder.build(BuildOptions(directory=directory, tags=(_tag(directory),)))
+    return find(data_dir, source)
+
+
+def find(data_dir: Path, source: str) -> App:
+    """The application that `build` made of this. Raises TorporError if it did not."""
+    directory = Path(source)
+    name = _tag(directory).familiar if directory.is_dir() else source
+    return App(name, ImageStore(data_dir).resolve(name))
+
+
+def _tag(directory: Path) -> Reference:
+    return parse_reference(f"{directory.resolve().name.lower()}:latest")
 
 
 def put(app: App, from_dir: Path, into_dir: Path, say: Say) -> str:

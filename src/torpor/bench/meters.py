@@ -90,6 +90,18 @@ def private_bytes(processes: Iterable[Process]) -> int:
     return total
 
 
+def anonymous_bytes(processes: Iterable[Process]) -> int:
+    """About the same, quickly: resident memory that no file stands behind."""
+    pages = 0
+    for process in processes:
+        try:
+            words = Path(f"/proc/{process.pid}/statm").read_text().split()
+        except OSError:
+            continue
+        pages += int(words[1]) - int(words[2])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def host_used_bytes() -> int:
     """Memory of the whole machine that is in use and cannot be had back."""
     sizes = {}

@@ -108,7 +108,7 @@ class Population:
                 if not self.counters.faults:
                     raise
             else:
-                if not any(counts.get(state) for state in BUSY_STATES):
+                if BUSY_STATES.isdisjoint(counts):
                     self.audit.all_rest()
                     return counts
             await asyncio.sleep(0.1)

@@ -3,17 +3,21 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from torpor.cli.output import say
 from torpor.datadir import data_dir
 from torpor.errors import TorporError, UsageError
+
+if TYPE_CHECKING:
+    from torpor.bench.apps import App
 
 T = TypeVar("T")
 
@@ -123,10 +127,117 @@ def density(
     return write(directory, settings, journal)
 
 
+@bench.command()
+@click.option("--runs", type=click.IntRange(1), default=50, show_default=True)
+@app_option
+@out_option
+@click.pass_obj
+def peers(data: str | None, runs: int, app: str | None, out: Path | None) -> int:
+    """Start and wake the same program as a process, in crun and runsc, and as a microVM.
+
+    What is not installed has no row. Needs root.
+    """
+    from torpor.bench import Report, apps, native, refuse_debug_build
+    from torpor.bench.peers import microvms, outside
+    from torpor.bench.server import Shape, own_server
+
+    refuse_debug_build()
+    directory = _directory(out, "peers")
+    (application,) = _inside_namespaces(data, [app or apps.example("bun-counter")])
+    report = Report("peers", directory)
+    with native.scratch() as scratch:
+        outside(report, application, scratch, runs)
+    own = _fresh(directory)
+    image = apps.put(application, data_dir(data), own, say)
+    shape = Shape(image, application.port, cooldown_ms=0)
+    with own_server(own) as target:
+        _run(microvms(report, target, shape, runs), directory)
+    return report.finish()
+
+
+@bench.command()
+@click.option("--instances", type=click.IntRange(2), default=1000, show_default=True)
+@click.option("--wakes", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option(
+    "--also", multiple=True, metavar="DIR|IMAGE",
+    default=("node-express", "python-fastapi", "go-http", "nginx-static"),
+    help="Other programs, for a row each (default: four of examples/).",
+)  # fmt: skip
+@app_option
+@out_option
+@click.pass_obj
+def wake(
+    data: str | None,
+    instances: int,
+    wakes: int,
+    also: tuple[str, ...],
+    app: str | None,
+    out: Path | None,
+) -> int:
+    """Wake sleeping instances, alone and under load; compare with the running program.
+
+    Needs root, and the program wrk.
+    """
+    from torpor.bench import Report, apps, refuse_debug_build
+    from torpor.bench.plots import histogram
+    from torpor.bench.running import Running
+    from torpor.bench.server import Shape, own_server
+    from torpor.bench.wake_cases import Cases
+
+    refuse_debug_build()
+    directory = _directory(out, "wake")
+    others = [apps.example(one) if Path("examples", one).is_dir() else one for one in also]
+    found = _inside_namespaces(data, [app or apps.example("bun-counter"), *others])
+    report, own = Report("wake", directory), _fresh(directory)
+    shapes = {
+        one: Shape(apps.put(one, data_dir(data), own, say), one.port, cooldown_ms=0)
+        for one in found
+    }
+    counter, *rest = found
+    with own_server(own) as target:
+        cases = Cases(report, target, directory, _Progress(), wakes, instances)
+
+        async def measure() -> None:
+            await Running(report, target).measure(counter, shapes[counter])
+            await cases.counter(shapes[counter])
+            for one in rest:
+                await cases.other(one, shapes[one], min(wakes, 500))
+
+        _run(measure(), directory)
+    title = "from request to answer of instances that slept"
+    histogram(directory / "wake.png", cases.histogram, title=title, x="ms", most=10.0)
+    return report.finish()
+
+
 def _directory(out: Path | None, name: str) -> Path:
     directory = (out or Path("build") / "bench" / name).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def _inside_namespaces(data: str | None, sources: "list[str]") -> "list[App]":
+    """Applications, for a command that goes on in namespaces of its own: they are built before."""
+    from torpor.bench import apps, native
+
+    images = data_dir(data)
+    if not native.inside_namespaces():
+        for source in sources:
+            apps.build(images, source, say)
+        native.enter_namespaces()
+    native.loopback_up()
+    return [apps.find(images, source) for source in sources]
+
+
+def _fresh(directory: Path) -> Path:
+    """An empty data directory below `directory`. Raises TorporError if a server runs on it."""
+    from torpor.torpord import holder
+
+    own = directory / "data"
+    if own.exists():
+        if (pid := holder(own)) is not None:
+            raise TorporError(f"a server runs on {own}: end process {pid} first")
+        shutil.rmtree(own)
+    return own
 
 
 def _run(work: Coroutine[Any, Any, T], directory: Path) -> T:

@@ -23,6 +23,7 @@ _LAZY: dict[str, tuple[str, str]] = {
     "store": ("torpor.cli.store", "check and back up what is on the disk"),
     "template": ("torpor.cli.template", "instances that others are cloned from"),
     "token": ("torpor.cli.account", "make and revoke API tokens"),
+    "top": ("torpor.cli.top", "show what runs, wakes and sizes, live"),
     "up": ("torpor.cli.server", "start the server"),
 }
 """Top-level command: the module that defines it, and one line of help."""

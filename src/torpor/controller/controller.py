@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from torpor.controller.saved import SavedStates
 from torpor.controller.sealing import Seal
 from torpor.controller.templates import Templates
 from torpor.controller.updates import AT_ONCE, change
+from torpor.controller.upkeep import Policy, Upkeep
 from torpor.controller.vm import VmHost
 from torpor.images import ImageStore
 from torpor.store import (
@@ -67,8 +68,13 @@ class Controller:
         links: Links | None = None,
         domain_suffix: str = "localhost",
         backoff: Backoff = Backoff(),  # noqa: B008 -- immutable
+        public_ports: Mapping[int, int] | None = None,
+        policy: Policy = Policy(),  # noqa: B008 -- immutable
+        tiered: bool = False,
     ) -> None:
         self.store = store
+        self.public_ports = public_ports or {}
+        """What clients see in place of 80 and 443."""
         self.images = ImageStore(data_dir)
         self.events = Events()
         self.console = Console(store)
@@ -92,7 +98,9 @@ class Controller:
         self.router = Router(
             store, self.lifecycle, self.groups, self.links, self.console, self.events
         )
-        host.begin(self.saved.read_base, self.templates.warm)
+        self.lifecycle.on_stopped = self._stopped
+        host.begin(self.saved.read_base, self.templates.warm, store.bases.by_digest)
+        self.upkeep = Upkeep(store, self.lifecycle, host, policy, tiered=tiered)
         self._host = host
         self._creation = Creation(self)
         self._background: set[asyncio.Task[Any]] = set()
@@ -103,6 +111,7 @@ class Controller:
         await self.lifecycle.adopt()
         self._host.start()
         self._keep(asyncio.create_task(self.console.run()))
+        self._keep(asyncio.create_task(self.upkeep.run()))
 
     async def close(self) -> None:
         """Ends; VMs run on."""
@@ -177,6 +186,20 @@ class Controller:
         if self.lifecycle.live(row.id) is None:
             self._check_live_quota(owner, row)
         return await self.lifecycle.start(row, "api")
+
+    def _stopped(self, row: InstanceRow, config: Config) -> None:
+        """An instance has stopped for good: one that was to be deleted then is."""
+        if "delete-on-stop" in config.features:
+            self._keep(asyncio.create_task(self._delete_stopped(row)))
+
+    async def _delete_stopped(self, row: InstanceRow) -> None:
+        # It may have been deleted, or locked, meanwhile.
+        with contextlib.suppress(ItemError):
+            await self.delete(row)
+
+    def prepare(self, row: InstanceRow) -> None:
+        """Has the next start of a configuration make its template. Raises ItemError."""
+        self.templates.ask_for(self.machines.of(row, config_of(row.config)))
 
     def _check_live_quota(self, owner: Owner, row: InstanceRow) -> None:
         quotas = Quotas.of(owner)

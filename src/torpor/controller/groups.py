@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 from uuid import uuid4
 
@@ -23,6 +23,18 @@ KNOWN_MAX = 100_000
 """Groups and routes that are kept in memory."""
 
 
+@dataclass(slots=True)
+class _Known:
+    """A group that is kept in memory."""
+
+    uuid: str
+    ports: frozenset[int]
+    document: dict[str, Any]
+    """In the words of the proxy's socket."""
+    told: bool = False
+    """The proxy was told of it as it is."""
+
+
 class ServiceGroups:
     """The service groups of all owners."""
 
@@ -30,8 +42,7 @@ class ServiceGroups:
         self._store = store
         self._suffix = domain_suffix
         self._links = links
-        self._told: dict[int, tuple[str, frozenset[int]]] = {}
-        """Uuid and ports of the groups that the proxy knows as they are, by id."""
+        self._groups: dict[int, _Known] = {}
         self._routes: dict[str, int] = {}
         """Ids of groups by host name, as far as they were asked for."""
 
@@ -80,24 +91,34 @@ class ServiceGroups:
 
     # What the proxy knows -----------------------------------------------------------------------
 
-    def announce(self, service_id: int) -> str | None:
-        """Tells the proxy of a group, unless it knows; the group's uuid."""
-        told = self._told.get(service_id)
-        if told is not None:
-            return told[0]
-        row = self._store.services.by_id(service_id)
-        if row is None:
+    def announce(self, service_id: int, *, anew: bool = False) -> str | None:
+        """Tells the proxy of a group, unless it knows; the group's uuid.
+
+        It forgets a group when none of its instances is attached any more: hence `anew`.
+        """
+        known = self._known(service_id)
+        if known is None:
             return None
-        self._bound(self._told)
-        ports = frozenset(service.port for service in service_of(row.document).services)
-        self._told[service_id] = (row.uuid, ports)
-        self._links.group(_document(row))
-        return row.uuid
+        if anew or not known.told:
+            known.told = True
+            self._links.group(known.document)
+        return known.uuid
+
+    def _known(self, service_id: int) -> "_Known | None":
+        known = self._groups.get(service_id)
+        if known is None:
+            row = self._store.services.by_id(service_id)
+            if row is None:
+                return None
+            self._bound(self._groups)
+            ports = frozenset(service.port for service in service_of(row.document).services)
+            known = self._groups[service_id] = _Known(row.uuid, ports, _document(row))
+        return known
 
     def ports(self, service_id: int) -> frozenset[int]:
-        """The ports of a group that was announced."""
-        told = self._told.get(service_id)
-        return frozenset() if told is None else told[1]
+        """The ports of a group."""
+        known = self._known(service_id)
+        return frozenset() if known is None else known.ports
 
     def route(self, host: str) -> int | None:
         """The id of the group that a host name leads to, exactly or by a wildcard."""
@@ -117,20 +138,22 @@ class ServiceGroups:
 
     async def proxy_is_new(self) -> None:
         """The proxy knows nothing: it is to listen again, and hears of groups when they wake."""
-        self._told.clear()
+        self._groups.clear()
         for port in self._store.services.listened():
             with contextlib.suppress(ItemError):
                 await self._links.listen(port)
 
     def _changed(self, row: ServiceRow, hosts: Iterable[str]) -> None:
         self._routes.clear()
-        if self._told.pop(row.id, None) is not None:
+        known = self._groups.pop(row.id, None)
+        if known is not None and known.told:
             self.announce(row.id)
         self._links.forget(list(hosts))
 
     def _gone(self, row: ServiceRow) -> None:
         self._routes.clear()
-        if self._told.pop(row.id, None) is not None:
+        known = self._groups.pop(row.id, None)
+        if known is not None and known.told:
             self._links.group({"group": row.uuid, "gone": True})
         self._links.forget(row.domains)
 

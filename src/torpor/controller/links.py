@@ -32,6 +32,9 @@ class Attachment:
 class Links(Protocol):
     """The way to the proxy. Nothing here waits for it but `park`."""
 
+    def connected(self) -> bool:
+        """Whether there is a proxy."""
+
     def pair(self) -> tuple[socket.socket, socket.socket] | None:
         """The VM's end and the far end; None where there is no proxy to take it."""
 
@@ -56,6 +59,9 @@ class Links(Protocol):
     def forget(self, hosts: Sequence[str]) -> None:
         """Has the proxy ask again what these host names lead to."""
 
+    async def stats(self, after: str | None) -> dict[str, Any] | None:
+        """A page of the proxy's counters, that behind an instance; None where there is no proxy."""
+
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """A link."""
@@ -65,26 +71,32 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 class NoLinks:
     """Where there is no proxy: VMs run, and nobody reads what they say."""
 
+    def connected(self) -> bool:
+        return False
+
     def pair(self) -> None:
         return None
 
     def attach(self, what: Attachment, far: socket.socket) -> None:  # noqa: ARG002
         far.close()
 
-    def detach(self, instance: str, generation: int, why: Why, *, parked: bool) -> None:
+    def detach(self, instance: str, generation: int, why: Why, *, parked: bool) -> None:  # noqa: ARG002
         return
 
-    async def park(self, instance: str, generation: int, drain_ms: int) -> None:
+    async def park(self, instance: str, generation: int, drain_ms: int) -> None:  # noqa: ARG002
         return
 
-    def go_on(self, instance: str, generation: int) -> None:
+    def go_on(self, instance: str, generation: int) -> None:  # noqa: ARG002
         return
 
-    async def listen(self, port: int) -> None:
+    async def listen(self, port: int) -> None:  # noqa: ARG002
         return
 
-    def group(self, document: dict[str, Any]) -> None:
+    def group(self, document: dict[str, Any]) -> None:  # noqa: ARG002
         return
 
-    def forget(self, hosts: Sequence[str]) -> None:
+    def forget(self, hosts: Sequence[str]) -> None:  # noqa: ARG002
         return
+
+    async def stats(self, after: str | None) -> dict[str, Any] | None:  # noqa: ARG002
+        return None

@@ -47,7 +47,7 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     instance: str
     generation: int
     quiet: bool = False
-    """Nothing is sent on it: it was parked, or `idle` was asked."""
+    """The proxy sends nothing on it: it is parked, or was asked to be."""
 
 
 class _Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -177,10 +177,7 @@ class ProxyClient:
         try:
             connection.setblocking(False)
             connection.connect(f"/proc/self/fd/{holder}/{self._path.name}")
-            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            uid = int.from_bytes(peer[4:8], "little")
-            if uid != os.geteuid():
-                raise PermissionError(f"the proxy's socket is held by user {uid}")
+            _check_user(connection)
         except BaseException:
             connection.close()
             raise
@@ -357,6 +354,10 @@ class ProxyClient:
 
     # Links --------------------------------------------------------------------------------------
 
+    def connected(self) -> bool:
+        """See Links."""
+        return self.ready.is_set()
+
     def pair(self) -> tuple[socket.socket, socket.socket] | None:
         """See Links."""
         return None if self._socket is None else socket_pair()
@@ -407,10 +408,24 @@ class ProxyClient:
         if hosts:
             self.tell("forget", {"hosts": list(hosts)})
 
+    async def stats(self, after: str | None) -> dict[str, Any] | None:
+        """See Links."""
+        with contextlib.suppress(ProxyGoneError, TimeoutError):
+            return await self.ask("stats", {} if after is None else {"after": after})
+        return None
+
     def _task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _check_user(connection: socket.socket) -> None:
+    """The proxy is of torpord's own user. Raises PermissionError."""
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    uid = int.from_bytes(peer[4:8], "little")
+    if uid != os.geteuid():
+        raise PermissionError(f"the proxy's socket is held by user {uid}")
 
 
 def _body(datagram: memoryview) -> _Message:

@@ -42,7 +42,7 @@ class Router:
                 row = self._store.instances.by_uuid(wake.instance)
                 if row is None:
                     raise WakeError("unknown", f"No instance with uuid '{wake.instance}'")
-                live = await self._lifecycle.wake(row.id)
+                live = await self._lifecycle.wake(row)
             else:
                 live = await self._for_host(wake)
         except BusyError as error:
@@ -59,21 +59,19 @@ class Router:
         service_id = self._groups.route(host)
         if service_id is None:
             raise WakeError("unknown", f"No service has the domain '{host}'")
-        if self._groups.announce(service_id) is None or (
-            port not in self._groups.ports(service_id)
-        ):
+        if port not in self._groups.ports(service_id):
             raise WakeError("unknown", f"No service of '{host}' has port {port}")
         lives = self._lifecycle.of_service(service_id)
         usable = [live for live in lives if live.row.uuid not in wake.without]
         for state in ("running", "starting"):
             for live in usable:
                 if live.state == state and live.vm is not None:
-                    return await self._lifecycle.wake(live.row.id)
+                    return await self._lifecycle.wake(live.row)
         awake = {live.row.id for live in lives}
         limit = len(awake) + len(wake.without) + MORE
         for row in self._store.instances.of_service(service_id, "standby", limit):
             if row.id not in awake and row.uuid not in wake.without:
-                return await self._lifecycle.wake(row.id)
+                return await self._lifecycle.wake(row)
         raise WakeError("stopped", f"No instance of '{host}' may be woken")
 
     async def idle(self, link: Link) -> str | None:
@@ -98,6 +96,9 @@ class Router:
         wanted = {(live.row.uuid, live.link_generation) for live in lives}
         for instance, generation in there - wanted:
             self._links.detach(instance, generation, "lost", parked=False)
+        for link in links:
+            if link.quiet and (link.instance, link.generation) in wanted:
+                self._links.go_on(link.instance, link.generation)
         without = [live for live in lives if (live.row.uuid, live.link_generation) not in there]
         await asyncio.gather(*(self._lifecycle.attach_again(live) for live in without))
         for live in lives:

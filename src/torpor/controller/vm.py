@@ -131,7 +131,10 @@ class VmProcess(Protocol):
         """The state is committed, or not wanted: the process is free. `ended` is not called."""
 
     async def stop(self, *, force: bool, timeout_s: float) -> None:
-        """Ends it: SIGTERM to its program and, after `timeout_s` or with `force`, the process."""
+        """Ends it: SIGTERM to its program and, after `timeout_s` or with `force`, the process.
+
+        It is seen dead when this returns.
+        """
 
     async def query(self) -> Usage:
         """What it uses."""
@@ -149,6 +152,10 @@ class Found:
     """Of the state that it was restored from."""
     process: VmProcess
     template: Base | None = None
+    is_stopped: bool = False
+    """It was about to be put down, or had just become ready."""
+    stopped_for: int | None = None
+    """The generation that its state was given as, if it was."""
 
 
 BaseReader = Callable[[Base], Awaitable[bytes]]
@@ -157,13 +164,17 @@ WarmBases = Callable[[Base], Base | None]
 """The warm base at which VM processes of a template rest."""
 
 
+BaseFinder = Callable[[bytes], Base | None]
+"""A template or warm base by the digest of its file."""
+
+
 class VmHost(Protocol):
     """Where VMs run.
 
     `link` is the VM's end of the link that its output and streams travel over; the host closes it.
     """
 
-    def begin(self, read: BaseReader, warm: WarmBases) -> None:
+    def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
         """Once, before all else: where bases come from."""
 
     def start(self) -> None:
@@ -201,7 +212,7 @@ class NoVmHost:
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
-    def begin(self, read: BaseReader, warm: WarmBases) -> None:
+    def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:  # noqa: ARG002
         return
 
     def start(self) -> None:

@@ -63,7 +63,7 @@ class Bases:
                 ),
             )
             sql = f"SELECT {_COLUMNS} WHERE a.blob = ? OR a.key = ? ORDER BY a.blob <> ?"
-            (found,) = connection.execute(sql, (digest, new.key, digest)).fetchall()[:1]
+            found: Any = connection.execute(sql, (digest, new.key, digest)).fetchone()
             return Base(*found)
 
         with ExitStack() as held:

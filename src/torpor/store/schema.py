@@ -131,8 +131,8 @@ CREATE TABLE blobs(
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX blobs_by_age ON blobs(tier, used_ms);
 
--- What states are differences to: templates, and warm bases of templates. `key` is the digest of the
--- configuration that a template serves; one without is kept for as long as a snapshot needs it.
+-- What states are differences to: templates, and warm bases of templates. `key` is the digest of
+-- the configuration that a template serves; one without is kept while a snapshot needs it.
 CREATE TABLE bases(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     owner_id INTEGER NOT NULL REFERENCES owners,

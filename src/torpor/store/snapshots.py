@@ -181,6 +181,11 @@ class Snapshots:
         await self._remove_files([(digest, UPPER if moved else LOWER)])
         return moved
 
+    def blob_bytes(self) -> dict[str, int]:
+        """Of all files, templates and warm bases included, in each tier."""
+        sums = self._database.reader.execute("SELECT tier, sum(size_bytes) FROM blobs GROUP BY 1")
+        return {UPPER: 0, LOWER: 0, **{str(tier): int(size) for tier, size in sums}}
+
     async def drop_unreferenced(self, digests: Sequence[bytes] | None = None) -> None:
         """Removes blobs, of these or of all, that no snapshot refers to, with their files."""
         unreferenced = (

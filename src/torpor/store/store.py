@@ -45,6 +45,10 @@ class Store:
         """Closes it, after what is under way is committed."""
         self._database.close()
 
+    def size_bytes(self) -> dict[str, int]:
+        """Of the database with its log, and of large snapshots in each tier."""
+        return {"database": self._database.size_bytes(), **self.snapshots.blob_bytes()}
+
     async def remove_instances(self, rows: Sequence[InstanceRow]) -> list[StoreError | None]:
         """Removes instances and everything that was kept for them, large snapshots included."""
         found = [self.snapshots.find(row.id) for row in rows]

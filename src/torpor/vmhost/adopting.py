@@ -1,7 +1,6 @@
 """VM processes that an earlier torpord left: found by their sockets, adopted or seen dead."""
 
 import asyncio
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,21 +23,21 @@ class Left:
 
 async def find_left(directory: Path) -> list[Left]:
     """All that have a socket there and answer; the others are dead when this returns."""
-    found = await asyncio.gather(*(_look(path) for path in sorted(directory.glob("*.sock"))))
+    names = [name for name in os.listdir(directory) if name.endswith(".sock")]  # noqa: PTH208 -- a few
+    found = await asyncio.gather(*(_look(directory / name) for name in names))
     return [one for one in found if one is not None]
 
 
 async def _look(path: Path) -> Left | None:
     process = await _connect(path)
     if process is None:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        _unlink(path)
         return None
     try:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:
         process.close()
-        path.unlink(missing_ok=True)
+        _unlink(path)
         return None
     # The pid is that of whoever called listen(); if it answers after the pidfd was opened, it was
     # alive then, and the pidfd is its own and not that of a later process with its number.
@@ -62,6 +61,10 @@ async def _connect(path: Path) -> VMProcess | None:
         except OSError:
             if not _is_held(path):
                 return None
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def _is_held(path: Path) -> bool:

@@ -8,9 +8,11 @@ import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from torpor.controller.errors import BusyError, Code, ItemError
 from torpor.controller.vm import (
+    BaseFinder,
     BaseReader,
     Found,
     Identity,
@@ -23,12 +25,12 @@ from torpor.controller.vm import (
 from torpor.errors import TorporError
 from torpor.images import ImageStore
 from torpor.store import Base
-from torpor.vmhost.adopting import find_left
+from torpor.vmhost.adopting import Left, find_left
 from torpor.vmhost.loaded import Loaded, Templates, memory_file, open_image, owner_digest
 from torpor.vmhost.pool import Limits, Pool
 from torpor.vmhost.vm import RunningVm, read_all
 from torpor.vmhost.worker import Rest, Worker
-from torpor.vmprocess import Boot, Prepare, Refused, Restore, launch
+from torpor.vmprocess import Boot, Origin, Prepare, Refused, Restore, launch
 
 DIRECTORY = "run/vm"
 LOADED_MAX_BYTES = 2 << 30
@@ -57,10 +59,12 @@ class Host:
         self._pool.room = self.has_room
         self._templates: Templates
         self._warm: WarmBases
+        self._find: BaseFinder
 
-    def begin(self, read: BaseReader, warm: WarmBases) -> None:
+    def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
         self._templates = Templates(self._images, read)
         self._warm = warm
+        self._find = find
 
     def start(self) -> None:
         """Begins what goes on in the background."""
@@ -123,6 +127,7 @@ class Host:
             uuid=who.instance.replace("-", ""),
             generation=who.generation,
             host_name=who.hostname,
+            origin=_origin(state.origin),
         )
         console = None if link is None else link.fileno()
         delta = None if state.delta is None else memory_file("delta", state.delta)
@@ -309,14 +314,50 @@ class Host:
     # Restarts -----------------------------------------------------------------------------------
 
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:
-        found = []
-        dying = []
+        found: dict[str, Found] = {}
+        dying: list[Worker] = []
         for left in await find_left(self._directory):
-            self._keep(left.worker)
-            left.worker.kill()
-            dying.append(left.worker)
+            worker = left.worker
+            self._keep(worker)
+            adopted = await self._adopted(left, listener)
+            # Of two that say that they are the same instance, which must not be, neither is right.
+            if adopted is None or adopted.instance in found:
+                worker.listener = None
+                worker.kill()
+                dying.append(worker)
+            else:
+                found[adopted.instance] = adopted
         await asyncio.gather(*(worker.dead() for worker in dying))
-        return found
+        return list(found.values())
+
+    async def _adopted(
+        self, left: Left, listener: Callable[[str], VmListener | None]
+    ) -> Found | None:
+        worker, status = left.worker, left.status
+        if status.instance is None or status.state not in ("running", "stopped"):
+            return None
+        uuid = str(UUID(status.instance["uuid"]))
+        template, warm = self._base(status.template), self._base(status.warm_base)
+        if (template is None) is not (status.template is None):
+            return None
+        worker.listener = listener(uuid)
+        if worker.listener is None:
+            return None
+        if template is not None:
+            worker.rest = Rest(template.id, None if warm is None else warm.id)
+            self._pool.adopted(template)
+            worker.serving = True
+        return Found(
+            uuid,
+            status.instance["generation"],
+            RunningVm(worker, uuid, template, warm, self._free),
+            template,
+            stopped_for=status.stored_generation if status.state == "stopped" else None,
+            is_stopped=status.state == "stopped",
+        )
+
+    def _base(self, digest: str | None) -> Base | None:
+        return None if digest is None else self._find(bytes.fromhex(digest))
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -338,6 +379,11 @@ class Host:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _origin(text: str) -> Origin | None:
+    uuid, _, generation = text.partition("/")
+    return Origin(uuid=uuid.replace("-", ""), generation=int(generation)) if uuid else None
 
 
 def _host_memory_bytes() -> int:

@@ -5,6 +5,7 @@ nobody wakes any more loses them. What is taken is replaced in the background.
 """
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -78,15 +79,21 @@ class Pool:
         demand.peak = max(demand.peak, demand.in_use)
         demand.used_s = asyncio.get_running_loop().time()
         rest = Rest(base.id, warm_id)
-        for position in range(len(demand.resting) - 1, -1, -1):
-            worker = demand.resting[position]
-            if worker.rest == rest:
-                del demand.resting[position]
-                if worker.alive:
-                    self._refill_wanted.set()
-                    return worker
         self._refill_wanted.set()
+        while demand.resting:
+            worker = demand.resting.pop()
+            if worker.alive and worker.rest == rest:
+                return worker
+            # It rests where nothing is restored any more.
+            worker.kill()
         return None
+
+    def adopted(self, base: Base) -> None:
+        """A process of that template was in use before this torpord began."""
+        demand = self._demand(base)
+        demand.in_use += 1
+        demand.peak = max(demand.peak, demand.in_use)
+        demand.used_s = asyncio.get_running_loop().time()
 
     def done(self, base_id: int) -> None:
         """A process of that template is not in use any more."""
@@ -159,10 +166,8 @@ class Pool:
         loop = asyncio.get_running_loop()
         ticked_s = loop.time()
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._refill_wanted.wait(), TICK_S)
-            except TimeoutError:
-                pass
             self._refill_wanted.clear()
             ticks = (loop.time() - ticked_s) / TICK_S
             ticked_s = loop.time()

@@ -89,6 +89,7 @@ class RunningVm:
             else:
                 return
         self.worker.kill()
+        await self.worker.dead()
 
     async def _terminate(self) -> bool:
         """Sends SIGTERM to the program; whether it got it."""

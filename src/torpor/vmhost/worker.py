@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from torpor.controller.vm import Exit, VmListener
-from torpor.vmprocess import Ended, Launched, Ready, VMProcess
+from torpor.vmprocess import Ended, Launched, Ready, Unlinked, VMProcess
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 KERNEL_BYTES = 1 << 20
@@ -99,6 +99,9 @@ class Worker:
             if isinstance(event, Ready):
                 if self.listener is not None:
                     self.listener.ready()
+                continue
+            if isinstance(event, Unlinked):
+                # The proxy is gone; the next one is given another link.
                 continue
             self._result = event
             if event.reason == "lost":
