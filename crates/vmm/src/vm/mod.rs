@@ -291,9 +291,10 @@ impl Machine {
     /// a VM does not go on without.
     fn unlink(&self, why: &str) -> Result<bool, Fatal> {
         let Some(served) = &self.served else { return Ok(false) };
-        served.is_unlinked.store(true, Ordering::SeqCst);
-        self.replace_link(&served.nobody.0)?;
-        served.watcher.unlinked(why);
+        if !served.is_unlinked.swap(true, Ordering::SeqCst) {
+            self.replace_link(&served.nobody.0)?;
+            served.watcher.unlinked(why);
+        }
         Ok(true)
     }
 
@@ -330,6 +331,8 @@ impl Machine {
         if let Some(served) = &self.served {
             // Nobody may be reading: what is sent without waiting is all.
             let _ = self.transmit();
+            // That the link ends here is seen at its other end, however long a controller is waited for.
+            let _ = self.replace_link(&served.nobody.0);
             served.watcher.ended(&end);
             process::exit()
         }
