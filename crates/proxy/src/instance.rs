@@ -3,7 +3,7 @@
 use crate::control::AskError;
 use crate::control::messages::{Attach, ScaleToZero, Sleep, Slept, Which};
 use crate::http::upstream::Pool;
-use crate::limits::{IDLE_AGAIN, LINK_END_TIME};
+use crate::limits::{IDLE_AGAIN, LINK_END_TIME, UNUSED_TIME};
 use crate::link::{Link, Owner};
 use crate::proxy::Proxy;
 use std::cell::{Cell, RefCell};
@@ -38,6 +38,8 @@ pub enum Kind {
     Request,
     /// A connection that a client has open through to the guest.
     Connection,
+    /// Someone who has waited for it to wake and has not had a turn yet.
+    Waiter,
 }
 
 /// See the module's text.
@@ -53,6 +55,9 @@ pub struct Instance {
     phase: Cell<Phase>,
     requests: Cell<usize>,
     connections: Cell<usize>,
+    waiters: Cell<usize>,
+    /// Someone had a turn since it was attached.
+    used: Cell<bool>,
     served: Cell<u64>,
     /// Since when nothing is in flight.
     quiet_since: Cell<Instant>,
@@ -129,6 +134,8 @@ impl Instance {
             phase: Cell::new(Phase::Running),
             requests: Cell::new(0),
             connections: Cell::new(0),
+            waiters: Cell::new(0),
+            used: Cell::new(false),
             served: Cell::new(0),
             quiet_since: Cell::new(Instant::now()),
             attached_at: Cell::new(Instant::now()),
@@ -154,6 +161,7 @@ impl Instance {
         self.phase.set(Phase::Running);
         self.quiet_since.set(Instant::now());
         self.attached_at.set(Instant::now());
+        self.used.set(false);
         self.changed.notify_one();
         Ok(())
     }
@@ -212,6 +220,7 @@ impl Instance {
         match kind {
             Kind::Request => &self.requests,
             Kind::Connection => &self.connections,
+            Kind::Waiter => &self.waiters,
         }
     }
 
@@ -223,6 +232,7 @@ impl Instance {
         if kind == Kind::Request {
             self.served.set(self.served.get() + 1);
         }
+        self.used.set(self.used.get() || kind != Kind::Waiter);
         Busy { instance: self.clone(), kind }
     }
 
@@ -240,7 +250,7 @@ impl Instance {
     /// When it may sleep, if nothing happens until then.
     fn sleep_at(&self) -> Option<Instant> {
         let ScaleToZero { policy, cooldown_ms } = self.scale_to_zero();
-        if self.phase.get() != Phase::Running || self.requests.get() > 0 {
+        if self.phase.get() != Phase::Running || self.requests.get() > 0 || self.waiters.get() > 0 {
             return None;
         }
         let since = match policy {
@@ -249,7 +259,10 @@ impl Instance {
             Sleep::On => self.quiet_since.get(),
             Sleep::Idle => self.quiet_since.get().max(self.link.last_traffic()),
         };
-        Some(since + Duration::from_millis(cooldown_ms))
+        let at = since + Duration::from_millis(cooldown_ms);
+        let used = self.used.get() || self.link.last_traffic() > self.attached_at.get();
+        // Whoever it was woken for is about to come.
+        Some(if used { at } else { at.max(self.attached_at.get() + UNUSED_TIME) })
     }
 
     /// Puts the instance to sleep whenever it may.

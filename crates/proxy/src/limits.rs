@@ -47,3 +47,5 @@ pub const CONTROL_QUEUE_MAX_BYTES: usize = 16 << 20;
 pub const LINK_END_TIME: Duration = Duration::from_secs(10);
 /// After torpord has refused an `idle` it is not asked again for at least this long.
 pub const IDLE_AGAIN: Duration = Duration::from_secs(1);
+/// An instance that was attached and has had nothing to do yet stays awake for at least this long.
+pub const UNUSED_TIME: Duration = Duration::from_secs(1);

@@ -3,6 +3,7 @@
 use crate::control::AskError;
 use crate::control::messages::{Wake, Woken};
 use crate::host::Host;
+use crate::instance::{Busy, Kind};
 use crate::limits::{WAITING_MAX, WAITING_PER_HOST_MAX, WAKE_TIME};
 use crate::proxy::Proxy;
 use std::cell::{Cell, RefCell};
@@ -42,12 +43,17 @@ struct Call {
     waiters: Cell<usize>,
     result: RefCell<Option<Result<Woken, Failure>>>,
     done: Notify,
+    /// Keeps what was woken awake until all who waited have had their turn.
+    hold: RefCell<Option<Busy>>,
 }
+
+/// Whom, and whom not.
+type Key = (Target, Vec<Uuid>);
 
 /// See the module's text.
 #[derive(Default)]
 pub struct Wakes {
-    calls: RefCell<HashMap<(Target, Vec<Uuid>), Rc<Call>>>,
+    calls: RefCell<HashMap<Key, Rc<Call>>>,
     waiting: Cell<usize>,
     asked: Cell<u64>,
 }
@@ -86,7 +92,12 @@ impl Wakes {
         let key = (target, not.to_vec());
         let known = self.calls.borrow().get(&key).cloned();
         let call = known.unwrap_or_else(|| {
-            let call = Rc::new(Call { waiters: Cell::new(0), result: RefCell::default(), done: Notify::new() });
+            let call = Rc::new(Call {
+                waiters: Cell::new(0),
+                result: RefCell::default(),
+                done: Notify::new(),
+                hold: RefCell::default(),
+            });
             self.calls.borrow_mut().insert(key.clone(), call.clone());
             tokio::task::spawn_local(run(proxy.clone(), key, call.clone()));
             call
@@ -107,7 +118,7 @@ impl Wakes {
     }
 }
 
-async fn run(proxy: Rc<Proxy>, key: (Target, Vec<Uuid>), call: Rc<Call>) {
+async fn run(proxy: Rc<Proxy>, key: Key, call: Rc<Call>) {
     let ask = ask(&proxy, &key.0, &key.1);
     let result = tokio::time::timeout(WAKE_TIME, ask).await;
     let result = result.unwrap_or(Err(Failure::Busy("it could not be woken in time")));
@@ -115,6 +126,14 @@ async fn run(proxy: Rc<Proxy>, key: (Target, Vec<Uuid>), call: Rc<Call>) {
         proxy.routes.borrow_mut().miss(host, *port);
     }
     proxy.wakes.calls.borrow_mut().remove(&key);
+    if let Ok(woken) = &result {
+        let instance = proxy.routes.borrow().instance(woken.instance).cloned();
+        if let Some(instance) = instance.filter(|instance| instance.which().generation == woken.generation) {
+            // Taken back, whichever of both answers is read first.
+            instance.go_on();
+            call.hold.replace(Some(instance.busy(Kind::Waiter)));
+        }
+    }
     call.result.replace(Some(result));
     call.done.notify_waiters();
 }

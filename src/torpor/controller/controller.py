@@ -98,6 +98,7 @@ class Controller:
         self.router = Router(
             store, self.lifecycle, self.groups, self.links, self.console, self.events
         )
+        self.lifecycle.on_stopped = self._stopped
         host.begin(self.saved.read_base, self.templates.warm, store.bases.by_digest)
         self.upkeep = Upkeep(store, self.lifecycle, host, policy, tiered=tiered)
         self._host = host
@@ -185,6 +186,16 @@ class Controller:
         if self.lifecycle.live(row.id) is None:
             self._check_live_quota(owner, row)
         return await self.lifecycle.start(row, "api")
+
+    def _stopped(self, row: InstanceRow, config: Config) -> None:
+        """An instance has stopped for good: one that was to be deleted then is."""
+        if "delete-on-stop" in config.features:
+            self._keep(asyncio.create_task(self._delete_stopped(row)))
+
+    async def _delete_stopped(self, row: InstanceRow) -> None:
+        # It may have been deleted, or locked, meanwhile.
+        with contextlib.suppress(ItemError):
+            await self.delete(row)
 
     def prepare(self, row: InstanceRow) -> None:
         """Has the next start of a configuration make its template. Raises ItemError."""

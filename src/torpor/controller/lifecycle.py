@@ -90,6 +90,8 @@ class Lifecycle:
         self._of_service: dict[int, dict[int, Live]] = {}
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.on_stopped: Callable[[InstanceRow, Config], None] = lambda _row, _config: None
+        """Called when an instance has stopped for good."""
 
     # Looking ------------------------------------------------------------------------------------
 
@@ -214,7 +216,7 @@ class Lifecycle:
             return
         within_s = STANDBY_S if busy else IDLE_S
         saved = await vm.standby(row.generation + 1, busy=busy, within_s=within_s)
-        if live.wanted:
+        if live.wanted and not busy:
             await vm.go_on()
             raise BusyError("a request came meanwhile")
         config, updates = apply_pending(live.config, live.facts.updates)
@@ -227,6 +229,7 @@ class Lifecycle:
         except ConflictError as error:
             live.stopping_for = LOST
             await vm.stop(force=True, timeout_s=0)
+            self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
             await self._lost(live)
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         except StoreError as error:
@@ -292,24 +295,27 @@ class Lifecycle:
 
     # Waking -------------------------------------------------------------------------------------
 
-    async def wake(self, row_id: int) -> Live:
+    async def wake(self, row: InstanceRow) -> Live:
         """An instance that runs, started from standby if need be. Raises ItemError.
 
-        Nothing is written on the way from a saved state.
+        `row` was read just now. Nothing is written on the way from a saved state.
         """
-        live = self._live.get(row_id)
+        live = self._live.get(row.id)
+        lock = self.lock(row.id)
+        waits = lock.locked()
         if live is not None:
-            if live.state == "running" and not self.lock(row_id).locked():
+            if live.state == "running" and not waits:
                 return live
             live.wanted = True
-        async with self.lock(row_id):
-            live = self._live.get(row_id)
+        async with lock:
+            live = self._live.get(row.id)
             if live is None:
-                row = self._store.instances.by_id(row_id)
-                if row is None or row.state != "standby":
-                    raise ItemError(Code.WRONG_STATE, "The instance is not in standby")
+                if waits:
+                    row = self._current(row)
+                if row.state != "standby":
+                    raise _wrong_state(row, row.state, "wake")
                 await self._start(row, "proxy")
-                live = self._live.get(row_id)
+                live = self._live.get(row.id)
         if live is None:
             raise ItemError(Code.FAILED, "The instance ended while it started")
         if live.state == "starting":
@@ -356,26 +362,38 @@ class Lifecycle:
 
         for found in await self._host.adopt(listener):
             live = listeners[found.instance].live
-            if not _is_current(found, live.row):
-                live.stopping_for = LOST
-                await found.process.stop(force=True, timeout_s=0)
-                continue
-            if found.is_stopped:
-                # Its state was not committed: that is taken back.
-                await found.process.go_on()
             live.vm, live.link_generation = found.process, found.generation
             live.base = found.template
             if live.base is not None:
                 self._store.bases.pin(live.base.id)
+            self._enter(live)
+            if not await self._go_on(found, live.row):
+                self._forget(live)
+                continue
             if live.row.service_id is not None:
                 live.group = self._groups.announce(live.row.service_id)
             live.settled.set()
-            self._enter(live)
             if live.row.state == "starting":
                 self._task(self._record_running(live))
+            result = listeners[found.instance].result
+            if result is not None:
+                self._task(self._ended(live, result))
         for row in self._store.instances.in_motion():
             if row.id not in self._live:
                 await self._lost(Live(row, config_of(row.config), facts_of(row.facts), row.state))
+
+    async def _go_on(self, found: Found, row: InstanceRow) -> bool:
+        """Whether a process that was left runs on as its instance; if not, it is dead."""
+        try:
+            if _is_current(found, row):
+                if found.is_stopped:
+                    # Its state was not committed: that is taken back.
+                    await found.process.go_on()
+                return True
+        except ItemError:
+            pass  # it has just ended
+        await found.process.stop(force=True, timeout_s=0)
+        return False
 
     async def close(self) -> None:
         """Leaves everything as it is, for the next torpord to find."""
@@ -579,6 +597,7 @@ class Lifecycle:
             if self._live.get(live.row.id) is not live:
                 return
             live.vm = None
+            self._unpin(live)
             why: Why = "stopped" if live.stopping_for is not None else "lost"
             self._links.detach(live.row.uuid, live.link_generation, why, parked=False)
             await self._console.flush()
@@ -599,6 +618,7 @@ class Lifecycle:
                 return
             self._set(live, "stopped", "api" if asked_for else "guest")
             self._forget(live)
+            self.on_stopped(live.row, live.config)
 
     async def _lost(self, live: Live) -> None:
         """The VM process is gone without a word: back to the last committed state, if any."""
@@ -665,6 +685,9 @@ class Lifecycle:
         self._announce(live.row, previous, state, origin)
 
     def _announce(self, row: InstanceRow, previous: State, state: State, origin: Origin) -> None:
+        if not self._events.subscribed():
+            self._events.notify(row.uuid)
+            return
         owner = self._store.owners.by_id(row.owner_id).uuid
         data = {"prev": previous, "new": state}
         self._events.publish(
@@ -701,12 +724,15 @@ class Lifecycle:
 
     def _forget(self, live: Live) -> None:
         live.settled.set()
-        if live.base is not None:
-            self._store.bases.unpin(live.base.id)
-            live.base = None
+        self._unpin(live)
         if self._live.get(live.row.id) is live:
             self._leave(live.row)
         self._events.notify(live.row.uuid)
+
+    def _unpin(self, live: Live) -> None:
+        if live.base is not None:
+            self._store.bases.unpin(live.base.id)
+            live.base = None
 
     async def _store_state(
         self, row: InstanceRow, state: State, reason: int, *, stop_code: int | None = None
@@ -749,6 +775,7 @@ class _Listener:
 
     def __init__(self, lifecycle: Lifecycle, live: Live) -> None:
         self.live = live
+        self.result: Exit | None = None
         self._lifecycle = lifecycle
 
     def ready(self) -> None:
@@ -760,6 +787,7 @@ class _Listener:
         self._lifecycle._events.notify(self.live.row.uuid)  # noqa: SLF001, RUF100
 
     def ended(self, result: Exit) -> None:
+        self.result = result
         self._lifecycle._task(self._lifecycle._ended(self.live, result))  # noqa: SLF001, RUF100
 
 

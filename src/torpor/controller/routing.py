@@ -42,7 +42,7 @@ class Router:
                 row = self._store.instances.by_uuid(wake.instance)
                 if row is None:
                     raise WakeError("unknown", f"No instance with uuid '{wake.instance}'")
-                live = await self._lifecycle.wake(row.id)
+                live = await self._lifecycle.wake(row)
             else:
                 live = await self._for_host(wake)
         except BusyError as error:
@@ -66,12 +66,12 @@ class Router:
         for state in ("running", "starting"):
             for live in usable:
                 if live.state == state and live.vm is not None:
-                    return await self._lifecycle.wake(live.row.id)
+                    return await self._lifecycle.wake(live.row)
         awake = {live.row.id for live in lives}
         limit = len(awake) + len(wake.without) + MORE
         for row in self._store.instances.of_service(service_id, "standby", limit):
             if row.id not in awake and row.uuid not in wake.without:
-                return await self._lifecycle.wake(row.id)
+                return await self._lifecycle.wake(row)
         raise WakeError("stopped", f"No instance of '{host}' may be woken")
 
     async def idle(self, link: Link) -> str | None:

@@ -200,6 +200,21 @@ static void refused(void) {
     }
 }
 
+static void by_proc(void) {
+    TITLE("a process by its directory in /proc");
+    int self = open("/proc/self", O_DIRECTORY), other = open("/proc", O_DIRECTORY), inner = open("/proc/self/task", O_DIRECTORY);
+    SHOW(syscall(SYS_pidfd_send_signal, self, 0, NULL, 0)), SHOW(syscall(SYS_pidfd_send_signal, other, 0, NULL, 0));
+    SHOW(syscall(SYS_pidfd_send_signal, inner, 0, NULL, 0)), SHOW(syscall(SYS_pidfd_getfd, self, 0, 0));
+    int child = fork();
+    if (child == 0)
+        _exit(0);
+    char path[32];
+    sprintf(path, "/proc/%d", child);
+    int gone = open(path, O_DIRECTORY);
+    waitpid(child, NULL, 0);
+    SHOW(syscall(SYS_pidfd_send_signal, gone, 0, NULL, 0));
+}
+
 static void not_open(void) {
     TITLE("a descriptor that is no more than a path");
     int path = open("/", O_PATH), epoll = epoll_create1(0), event = eventfd(0, 0);
@@ -221,6 +236,7 @@ int main(void) {
     signals();
     processes();
     refused();
+    by_proc();
     not_open();
     return 0;
 }

@@ -799,6 +799,10 @@ impl Drop for SocketFile {
 }
 
 impl FileOps for SocketFile {
+    fn knows_nowait(&self, _file: &OpenFile) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
