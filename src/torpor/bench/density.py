@@ -32,6 +32,8 @@ AUDIT_EVERY = 10
 """At the end, one instance in this many is woken and asked."""
 BUSY_EVERY = 100
 BUSY_REQUESTS = 100
+MANY = 20
+"""Wrong answers that are shown at once."""
 WARM_UP = 3
 """Instances that make image, template and pool ready; they are not part of the run."""
 
@@ -103,6 +105,8 @@ class Density:
                     await self._measure(number)
             return await self._finish()
         finally:
+            for message in population.audit.wrong[:MANY]:
+                self.say(f"WRONG: {message}")
             population.api.close()
             population.counters.proxy.close()
 
