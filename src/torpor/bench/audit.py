@@ -78,8 +78,9 @@ class Audit:
 
     def _note(self, index: int, count: int) -> None:
         old = self.ledger.entry(index)
-        known = {"durable": min(old.durable, count), "answered": count, "asked": count}
-        self.ledger.write(index, replace(old, **known, at_ms=self.now_ms()))
+        durable = min(old.durable, count)
+        known = replace(old, durable=durable, answered=count, asked=count, at_ms=self.now_ms())
+        self.ledger.write(index, known)
 
     def _killed(self, since_ms: int, until_ms: int) -> bool:
         return any(since_ms - MARGIN_MS <= at <= until_ms for at in self.kills_ms)
