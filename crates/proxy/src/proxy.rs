@@ -155,6 +155,8 @@ impl Proxy {
     /// A text for torpord.
     pub fn attach(self: &Rc<Self>, attach: Attach, socket: OwnedFd) -> Result<(), String> {
         let known = self.routes.borrow().instance(attach.instance).cloned();
+        // It was told just before, and goes with the instance's former link where that is the last one of it.
+        let group = attach.group.and_then(|group| self.routes.borrow().group(group));
         if let Some(known) = known {
             if attach.resumed {
                 known.settle();
@@ -166,6 +168,9 @@ impl Proxy {
                 return Ok(());
             }
             self.forget_instance(&known);
+        }
+        if let Some(group) = group {
+            self.routes.borrow_mut().keep_group(&group);
         }
         let instance = Instance::start(self, attach, socket)?;
         self.routes.borrow_mut().add(instance);

@@ -129,6 +129,19 @@ impl Routes {
         }
     }
 
+    /// A group that is known.
+    #[must_use]
+    pub fn group(&self, id: Uuid) -> Option<Rc<Group>> {
+        self.groups.get(&id).map(|entry| entry.group.clone())
+    }
+
+    /// Takes a group in again that went with the last of its instances, where another one is about to come.
+    pub fn keep_group(&mut self, group: &Group) {
+        if !self.groups.contains_key(&group.group) {
+            self.set_group(group.clone());
+        }
+    }
+
     fn forget_group(&mut self, id: Uuid) {
         let Some(entry) = self.groups.remove(&id) else { return };
         for host in &entry.group.hosts {

@@ -236,7 +236,7 @@ class Lifecycle:
             await vm.go_on()
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         self._templates.stored(live, saved)
-        self._leave_standby(live, origin)
+        await self._leave_standby(live, origin)
 
     async def _put_away(self, live: Live) -> None:
         """Standby of an instance without a state of its own: it begins anew at the next wake."""
@@ -244,13 +244,13 @@ class Lifecycle:
         wanted = with_documents(live.row, live.config, facts, "standby")
         if live.row.state != "standby":
             live.row = await self._write(wanted, live.row)
-        self._leave_standby(live, "scale-to-zero")
+        await self._leave_standby(live, "scale-to-zero")
 
-    def _leave_standby(self, live: Live, origin: Origin) -> None:
+    async def _leave_standby(self, live: Live, origin: Origin) -> None:
         """The state is safe: the process is free."""
         vm, live.vm = live.vm, None
         if vm is not None:
-            vm.release()
+            await vm.release()
         self._set(live, "standby", origin)
         self._forget(live)
 
@@ -572,7 +572,7 @@ class Lifecycle:
         assert vm is not None  # noqa: S101 -- the caller looked
         template = await self._templates.add(row, content, live.config.image_digest, key)
         live.vm = None
-        vm.release()
+        await vm.release()
         self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
         await self._restore(live, SavedState(template, None))
 

@@ -7,7 +7,7 @@ import secrets
 import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from torpor.controller.errors import BusyError, Code, ItemError
@@ -32,6 +32,7 @@ from torpor.vmhost.vm import RunningVm, read_all
 from torpor.vmhost.worker import Rest, Worker
 from torpor.vmprocess import Boot, Origin, Prepare, Refused, Restore, launch
 
+T = TypeVar("T")
 DIRECTORY = "run/vm"
 LOADED_MAX_BYTES = 2 << 30
 """Memory of templates that stay unpacked though no VM process is to be made of them."""
@@ -54,7 +55,7 @@ class Host:
         self._budget_bytes = limits.memory_bytes or int(_host_memory_bytes() * MEMORY_SHARE)
         self._used_bytes = 0
         self._workers: set[Worker] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._pool = Pool(limits, self._prepared)
         self._pool.room = self.has_room
         self._templates: Templates
@@ -207,24 +208,27 @@ class Host:
 
     # Coming back to the pool --------------------------------------------------------------------
 
-    def _free(self, worker: Worker) -> None:
+    async def _free(self, worker: Worker) -> None:
         """A VM is stopped and its state is safe, or not wanted."""
         self._served(worker)
-        if worker.rest is None or not self._limits.reuse:
+        kept = False
+        if worker.rest is not None and self._limits.reuse:
+            # Whoever waits may go away; the process has to rest or end all the same.
+            kept = await asyncio.shield(self._task(self._reset(worker)))
+        if not kept:
             worker.kill()
-        else:
-            self._task(self._reset(worker))
+            await worker.dead()
 
-    async def _reset(self, worker: Worker) -> None:
+    async def _reset(self, worker: Worker) -> bool:
+        """Puts a process back to rest; whether it can be used again."""
         try:
-            kept = await worker.process.reset()
+            rests = await worker.process.reset()
         except (Refused, ConnectionError):
-            kept = False
-        warm = worker.rest and self._warm_id(worker.rest)
-        if kept and worker.rest is not None and worker.rest.warm_id == warm:
-            self._pool.give(worker)
-        else:
-            worker.kill()
+            return False
+        if not rests or worker.rest is None or worker.rest.warm_id != self._warm_id(worker.rest):
+            return False
+        self._pool.give(worker)
+        return True
 
     def _warm_id(self, rest: Rest) -> int | None:
         loaded = self._templates.get(rest.template_id)
@@ -375,10 +379,11 @@ class Host:
                     await asyncio.wait_for(worker.dead(), 5)
         self._templates.close()
 
-    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+    def _task(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _origin(text: str) -> Origin | None:
