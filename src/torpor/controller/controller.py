@@ -172,13 +172,22 @@ class Controller:
         wanted = [
             request.autostart for request in requests for _ in range((request.replicas or 0) + 1)
         ]
-        for position, (answer, autostart) in enumerate(zip(answers, wanted, strict=True)):
-            if autostart and isinstance(answer, InstanceRow):
-                try:
-                    await self.start(owner, answer)
-                except ItemError as error:
-                    error.uuid, error.name = answer.uuid, answer.name
-                    answers[position] = error
+
+        async def begin(position: int, row: InstanceRow) -> None:
+            try:
+                await self.start(owner, row)
+            except ItemError as error:
+                error.uuid, error.name = row.uuid, row.name
+                answers[position] = error
+
+        # Side by side, so that what they write is committed in groups.
+        await asyncio.gather(
+            *(
+                begin(position, answer)
+                for position, (answer, autostart) in enumerate(zip(answers, wanted, strict=True))
+                if autostart and isinstance(answer, InstanceRow)
+            )
+        )
         return answers
 
     async def start(self, owner: Owner, row: InstanceRow) -> State:

@@ -65,7 +65,8 @@ class Router:
         usable = [live for live in lives if live.row.uuid not in wake.without]
         for state in ("running", "starting"):
             for live in usable:
-                if live.state == state and live.vm is not None:
+                # One that starts may have no VM just then: between its template and itself.
+                if live.state == state and (live.vm is not None or state == "starting"):
                     return await self._lifecycle.wake(live.row)
         awake = {live.row.id for live in lives}
         limit = len(awake) + len(wake.without) + MORE

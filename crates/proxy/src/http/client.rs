@@ -52,6 +52,9 @@ impl Drop for InFlight {
         self.0.in_flight.set(count);
         if count == 0 {
             self.0.enter(Phase::Idle);
+            if self.0.half_closed.get().is_some() {
+                self.0.changed();
+            }
         }
     }
 }
@@ -93,7 +96,7 @@ impl Connection {
         self.phase.get() == Phase::Head
     }
 
-    /// A deadline may have come nearer, in another task than the connection's.
+    /// The connection's task is to look again: a deadline may have come nearer.
     pub fn changed(&self) {
         if let Some(watchdog) = &*self.watchdog.borrow() {
             watchdog.wake_by_ref();
