@@ -5,11 +5,14 @@
 //! and asks a running guest to stop where a command needs that.
 
 mod filter;
+mod managed;
 pub mod protocol;
 mod worker;
 
 use crate::error::Failure;
 use crate::vm::served::Resources;
+pub(crate) use managed::run_for_broker;
+pub use managed::{Managed, ManagedOptions, SavedOptions};
 use protocol::{Command, Event, Reply, ReplyError, Request};
 use rustix::net::AddressFamily;
 use serde::Serialize;
@@ -102,6 +105,12 @@ impl Shared {
 /// # Errors
 /// A [`Failure`] where it can't even begin.
 pub fn run(control: OwnedFd, kvm: OwnedFd) -> Result<u8, Failure> {
+    let resources = Resources::open(kvm).map_err(|refusal| Failure::new(refusal.to_string()))?;
+    Worker::serving(confine(control)?, resources).run()
+}
+
+/// Starts the thread that hears commands and puts the final filter in place.
+fn confine(control: OwnedFd) -> Result<Arc<Shared>, Failure> {
     let fail = |what: &'static str| move |error: io::Error| Failure::new(format!("{what}: {error}"));
     // SAFETY: prctl(2) and mallopt(3) change settings of this process only. What is freed is overwritten: nothing of an
     // instance may stay in the process behind it. Nobody who has no privilege may look into this process.
@@ -109,7 +118,6 @@ pub fn run(control: OwnedFd, kvm: OwnedFd) -> Result<u8, Failure> {
         libc::mallopt(libc::M_PERTURB, 0x5a);
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
     }
-    let resources = Resources::open(kvm).map_err(|refusal| Failure::new(refusal.to_string()))?;
     let name = rustix::net::getsockname(&control).map_err(|error| fail("--control-fd")(error.into()))?;
     if name.address_family() != AddressFamily::UNIX {
         return Err(Failure::new("--control-fd: a bound Unix socket of type SOCK_SEQPACKET is wanted"));
@@ -137,7 +145,7 @@ pub fn run(control: OwnedFd, kvm: OwnedFd) -> Result<u8, Failure> {
     filter::install().map_err(|text| Failure::new(format!("seccomp: {text}")))?;
     // The other end lives as long as the thread.
     let _ = go.send(());
-    Worker::new(shared, resources).run()
+    Ok(shared)
 }
 
 fn exit() -> ! {
@@ -234,7 +242,11 @@ fn take(shared: &Shared, received: protocol::Received) {
             return shared.ok(id, json!({ "state": state.name(), "instance": instance, "busy": busy }), &[]);
         }
         (Command::Stop {}, _) => {
+            let handle = inner.handle;
             drop(inner);
+            if let Some(handle) = handle {
+                handle.report_stopped();
+            }
             shared.ok(id, json!({}), &[]);
             exit()
         }

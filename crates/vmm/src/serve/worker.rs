@@ -7,7 +7,7 @@ use crate::snapshot::pages::Coding;
 use crate::snapshot::{Kind, Reader};
 use crate::vm::boot;
 use crate::vm::served::{
-    Captured, Ending, Instance, OnEnd, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, learn_warm_base,
+    Captured, Ending, Instance, Link, OnEnd, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, learn_warm_base,
     unpack_template,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -21,9 +21,9 @@ use torpor_abi::boot::flags;
 use torpor_abi::handover::reason;
 
 /// Largest template file.
-const TEMPLATE_MAX_BYTES: u64 = 16 << 30;
+pub(super) const TEMPLATE_MAX_BYTES: u64 = 16 << 30;
 /// Largest delta.
-const DELTA_MAX_BYTES: u64 = 16 << 30;
+pub(super) const DELTA_MAX_BYTES: u64 = 16 << 30;
 
 /// Why a command was not carried out.
 struct Refused {
@@ -74,12 +74,21 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, resources: Resources) -> Self {
-        Self { shared, resources: Some(resources), vm: None, template_stopped_at_ns: 0, uuid: Uuid::default() }
+    /// One whose VM is still to be given to it.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, resources: None, vm: None, template_stopped_at_ns: 0, uuid: Uuid::default() }
+    }
+
+    /// One that is told what VM to make.
+    pub(super) fn serving(shared: Arc<Shared>, resources: Resources) -> Self {
+        Self { resources: Some(resources), ..Self::new(shared) }
     }
 
     pub(super) fn run(mut self) -> ! {
         loop {
+            while self.shared.lock().state == State::Running {
+                self.run_guest();
+            }
             let job = {
                 let inner = self.shared.lock();
                 let mut inner = self.shared.changed.wait_while(inner, |i| i.job.is_none()).expect("no holder panics");
@@ -88,9 +97,6 @@ impl Worker {
             let id = job.id;
             let done = self.carry_out(job);
             self.answer(id, done);
-            while self.shared.lock().state == State::Running {
-                self.run_guest();
-            }
         }
     }
 
@@ -196,7 +202,7 @@ impl Worker {
         done
     }
 
-    fn on_end(&self) -> OnEnd {
+    pub(super) fn on_end(&self) -> OnEnd {
         let shared = Arc::clone(&self.shared);
         Box::new(move |ending| {
             let (reason, status, message) = match ending {
@@ -212,6 +218,7 @@ impl Worker {
         let image = File::from(image);
         let image_bytes = image.metadata()?.len();
         let resources = self.resources.take().ok_or_else(|| Refused::request("a VM was made before and failed"))?;
+        let link = link.map_or(Link::None, Link::Console);
         Ok(Origin { resources, image, image_bytes, link })
     }
 
@@ -240,8 +247,7 @@ impl Worker {
         boot::check_size(&program).map_err(|failure| Refused::request(failure.message))?;
         let origin = self.origin(image, link)?;
         let vm = Vm::boot(origin, boot.owner, boot.image, boot.memory_limit_bytes, &program, self.on_end())?;
-        self.uuid = boot.uuid;
-        self.set_vm(vm, State::Stopped);
+        self.set_vm(vm, State::Stopped, boot.uuid, None);
         Ok((json!({}), None))
     }
 
@@ -258,15 +264,17 @@ impl Worker {
         let warm = warm.as_ref().map(|(digest, file)| (*digest, &file[..]));
         let vm = Vm::prepare(origin, (prepare.template, &file, &memory), warm, prepare.never_run, self.on_end())?;
         self.template_stopped_at_ns = stopped_at_ns;
-        self.set_vm(vm, State::Resting);
+        self.set_vm(vm, State::Resting, Uuid::default(), None);
         Ok((json!({}), None))
     }
 
-    fn set_vm(&mut self, vm: Vm, state: State) {
+    pub(super) fn set_vm(&mut self, vm: Vm, state: State, uuid: Uuid, instance: Option<Value>) {
         let mut inner = self.shared.lock();
         inner.handle = Some(vm.handle());
         inner.state = state;
+        inner.instance = instance;
         drop(inner);
+        self.uuid = uuid;
         self.vm = Some(vm);
     }
 

@@ -45,6 +45,7 @@ use torpor_streams::link::{Message, report};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use kernel::embedded as embedded_kernel;
+pub(crate) use start::fail;
 pub use start::run;
 
 /// What the VM process is given.
@@ -66,6 +67,8 @@ pub struct Given {
     pub program: boot::Program,
     /// Report every exit of the vCPU.
     pub debug_exits: bool,
+    /// Of a VM that can be stored, or was.
+    pub managed: Option<crate::serve::Managed>,
 }
 
 /// Why a VM can't go on.
@@ -183,14 +186,16 @@ struct Machine {
     kernel: Cow<'static, [u8]>,
     inbox: Mutex<Inbox>,
     gate: Gate,
-    /// Of a VM process that serves: a link without anybody at its other end, and who hears of the VM's end.
+    /// Of a VM process that takes commands.
     served: Option<Serving>,
 }
 
 /// See [`Machine::served`].
 struct Serving {
-    /// Both ends, so that there never is a hang-up.
-    nobody: (OwnedFd, OwnedFd),
+    /// A link without anybody at its other end, which stays here so that there never is a hang-up. None where the VM
+    /// belongs to a broker, and ends with it.
+    nobody: Option<(OwnedFd, OwnedFd)>,
+    /// Hears of the VM's end.
     on_end: Box<dyn Fn(&End) + Send + Sync>,
 }
 
@@ -251,8 +256,10 @@ impl Machine {
     /// Puts a link without anybody at its other end in the place of the present one; false where the VM does not go on
     /// without.
     fn detach(&self) -> Result<bool, Fatal> {
-        let Some(served) = &self.served else { return Ok(false) };
-        self.attach(&served.nobody.0)?;
+        let Some((nobody, _)) = self.served.as_ref().and_then(|served| served.nobody.as_ref()) else {
+            return Ok(false);
+        };
+        self.attach(nobody)?;
         Ok(true)
     }
 
@@ -273,10 +280,14 @@ impl Machine {
     /// Ends the process. What the program wrote is sent before, all of it, unless the guest has broken the protocol.
     fn finish(&self, end: End) -> ! {
         if let Some(served) = &self.served {
-            // Nobody may be reading: what is sent without waiting is all.
-            let _ = self.transmit();
+            if served.nobody.is_some() {
+                // Nobody may be reading: what is sent without waiting is all.
+                let _ = self.transmit();
+            }
             (served.on_end)(&end);
-            process::exit()
+            if served.nobody.is_some() {
+                process::exit()
+            }
         }
         let orderly = !matches!(end, End::Failed(_));
         if orderly {

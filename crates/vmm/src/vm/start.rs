@@ -14,7 +14,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use std::borrow::Cow;
 use std::fs::File;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Mutex;
 use torpor_abi::boot::flags;
 use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_TABLES_BYTES, BOOT_TABLES_GPA, IMAGE_GPA, PAGE_BYTES, ram_bytes};
@@ -29,7 +29,12 @@ const IMAGE_SLOT: u32 = 1;
 pub fn run(given: Given, parent: Pid) -> ! {
     let link = process::keep_for_ever(&given.link);
     process::report_panics(link);
-    let isolated = process::isolate(parent, &[given.kvm.as_fd(), given.image.as_fd(), link]);
+    let mut keep = vec![given.kvm.as_fd(), given.image.as_fd(), link];
+    keep.extend(given.managed.iter().flat_map(crate::serve::Managed::descriptors));
+    let isolated = process::isolate(parent, &keep);
+    if given.managed.is_some() && isolated.is_ok() {
+        crate::serve::run_for_broker(given)
+    }
     let built = isolated.and_then(|()| {
         let parts = Parts {
             kvm: given.kvm,
@@ -54,14 +59,17 @@ pub fn run(given: Given, parent: Pid) -> ! {
             }
             vcpu::run(machine, &vm, vcpu)
         }
-        Err(fatal) => {
-            let mut message = Message::default();
-            message.push_report(report::FAILED, 0, &fatal.to_string());
-            // Nothing else was sent, so there is room; if not, the broker sees the process end.
-            let _ = message.send(link);
-            process::exit()
-        }
+        Err(fatal) => fail(link, &fatal.to_string()),
     }
+}
+
+/// Ends a VM process that could not make its VM.
+pub(crate) fn fail(link: BorrowedFd<'_>, text: &str) -> ! {
+    let mut message = Message::default();
+    message.push_report(report::FAILED, 0, text);
+    // Nothing else was sent, so there is room; if not, the broker sees the process end.
+    let _ = message.send(link);
+    process::exit()
 }
 
 /// A VM before its first instruction, with what a snapshot of it has to say of the kernel in it.

@@ -104,8 +104,19 @@ pub struct Origin {
     pub image: File,
     /// Its size.
     pub image_bytes: u64,
-    /// Console frames; none if nobody wants them.
-    pub link: Option<OwnedFd>,
+    /// Where console frames go.
+    pub link: Link,
+}
+
+/// The other end of a VM's frames.
+#[derive(Debug)]
+pub enum Link {
+    /// A broker, with which the VM ends.
+    Broker(OwnedFd),
+    /// Whoever holds it; the VM goes on without.
+    Console(OwnedFd),
+    /// Nobody.
+    None,
 }
 
 /// Told of the VM's end, just before the process ends.
@@ -154,6 +165,14 @@ impl Handle {
     pub fn cancel_stop(self) {
         self.0.control().quiesce().store(quiesce::NONE, Ordering::SeqCst);
     }
+
+    /// Tells a broker that its VM is about to be ended by a command.
+    pub fn report_stopped(self) {
+        if self.0.served.as_ref().is_some_and(|served| served.nobody.is_none()) {
+            // Where it is gone nobody wants to know.
+            let _ = self.0.report(torpor_streams::link::report::STOPPED, 0, "");
+        }
+    }
 }
 
 /// Who a VM is to be when it goes on.
@@ -167,8 +186,7 @@ pub struct Instance {
     pub host_name: String,
 }
 
-fn serving(on_end: OnEnd) -> Result<Serving, Fatal> {
-    let nobody = torpor_streams::link::pair().map_err(Fatal::system("socketpair"))?;
+fn serving(nobody: Option<(OwnedFd, OwnedFd)>, on_end: OnEnd) -> Serving {
     let on_end = Box::new(move |end: &End| {
         on_end(&match end {
             End::Exited(status) => Ending::Exited(*status),
@@ -176,7 +194,7 @@ fn serving(on_end: OnEnd) -> Result<Serving, Fatal> {
             End::Failed(text) => Ending::Failed(text.clone()),
         });
     });
-    Ok(Serving { nobody, on_end })
+    Serving { nobody, on_end }
 }
 
 impl Vm {
@@ -246,8 +264,9 @@ impl Vm {
         let (parts, pagemap, io) = parts(origin, family.memory_limit_bytes, false, on_end)?;
         let built = assemble(parts, memory, family.resume_entry, family.syscall_stub)?;
         reader.metadata().check_cpu(&CpuFeatures::here(built.features.xcr0))?;
+        // Before the I/O thread has it: what is on its way already waits until there is somebody to take it.
+        built.machine.gate.close();
         let mut vm = Self::new(built, family, base, pagemap, false, &io);
-        vm.machine.gate.close();
         vm.enter_at_resume();
         if !never_run {
             vm.run_to_park()?;
@@ -378,12 +397,16 @@ fn parts(
     on_end: OnEnd,
 ) -> Result<(Parts, PageMap, Sender<&'static Machine>), Refusal> {
     let Resources { kvm, statm, pagemap, io } = origin.resources;
-    let served = serving(on_end)?;
-    let copy = || rustix::io::fcntl_dupfd_cloexec(&served.nobody.0, 3).map_err(Fatal::system("fcntl"));
-    let link = match origin.link {
-        Some(link) => link,
-        None => copy()?,
+    let pair = || torpor_streams::link::pair().map_err(Fatal::system("socketpair"));
+    let (link, nobody) = match origin.link {
+        Link::Broker(link) => (link, None),
+        Link::Console(link) => (link, Some(pair()?)),
+        Link::None => {
+            let nobody = pair()?;
+            (rustix::io::fcntl_dupfd_cloexec(&nobody.0, 3).map_err(Fatal::system("fcntl"))?, Some(nobody))
+        }
     };
+    let served = serving(nobody, on_end);
     let parts = Parts {
         kvm,
         image: origin.image,
