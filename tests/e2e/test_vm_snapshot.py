@@ -1,7 +1,6 @@
-"""`torpor vm list`, `snapshot`, `restore`, `inspect`: VMs of `torpor vm run --name`, without a daemon."""
+"""`torpor vm list`, `snapshot`, `restore`, `inspect`: named VMs without a daemon."""
 
 import json
-import os
 import select
 import shutil
 import socket
@@ -266,4 +265,4 @@ def test_a_file_is_for_its_data_directory_and_owner(data: Path, tmp_path: Path) 
     newer[8] += 1
     (tmp_path / "newer.vm").write_bytes(newer)
     assert "version 2" in refused(data, "vm", "restore", tmp_path / "newer.vm")
-    assert oct(os.stat(data / "snapshot.key").st_mode & 0o777) == "0o600"
+    assert (data / "snapshot.key").stat().st_mode & 0o777 == 0o600
