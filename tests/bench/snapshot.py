@@ -63,7 +63,7 @@ class Times:
 
 async def requests(vm: Sibling, already: int, count: int) -> None:
     for number in range(already + 1, already + count + 1):
-        if (answer := await vm.console.ask("")) != str(number):
+        if (answer := await vm.peer.ask("")) != str(number):
             raise WrongAnswerError(f"{answer!r} instead of {number}")
 
 

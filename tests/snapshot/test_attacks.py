@@ -70,7 +70,7 @@ def in_sibling(
             try:
                 await test(vm)
             finally:
-                vm.console.close()
+                vm.peer.close()
 
     asyncio.run(run())
 
@@ -102,14 +102,14 @@ def test_a_secret_is_gone_before_the_next_instance_looks(
 
     async def test(vm: Sibling) -> None:
         await vm.wake(new_uuid(), 0)
-        assert await vm.console.ask(secret.command("plant")) == "0"
-        assert int(await vm.console.ask(secret.command("scan", ram_bytes))) > 1000
+        assert await vm.peer.ask(secret.command("plant")) == "0"
+        assert int(await vm.peer.ask(secret.command("scan", ram_bytes))) > 1000
         assert occurrences(vm.process.pid, secret.whole) > 1000
-        assert int(await vm.console.ask(secret.command("hide"))) > 0
+        assert int(await vm.peer.ask(secret.command("hide"))) > 0
         delta = await vm.sleep(1, busy=True)
         assert occurrences(vm.process.pid, secret.whole) == 0
         await vm.wake(new_uuid(), 0)
-        assert await vm.console.ask(secret.command("scan", ram_bytes)) == "0"
+        assert await vm.peer.ask(secret.command("scan", ram_bytes)) == "0"
         other = await vm.process.standby(1, within_s=60)
         with os.fdopen(other.descriptor, "rb") as file:
             file.seek(0)
@@ -124,15 +124,15 @@ def test_a_mapping_is_gone_before_the_next_instance_looks(
 ) -> None:
     async def test(vm: Sibling) -> None:
         await vm.wake(new_uuid(), 0)
-        address = await vm.console.ask(f"map {ram_bytes}")
-        assert await vm.console.ask(f"probe {address}") == "1"
+        address = await vm.peer.ask(f"map {ram_bytes}")
+        assert await vm.peer.ask(f"probe {address}") == "1"
         try:
             await vm.sleep(1)
         except (Refused, ConnectionError):
             return  # the process is not used again: as good
         await vm.wake(new_uuid(), 0)
-        assert await vm.console.ask(f"probe {address}") == "0"
-        assert await vm.console.ask("count") == "1"
+        assert await vm.peer.ask(f"probe {address}") == "0"
+        assert await vm.peer.ask("count") == "1"
 
     in_sibling(directory, template, test)
 
@@ -151,8 +151,8 @@ def test_a_guest_that_keeps_the_reset_from_its_tables(
 
     async def test(vm: Sibling) -> None:
         await vm.wake(new_uuid(), 0)
-        await vm.console.ask(secret.command("hide"))
-        assert await vm.console.ask(f"redirect {large_page} {ram_bytes}") == "0"
+        await vm.peer.ask(secret.command("hide"))
+        assert await vm.peer.ask(f"redirect {large_page} {ram_bytes}") == "0"
         try:
             os.close((await vm.process.standby(1, within_s=20)).descriptor)
             if not await asyncio.wait_for(vm.process.reset(), 60):
@@ -163,8 +163,8 @@ def test_a_guest_that_keeps_the_reset_from_its_tables(
             return
         assert occurrences(vm.process.pid, secret.whole) == 0
         await vm.wake(new_uuid(), 0)
-        assert await vm.console.ask("count") == "1"
-        assert await vm.console.ask(secret.command("scan", ram_bytes)) == "0"
+        assert await vm.peer.ask("count") == "1"
+        assert await vm.peer.ask(secret.command("scan", ram_bytes)) == "0"
 
     in_sibling(directory, template, test)
 
@@ -172,7 +172,7 @@ def test_a_guest_that_keeps_the_reset_from_its_tables(
 def test_a_guest_that_parks_by_itself_ends(directory: Path, template: Template) -> None:
     async def test(vm: Sibling) -> None:
         await vm.wake(new_uuid(), 0)
-        await vm.console.send(b"park\n")
+        await vm.peer.send(b"park\n")
         ended = await asyncio.wait_for(vm.process.events.get(), 60)
         assert isinstance(ended, Ended)
         assert ended.reason == "failed"
@@ -191,9 +191,9 @@ def test_a_warm_base_has_what_three_siblings_have(
         deltas = []
         for number in range(5):
             await vm.wake(new_uuid(), 0)
-            await vm.console.ask("count")
+            await vm.peer.ask("count")
             if number < holders:
-                await vm.console.ask(secret.command("plant"))
+                await vm.peer.ask(secret.command("plant"))
             deltas.append(await vm.sleep(1, busy=True))
         descriptors = [memory_file(delta) for delta in deltas]
         warm = await vm.process.learn(
@@ -228,7 +228,7 @@ def test_hostile_files_are_refused_and_the_vm_still_rests(
     async def test(vm: Sibling) -> None:
         uuid = new_uuid()
         await vm.wake(uuid, 0)
-        await vm.console.ask("count")
+        await vm.peer.ask("count")
         delta = await vm.sleep(1)
         for at in range(len(delta)):
             changed = bytearray(delta)
@@ -242,7 +242,7 @@ def test_hostile_files_are_refused_and_the_vm_still_rests(
                 if huge != delta:
                     await _refused(vm, uuid, huge)
         await vm.wake(uuid, 1, delta)
-        assert await vm.console.ask("count") == "2"
+        assert await vm.peer.ask("count") == "2"
 
     in_sibling(directory, template, test)
 
@@ -289,7 +289,7 @@ def test_kill_in_the_middle_of_a_standby_leaves_the_state_before(
             async with vm_process(directory) as process:
                 vm = await Sibling.prepare(process, template)
                 await vm.wake(uuid, generation, delta)
-                assert await vm.console.ask("count") == str(count + 1)
+                assert await vm.peer.ask("count") == str(count + 1)
                 if turn % 3 == 2:
                     delta = await vm.sleep(generation + 1)
                     count, generation = count + 1, generation + 1
@@ -299,6 +299,6 @@ def test_kill_in_the_middle_of_a_standby_leaves_the_state_before(
                     os.kill(process.pid, 9)
                     with contextlib.suppress(ConnectionError):
                         os.close((await standby).descriptor)
-                vm.console.close()
+                vm.peer.close()
 
     asyncio.run(run())

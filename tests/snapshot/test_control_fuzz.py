@@ -121,9 +121,9 @@ def test_requests_of_all_kinds_are_answered(directory: Path, template: Template)
             if status.state != "resting":
                 await vm.process.reset()
             await vm.wake(secrets.token_hex(16), 0)
-            assert await vm.console.ask("count") == "1"
+            assert await vm.peer.ask("count") == "1"
             assert delta
-            vm.console.close()
+            vm.peer.close()
             vm.process.close()
         finally:
             launched.child.kill()

@@ -45,13 +45,13 @@ def in_sibling(
             try:
                 await test(vm)
             finally:
-                vm.console.close()
+                vm.peer.close()
 
     asyncio.run(run())
 
 
 async def ask(vm: Sibling, line: str) -> object:
-    answer = json.loads(await vm.console.ask(line))
+    answer = json.loads(await vm.peer.ask(line))
     assert not (isinstance(answer, dict) and "error" in answer), answer
     return answer
 
@@ -110,7 +110,7 @@ def test_swaps_of_instances_that_have_mapped_differently(
                 await fresh.wake(uuid, generation, delta)
                 answer = await check(fresh)
                 assert (answer["areas"], answer["children"]) == (areas, children)
-                fresh.console.close()
+                fresh.peer.close()
 
     in_sibling(directory, template, test)
 

@@ -7,8 +7,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import socket
-import struct
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -17,64 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.harness import DEFAULT_ENVIRONMENT
+from tests.snapshot.peer import TIMEOUT_S, Peer
 from torpor.vmprocess import Boot, Prepare, Ready, Restore, VMProcess, launch
 
 OWNER = hashlib.sha256(b"the tests").hexdigest()
-_FRAME = struct.Struct("<IHHII")
-_STDIN, _STDOUT, _STDERR = 0, 1, 2
-_DATA, _CREDIT = 1, 2
-TIMEOUT_S = 60.0
-
-
-class Console:
-    """The host's end of a VM's console."""
-
-    def __init__(self) -> None:
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ours.setblocking(False)
-        self.theirs: socket.socket | None = theirs
-        self.output = bytearray()
-
-    def handed_over(self) -> None:
-        """Close this process's copy of the VM's end."""
-        if self.theirs is not None:
-            self.theirs.close()
-            self.theirs = None
-
-    async def send(self, data: bytes) -> None:
-        frame = _FRAME.pack(_STDIN, _DATA, 0, len(data), 0) + data
-        padded = frame.ljust((len(frame) + 7) // 8 * 8, b"\0")
-        await asyncio.get_running_loop().sock_sendall(self._ours, padded)
-
-    async def line(self) -> str:
-        """The next line of output."""
-        while b"\n" not in self.output:
-            message = await asyncio.wait_for(
-                asyncio.get_running_loop().sock_recv(self._ours, 1 << 16), TIMEOUT_S
-            )
-            if not message:
-                raise EOFError(f"the console ended after {bytes(self.output)!r}")
-            self._take(message)
-        line, _, rest = bytes(self.output).partition(b"\n")
-        self.output = bytearray(rest)
-        return line.decode()
-
-    def _take(self, message: bytes) -> None:
-        while message:
-            stream, kind, _, length, _ = _FRAME.unpack_from(message)
-            payload = message[16 : 16 + length]
-            message = message[16 + (length + 7) // 8 * 8 :]
-            if kind == _DATA and stream in (_STDOUT, _STDERR):
-                self.output += payload
-                self._ours.send(_FRAME.pack(stream, _CREDIT, 0, 0, length))
-
-    async def ask(self, line: str) -> str:
-        await self.send(line.encode() + b"\n")
-        return await self.line()
-
-    def close(self) -> None:
-        self._ours.close()
-        self.handed_over()
 
 
 def read_descriptor(descriptor: int) -> bytes:
@@ -132,8 +76,8 @@ async def make_template(
     """Boot a program until it is ready, and make a template of it."""
     image = os.open(image_path, os.O_RDONLY | os.O_CLOEXEC)
     async with vm_process(directory) as process:
-        console = Console()
-        assert console.theirs is not None
+        peer = Peer()
+        assert peer.theirs is not None
         boot = Boot(
             owner=OWNER,
             image="00" * 32,
@@ -144,21 +88,21 @@ async def make_template(
             uuid=secrets.token_hex(16),
             template=True,
         )
-        await process.boot(boot, image=image, console=console.theirs.fileno())
-        console.handed_over()
+        await process.boot(boot, image=image, console=peer.theirs.fileno())
+        peer.handed_over()
         await process.run()
         event = await asyncio.wait_for(process.events.get(), TIMEOUT_S)
         if not isinstance(event, Ready):
             with contextlib.suppress(TimeoutError, EOFError):
                 while True:
-                    print(await asyncio.wait_for(console.line(), 1))
+                    print(await asyncio.wait_for(peer.line(), 1))
             pytest.fail(f"the program did not get ready: {event}")
         stored = await process.template(boot.uuid)
         data = read_descriptor(stored.descriptor)
         memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         file = memory_file(data)
         await process.unpack(template=file, memory=memory)
-        console.close()
+        peer.close()
     return Template(file, data, memory, hashlib.sha256(data).hexdigest(), image)
 
 
@@ -168,7 +112,7 @@ class Sibling:
     def __init__(self, process: VMProcess, template: Template) -> None:
         self.process = process
         self.template = template
-        self.console = Console()
+        self.peer = Peer()
 
     @classmethod
     async def prepare(
@@ -182,20 +126,27 @@ class Sibling:
         )
         return cls(process, template)
 
-    async def wake(self, uuid: str, generation: int, delta: bytes | None = None) -> float:
-        """Restore; returns how long it took in seconds."""
-        self.console.close()
-        self.console = Console()
-        assert self.console.theirs is not None
+    async def wake(
+        self, uuid: str, generation: int, delta: bytes | None = None, *, peer: Peer | None = None
+    ) -> float:
+        """Restore; returns how long it took in seconds.
+
+        `peer` has been parked, and its connections go on; without, there is a new one.
+        """
+        if peer is not self.peer:
+            self.peer.close()
+        self.peer = peer or Peer()
+        assert self.peer.theirs is not None
         descriptor = None if delta is None else memory_file(delta)
         started = time.perf_counter()
         await self.process.restore(
             Restore(uuid=uuid, generation=generation, host_name=f"vm-{uuid[:8]}"),
             delta=descriptor,
-            console=self.console.theirs.fileno(),
+            console=self.peer.theirs.fileno(),
         )
         took = time.perf_counter() - started
-        self.console.handed_over()
+        self.peer.resume(generation)
+        self.peer.handed_over()
         if descriptor is not None:
             os.close(descriptor)
         return took
@@ -205,6 +156,13 @@ class Sibling:
         stored = await self.process.standby(generation, within_s=TIMEOUT_S, busy=busy)
         delta = read_descriptor(stored.descriptor)
         assert await self.process.reset(), "retired"
+        return delta
+
+    async def park(self, generation: int) -> bytes:
+        """The same; the peer keeps its connections for the next `wake`."""
+        self.peer.be_quiet()
+        delta = await self.sleep(generation)
+        self.peer.park()
         return delta
 
 

@@ -3,7 +3,7 @@
 /// First word of [`BootInfo`]: "TORPORBI".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TORPORBI");
 /// Changes whenever anything in this crate changes its layout or meaning.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A byte string inside the boot information area.
 #[repr(C)]

@@ -27,6 +27,9 @@ pub mod command {
     /// After PARKED: the list holds pairs of a page-table root and a virtual address; touch them (bit 0 of the address:
     /// by a write that changes nothing) and park again. The VM process has checked that they are mapped.
     pub const TOUCH: u32 = 4;
+    /// After QUIESCED: go on, but over a link whose other end is a new one: all connections are gone, and the windows of
+    /// streams with a fixed number are whole, less [`super::Handover::unsent_bytes`].
+    pub const RELINK: u32 = 5;
 }
 
 /// Values written to [`crate::shared::doorbell::QUIESCED`].
@@ -83,6 +86,8 @@ pub struct Handover {
     pub tables_bytes: AtomicU64,
     /// Guest, at QUIESCED: CLOCK_MONOTONIC of the next timer less now in ns; `u64::MAX` for none.
     pub next_deadline_ns: AtomicU64,
+    /// For RELINK: DATA bytes on streams 0 to 2 that the guest has sent and the new link's other end will get.
+    pub unsent_bytes: [AtomicU32; 3],
 }
 
 const _: () = assert!(core::mem::size_of::<Handover>() <= crate::layout::PAGE_BYTES as usize);

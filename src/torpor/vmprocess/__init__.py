@@ -5,24 +5,28 @@ from torpor.vmprocess.launch import Launched, launch
 from torpor.vmprocess.messages import (
     Boot,
     Ended,
+    Origin,
     Prepare,
     Ready,
     Refused,
     Restore,
     Status,
     Stored,
+    Unlinked,
 )
 
 __all__ = [
     "Boot",
     "Ended",
     "Launched",
+    "Origin",
     "Prepare",
     "Ready",
     "Refused",
     "Restore",
     "Status",
     "Stored",
+    "Unlinked",
     "VMProcess",
     "launch",
 ]

@@ -19,20 +19,21 @@ from torpor.vmprocess.messages import (
     Restore,
     Status,
     Stored,
+    Unlinked,
 )
 
 
 class VMProcess:
     """One VM process. Commands may be sent without waiting; each waits for its own reply.
 
-    Descriptors that are handed in stay the caller's. `events` gets `Ready`, and `Ended` as the
-    last.
+    Descriptors that are handed in stay the caller's. `events` gets `Ready`, `Unlinked`, and
+    `Ended` as the last.
     """
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
         self.pid = pid
         """As the kernel says (SO_PEERCRED)."""
-        self.events: asyncio.Queue[Ready | Ended] = asyncio.Queue()
+        self.events: asyncio.Queue[Ready | Unlinked | Ended] = asyncio.Queue()
         self._socket = connection
         self._replies: dict[int, asyncio.Future[Message]] = {}
         self._next_id = 1
@@ -74,7 +75,7 @@ class VMProcess:
     async def query(self) -> Status:
         """How the process is."""
         body = (await self._command("query", {})).body["ok"]
-        return Status(state=body["state"], instance=body["instance"], busy=body["busy"])
+        return Status(**{name: body[name] for name in Status.__slots__})
 
     async def boot(self, boot: Boot, *, image: int, console: int | None = None) -> None:
         """Make a VM that will boot a program with `run`."""
@@ -130,6 +131,17 @@ class VMProcess:
     async def checkpoint(self, generation: int, *, within_s: float, busy: bool = False) -> Stored:
         """Store the VM, which goes on."""
         return await self._store("checkpoint", generation, within_s, busy)
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the program of a running VM."""
+        await self._command("signal", {"number": number})
+
+    async def link(self, link: int) -> None:
+        """Give a running or stopped VM another link, in the place of the one from before.
+
+        Connections to the outside are reset in the guest; console windows begin whole.
+        """
+        await self._command("link", {}, [link])
 
     async def template(self, uuid: str) -> Stored:
         """Store a booted VM that is ready as a template."""

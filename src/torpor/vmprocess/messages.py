@@ -57,12 +57,22 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """A state of an instance."""
+
+    uuid: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
     """Who a VM is to be."""
 
     uuid: str
     generation: int
     host_name: str = ""
+    origin: Origin | None = None
+    """What the delta was stored as, where that was another instance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +81,20 @@ class Status:
 
     state: str
     """`empty`, `stopped`, `resting` or `running`."""
-    instance: dict[str, Any] | None
     busy: bool
+    """Another command is being carried out."""
+    instance: dict[str, Any] | None
+    """`uuid` and `generation` that the VM was restored with; none before it has run."""
+    stored_generation: int | None
+    """Of this instance's last standby or checkpoint in this process."""
+    template: str | None
+    warm_base: str | None
+    unlinked: bool
+    """The link is lost; output waits for another one."""
+    memory_bytes: int
+    """That the process has of its own."""
+    cpu_ns: int
+    """That the process has used since it was started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +112,13 @@ class Stored:
 @dataclass(frozen=True, slots=True)
 class Ready:
     """The program is ready; its VM is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unlinked:
+    """The link is lost, and the VM runs on; `VMProcess.link` gives it another one."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +169,13 @@ def arguments_of(record: Boot | Prepare | Restore) -> dict[str, Any]:
     return asdict(record)
 
 
-def event_of(body: dict[str, Any]) -> Ready | Ended:
+def event_of(body: dict[str, Any]) -> Ready | Unlinked | Ended:
     """An event from a message's body."""
     match body.get("event"):
         case "ready":
             return Ready()
+        case "unlinked":
+            return Unlinked(body["message"])
         case "ended":
             return Ended(reason=body["reason"], status=body["status"], message=body["message"])
         case other:

@@ -24,4 +24,16 @@
         show_result;                                                                               \
     })
 
+/* As SHOW, printed once a child has said what it has to say. */
+#define SHOW_AFTER(CHILD, CALL)                                                                    \
+    ({                                                                                             \
+        errno = 0;                                                                                 \
+        long after_result = (long)(CALL);                                                          \
+        int after_errno = errno;                                                                   \
+        waitpid(CHILD, NULL, 0);                                                                   \
+        printf("%s = %ld%s%s\n", #CALL, after_result, after_result == -1 ? " " : "",               \
+               after_result == -1 ? strerrorname_np(after_errno) : "");                            \
+        fflush(stdout);                                                                            \
+    })
+
 #define TITLE(TEXT) (printf("-- %s\n", TEXT), fflush(stdout))

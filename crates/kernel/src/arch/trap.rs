@@ -177,7 +177,10 @@ fn page_fault(regs: &UserRegs, error: u64) {
         FaultOutcome::Unmapped => (signal::SIGSEGV, signal::SEGV_MAPERR),
         FaultOutcome::Denied => (signal::SIGSEGV, signal::SEGV_ACCERR),
         FaultOutcome::BeyondEnd => (signal::SIGBUS, signal::BUS_ADRERR),
-        FaultOutcome::OutOfMemory => return crate::task::oom_kill(),
+        FaultOutcome::OutOfMemory => {
+            crate::task::oom::make_room();
+            return;
+        }
     };
     force(&Fault { signal, code, address, vector: 14, error: error & 0x17 | 4, cr2: address, rip: regs.rip });
 }

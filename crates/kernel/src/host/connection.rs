@@ -2,7 +2,9 @@
 //! (`torpor_abi::frame`, "Connections"). What it means to programs is the affair of its owner, in [`crate::net`].
 
 use super::ring;
-use super::stream::{Receiver, is_registered, register, room_for_data, send_soon, unregister};
+use super::stream::{
+    Receiver, is_registered, register, room_for_data, send_soon, take_deferred_of_connections, unregister,
+};
 use crate::errno::{Errno, Result};
 use crate::mm::user::Source;
 use crate::wait::WaitQueue;
@@ -202,6 +204,12 @@ impl Connection {
         }
     }
 
+    /// Whether either side has given it up.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.get() || self.host_closed.get()
+    }
+
     /// Whether bytes can be sent and received.
     #[must_use]
     pub fn is_opened(&self) -> bool {
@@ -338,9 +346,22 @@ impl Connection {
         }
     }
 
+    /// The other end knows nothing of it, and is told nothing.
+    fn lose(&self) {
+        self.reset();
+        self.held.take();
+        self.host_closed.set(true);
+        if !self.closed.replace(true) {
+            release(self.window_bytes.get());
+        }
+        self.forget_if_over();
+    }
+
+    /// To a socket of datagrams it means nothing: it has no peer that could be gone.
     fn reset(&self) {
         if let Some(owner) = self.owner() {
-            owner.closed(Errno::ECONNRESET.0.unsigned_abs());
+            let errno = if self.transport == Transport::Udp { 0 } else { Errno::ECONNRESET.0.unsigned_abs() };
+            owner.closed(errno);
         }
     }
 }
@@ -424,14 +445,17 @@ pub fn resumed(incarnation: u32) {
     for connection in all {
         let told = connection.attached.get() || (connection.closed.get() && connection.held.borrow().is_empty());
         if !told {
-            connection.reset();
-            connection.host_closed.set(true);
-            if !connection.closed.replace(true) {
-                release(connection.window_bytes.get());
-            }
-            connection.forget_if_over();
+            connection.lose();
         }
     }
+}
+
+/// The link has a new other end, which knows of no connection.
+pub fn lost() {
+    take_deferred_of_connections();
+    TABLE.with(|table| table.resuming.set(false));
+    let all: Vec<_> = TABLE.with(|table| table.connections.borrow().values().filter_map(Weak::upgrade).collect());
+    all.iter().for_each(|connection| connection.lose());
 }
 
 /// To be called once in a VM process that continues this guest, before it looks at its rings: connections that the host

@@ -122,6 +122,14 @@ pub fn exit(reason: u32, status: u32, text: &str) -> ! {
 pub fn poll() {
     if control().pending.load(Ordering::Relaxed) != 0 {
         control().pending.store(0, Ordering::SeqCst);
-        ring::receive_all();
+        ring::receive(|_| true);
     }
+}
+
+/// The link has a new other end, which knows of no connection. `unsent_bytes` by stream number are still on their way to it.
+pub fn relinked(unsent_bytes: [u32; 3]) {
+    // Nothing may be said any more on a connection, be it in answer to what its former end had sent.
+    connection::lost();
+    ring::receive(|header| header.stream < torpor_abi::frame::stream::FIRST_DYNAMIC);
+    stream::reattached(unsent_bytes);
 }

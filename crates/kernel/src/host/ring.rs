@@ -102,8 +102,8 @@ fn put(position: Position, at: &mut u32, mut bytes: &[u8]) {
     }
 }
 
-/// Hands every received frame to its stream.
-pub(super) fn receive_all() {
+/// Hands received frames to their streams; those that are not `wanted` are dropped.
+pub(super) fn receive(wanted: impl Fn(&Header) -> bool) {
     super::stream::room_available();
     loop {
         let control = control();
@@ -118,8 +118,10 @@ pub(super) fn receive_all() {
         raw[first..].copy_from_slice(rx_bytes(0, second));
         let header = Header::decode(&raw).unwrap_or_else(|bad| panic!("receive ring: {bad:?}"));
         assert!(header.frame_bytes() <= position.used(), "receive ring: truncated frame {header:?}");
-        let [(o1, l1), (o2, l2)] = position.readable(HEADER_BYTES, header.len);
-        super::stream::dispatch(header, rx_bytes(o1, l1), rx_bytes(o2, l2));
+        if wanted(&header) {
+            let [(o1, l1), (o2, l2)] = position.readable(HEADER_BYTES, header.len);
+            super::stream::dispatch(header, rx_bytes(o1, l1), rx_bytes(o2, l2));
+        }
         control.rx_tail.store(tail.wrapping_add(header.frame_bytes()), Ordering::SeqCst);
         if control.rx_wants_room.load(Ordering::SeqCst) != 0 {
             notify();

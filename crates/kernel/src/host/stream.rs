@@ -10,14 +10,16 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
 use torpor_abi::frame::{Header, INITIAL_WINDOW_BYTES, MAX_PAYLOAD_BYTES, kind, stream};
+use torpor_abi::handover::quiesce;
 
 /// What receives the frames of one stream number. Called from the kernel's entry; must not block.
 pub trait Receiver {
     /// The payload comes in two pieces (the ring may wrap).
     fn receive(&self, header: Header, first: &[u8], second: &[u8]);
 
-    /// The other end is a new one, and nothing is on its way: both windows are whole again.
-    fn reattached(&self) {}
+    /// The other end is a new one. Nothing is on its way but `unsent_bytes[number]` of ours: both windows are whole again,
+    /// less that.
+    fn reattached(&self, _unsent_bytes: [u32; 3]) {}
 }
 
 /// A frame that had no room yet.
@@ -58,10 +60,10 @@ pub fn unregister(number: u32) {
     registry(|r| r.receivers.borrow_mut().remove(&number));
 }
 
-/// After a restore: every stream's other end is a new one.
-pub fn reattached() {
+/// After a restore, or when the link was replaced: every stream's other end is a new one.
+pub fn reattached(unsent_bytes: [u32; 3]) {
     let receivers: Vec<_> = registry(|r| r.receivers.borrow().values().cloned().collect());
-    receivers.iter().for_each(|receiver| receiver.reattached());
+    receivers.iter().for_each(|receiver| receiver.reattached(unsent_bytes));
     registry(|r| r.waiting_for_room.set(false));
     room_queue().wake_all(Events::WRITABLE);
 }
@@ -85,6 +87,16 @@ pub(super) fn send_soon(number: u32, what: u16, argument: u32, payload: &[u8]) {
     let frame = (number, what, argument, payload.to_vec());
     registry(|r| r.deferred.borrow_mut().push_back(frame));
     send_deferred();
+}
+
+/// Takes back what connections have not been able to say.
+pub(super) fn take_deferred_of_connections() -> Vec<(u32, u16, u32)> {
+    registry(|r| {
+        let (ours, console) = r.deferred.take().into_iter().partition(|(number, ..)| *number >= stream::FIRST_DYNAMIC);
+        r.deferred.replace(console);
+        let ours: VecDeque<Deferred> = ours;
+        ours.into_iter().map(|(number, what, argument, _)| (number, what, argument)).collect()
+    })
 }
 
 fn send_deferred() {
@@ -140,10 +152,14 @@ pub(super) fn room_available() {
     }
 }
 
-/// Sends text to a stream without flow control (trace, kernel messages), waiting for room without scheduling.
+/// Sends text to a stream without flow control (trace, kernel messages), waiting for room without scheduling. What finds
+/// none until the VM process wants a stop is lost: that may be what makes room.
 pub fn send_text(number: u32, text: &[u8]) {
     for piece in text.chunks(MAX_PAYLOAD_BYTES as usize) {
         while ring::room(piece.len()) < piece.len() {
+            if super::control().quiesce.load(core::sync::atomic::Ordering::SeqCst) != quiesce::NONE {
+                return;
+            }
             ring::flush();
             super::idle();
             // The event stays noted for the next `poll`, which must not run here: it could re-enter the caller.
@@ -301,8 +317,9 @@ impl HostStream {
 }
 
 impl Receiver for HostStream {
-    fn reattached(&self) {
-        self.credit_bytes.set(INITIAL_WINDOW_BYTES);
+    fn reattached(&self, unsent_bytes: [u32; 3]) {
+        let unsent = unsent_bytes.get(self.number as usize).copied().unwrap_or(0);
+        self.credit_bytes.set(INITIAL_WINDOW_BYTES.saturating_sub(unsent));
         self.consumed_bytes.set(0);
         self.orphaned_bytes.set(self.received.borrow().len() as u32);
         self.queue.wake(Events::WRITABLE);

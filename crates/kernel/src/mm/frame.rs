@@ -51,6 +51,8 @@ struct Ram {
     next_virgin: Cell<u32>,
     free_dirty: Cell<u32>,
     used_frames: Cell<u64>,
+    /// Those of them that are the kernel's heap.
+    kernel_frames: Cell<u64>,
     peak_frames: Cell<u64>,
     limit_frames: Cell<u64>,
 }
@@ -61,6 +63,7 @@ crate::global! {
         next_virgin: Cell::new(0),
         free_dirty: Cell::new(0),
         used_frames: Cell::new(0),
+        kernel_frames: Cell::new(0),
         peak_frames: Cell::new(0),
         limit_frames: Cell::new(0),
     };
@@ -73,6 +76,7 @@ pub(super) fn init(blocks: Blocks, first: Gpa, limit_bytes: u64) {
         ram.next_virgin.set((first.0 / PAGE_BYTES) as u32 / BLOCK_FRAMES);
         ram.free_dirty.set(0);
         ram.used_frames.set(0);
+        ram.kernel_frames.set(0);
         ram.peak_frames.set(0);
         ram.limit_frames.set(limit_bytes / PAGE_BYTES);
     });
@@ -113,6 +117,11 @@ impl Ram {
         let used = self.used_frames.get() + frames;
         self.used_frames.set(used);
         self.peak_frames.set(self.peak_frames.get().max(used));
+    }
+
+    fn charge_kernel(&self, frames: u64) {
+        self.charge_anyway(frames);
+        self.kernel_frames.set(self.kernel_frames.get() + frames);
     }
 
     fn sort(&self, blocks: Blocks, block: u32) {
@@ -244,12 +253,12 @@ fn allocate_order(order: u32, content: Content) -> Result<Pfn, NoMemory> {
     })
 }
 
-/// For the kernel itself: `2^order` frames (at most a block), counted but not stopped by the limit, which programs reach
-/// earlier. RAM is larger than the limit, and the kernel can't go on without memory.
+/// For the kernel itself: `2^order` frames (at most a block), counted but not stopped by the limit: RAM is larger, and the
+/// kernel can't go on without memory. See [`kernel_exceeds`].
 pub(super) fn allocate_kernel(order: u32) -> Option<Pfn> {
     with_ram(|ram, blocks| {
         let pfn = ram.take(blocks, order, Content::Any)?;
-        ram.charge_anyway(1 << order);
+        ram.charge_kernel(1 << order);
         Some(pfn)
     })
 }
@@ -265,7 +274,7 @@ pub(super) fn allocate_kernel_blocks(count: u32) -> Option<Pfn> {
             });
             ram.sort(blocks, block);
         }
-        ram.charge_anyway(u64::from(count) * u64::from(BLOCK_FRAMES));
+        ram.charge_kernel(u64::from(count) * u64::from(BLOCK_FRAMES));
         Some(first * BLOCK_FRAMES)
     })
 }
@@ -293,7 +302,24 @@ fn contiguous_free(ram: &Ram, blocks: Blocks, count: u32) -> Option<u32> {
 
 /// Gives back what [`allocate_kernel`] gave.
 pub(super) fn free_kernel(pfn: Pfn, order: u32) {
-    with_ram(|ram, blocks| ram.give(blocks, pfn, order));
+    with_ram(|ram, blocks| {
+        ram.give(blocks, pfn, order);
+        ram.kernel_frames.set(ram.kernel_frames.get() - (1 << order));
+    });
+}
+
+/// Frames of the kernel's heap.
+pub(crate) fn kernel_pages() -> u64 {
+    with_ram(|ram, _| ram.kernel_frames.get())
+}
+
+/// Whether the kernel has taken so much that more than the limit and a reserve of a sixteenth is in use: what programs are
+/// refused at the limit leaves the kernel that much to work with.
+pub(crate) fn kernel_exceeds() -> bool {
+    with_ram(|ram, _| {
+        let limit = ram.limit_frames.get();
+        ram.used_frames.get() > limit + limit / 16
+    })
 }
 
 /// The word that the kernel heap may use for a frame of its own (which has no reference count).
@@ -570,7 +596,11 @@ mod tests {
         assert_eq!(frames.len(), 4096);
         assert_eq!(allocate_block(), Err(NoMemory));
         let ours = allocate_kernel(3).expect("RAM is larger than the limit");
-        assert_eq!(usage().free_bytes(), 0);
+        assert_eq!((usage().free_bytes(), kernel_pages(), kernel_exceeds()), (0, 8, false));
+        let more = allocate_kernel(8).expect("RAM is larger than the limit");
+        assert!(kernel_exceeds());
         free_kernel(ours, 3);
+        free_kernel(more, 8);
+        assert_eq!((kernel_pages(), kernel_exceeds()), (0, false));
     }
 }

@@ -253,13 +253,15 @@ pub(super) fn send_datagram(socket: &Rc<Socket>, to: InetAddress, from: InetAddr
         return Ok(connection.write_datagram(endpoint(to), bytes));
     }
     let known = socket.outside_datagrams.borrow().clone();
-    let connection = match known {
+    let connection = match known.filter(|known| !known.is_closed()) {
         Some(known) => known,
         None => {
             let any = if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-            let anywhere = endpoint(InetAddress { ip: any, port: 0 });
+            // A connected one whose connection is gone gets another.
+            let peer = socket.remote_inet().filter(|peer| peer.canonical() == to.canonical());
+            let peer = peer.unwrap_or(InetAddress { ip: any, port: 0 });
             let queue = Rc::clone(&socket.queue);
-            let new = Connection::open(Transport::Udp, anywhere, endpoint(from), owner_of(socket), queue)?;
+            let new = Connection::open(Transport::Udp, endpoint(peer), endpoint(from), owner_of(socket), queue)?;
             *socket.outside_datagrams.borrow_mut() = Some(Rc::clone(&new));
             new
         }

@@ -18,7 +18,7 @@ pub(crate) use uk::root as uk_root;
 
 use crate::arch::thread;
 use crate::fs::context::FsContext;
-use crate::host::control;
+use crate::host::{self, control};
 use crate::mm::{frame, paging};
 use crate::task::sched;
 use crate::time::{self, Instant};
@@ -44,11 +44,14 @@ fn handover() -> &'static Handover {
 pub fn stop_if_wanted(idle: bool) -> bool {
     let wanted = control().quiesce.load(Ordering::Relaxed);
     let requested = wanted == quiesce::AT_ENTRY || (wanted == quiesce::AT_IDLE && idle);
-    if !requested && !ready::is_due(idle) {
+    if requested {
+        stop(reason::REQUESTED);
+    } else if ready::is_due(idle) {
+        ready::done();
+        stop(reason::READY);
+    } else {
         return false;
     }
-    ready::done();
-    stop(if requested { reason::REQUESTED } else { reason::READY });
     true
 }
 
@@ -58,8 +61,13 @@ fn stop(reason: u32) {
     describe();
     point::stop(reason);
     thread::load_running();
-    if handover().command.load(Ordering::Acquire) == command::RESUME {
-        restored::restored(&before);
+    match handover().command.load(Ordering::Acquire) {
+        command::RESUME => restored::restored(&before),
+        command::RELINK => {
+            let unsent_bytes = handover().unsent_bytes.each_ref().map(|bytes| bytes.load(Ordering::Relaxed));
+            host::relinked(unsent_bytes);
+        }
+        _ => {}
     }
 }
 

@@ -72,7 +72,7 @@ pub(super) fn restored(before: &Before) {
             space.wipe().unwrap_or_else(|error| panic!("memory under MADV_WIPEONFORK can't be wiped: {error:?}"));
         }
     }
-    host::stream::reattached();
+    host::stream::reattached([0; 3]);
     host::connection::moved(generation as u32);
     time::note_step(false);
 }

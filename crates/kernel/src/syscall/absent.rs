@@ -25,23 +25,6 @@ pub const ABSENT: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "no System V IPC",
-        &[
-            "msgctl",
-            "msgget",
-            "msgrcv",
-            "msgsnd",
-            "semctl",
-            "semget",
-            "semop",
-            "semtimedop",
-            "shmat",
-            "shmctl",
-            "shmdt",
-            "shmget",
-        ],
-    ),
-    (
         "no POSIX message queues",
         &["mq_getsetattr", "mq_notify", "mq_open", "mq_timedreceive", "mq_timedsend", "mq_unlink"],
     ),

@@ -1,10 +1,15 @@
 //! A system call of the running thread: number and arguments from its registers, the result into them.
 
 use super::{dispatch, trace};
-use crate::task::{current, signal};
+use crate::task::{current, oom, signal};
 
-/// Performs the call.
+/// Performs the call. It takes what memory it needs; if that was too much, somebody gives some back before it returns.
 pub(crate) fn system_call() {
+    perform();
+    oom::relieve();
+}
+
+fn perform() {
     let thread = current();
     let regs = thread.state.regs();
     let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];

@@ -3,6 +3,7 @@
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
 use crate::fs::proc::namespace::NamespaceFile;
+use crate::ipc::sem::UndoList;
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task::fork::CloneFlags;
@@ -129,6 +130,9 @@ fn sys_unshare(args: Args) -> Result<u64> {
     let alone = me.process.thread_count() == 1;
     if flags.intersects(CloneFlags::THREAD | CloneFlags::SIGHAND | CloneFlags::VM) && !alone {
         return Err(Errno::EINVAL);
+    }
+    if flags.contains(CloneFlags::SYSVSEM) {
+        UndoList::leave(&me);
     }
     if flags.contains(CloneFlags::FS)
         && let Some(fs) = me.set_fs(None)

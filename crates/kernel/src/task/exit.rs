@@ -12,7 +12,8 @@ use super::signal::{self, SIGCHLD, Signal, SignalInfo};
 use super::status::WaitStatus;
 use super::thread::Thread;
 use super::usage::Usage;
-use super::{current, futex, init, log, pid};
+use super::{current, futex, init, pid};
+use crate::ipc::sem::UndoList;
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::wait::Events;
@@ -75,6 +76,7 @@ pub(super) fn release_memory(me: &Rc<Thread>) {
 pub(super) fn end_thread(thread: &Rc<Thread>) {
     let process = Rc::clone(&thread.process);
     let last = process.thread_count() == 1;
+    UndoList::leave(thread);
     close_files(thread);
     drop(thread.set_fs(None));
     process.ended_usage.set(process.ended_usage.get().plus(&Usage::of_thread(thread)));
@@ -206,32 +208,4 @@ pub(super) fn reap(parent: &Process, process: &Rc<Process>) {
     session::leave(process);
     pid::remove_process(process.pid());
     parent.remove_child(process);
-}
-
-/// Ends the process that uses most memory, which has none left: called where a page can't be had. The process that asked is
-/// as good as any other for the score. Returns once a victim has been marked; the caller's thread may be of it.
-pub fn oom_kill() {
-    let victim = pid::processes()
-        .into_iter()
-        .filter(|process| process.is_alive() && process.oom_score_adj.get() > -1000)
-        .filter_map(|process| Some((oom_score(&process)?, process)))
-        .max_by_key(|(score, process)| (*score, process.pid()));
-    let victim = victim.map_or_else(|| Rc::clone(&current().process), |(_, process)| process);
-    let resident_kib = victim.try_space().map_or(0, |space| space.resident_bytes() / 1024);
-    log::message(format_args!(
-        "Out of memory: Killed process {} ({}) total-rss:{resident_kib}kB",
-        victim.pid(),
-        victim.name().escape_ascii(),
-    ));
-    exit_group(&victim, WaitStatus::signaled(signal::SIGKILL.number(), false));
-}
-
-/// Resident bytes, shifted by thousandths of the memory limit; `None` for what can't give any memory back.
-fn oom_score(process: &Process) -> Option<i64> {
-    let space = process.try_space()?;
-    if process.is_exiting() {
-        return None;
-    }
-    let total = crate::mm::frame::usage().limit_bytes as i64;
-    Some(space.resident_bytes() as i64 + total / 1000 * i64::from(process.oom_score_adj.get()))
 }

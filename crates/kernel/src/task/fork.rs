@@ -8,6 +8,7 @@ use super::signal::{ProcessSignals, SIGCHLD, Signal, ThreadSignals};
 use super::thread::{Shared, Thread};
 use super::{ThreadState, current, limits, pid};
 use crate::errno::{Errno, Result};
+use crate::ipc::sem::UndoList;
 use crate::mm::addr::{USER_END, UserAddr};
 use crate::mm::space::Respect;
 use crate::mm::user;
@@ -168,6 +169,9 @@ pub fn clone(args: &CloneArgs) -> Result<u32> {
     let signals = ThreadSignals::inherit(&me.signals);
     let thread = Thread::new(tid, &process, state, me.creds(), signals, shared);
     thread.inherit(&me);
+    if flags.contains(CloneFlags::SYSVSEM) {
+        *thread.undo_list.borrow_mut() = Some(UndoList::of(&me));
+    }
     // A copy of the memory, or the memory itself until execve(2), keeps its alternate stack; a thread needs its own.
     if !flags.contains(CloneFlags::VM) || flags.contains(CloneFlags::VFORK) {
         thread.signals.set_alt_stack(me.signals.alt_stack());

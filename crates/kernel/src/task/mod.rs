@@ -14,6 +14,7 @@ pub mod limits;
 pub mod load;
 pub mod loadavg;
 pub mod log;
+pub mod oom;
 pub mod pid;
 pub mod pidfd;
 pub mod process;
@@ -40,7 +41,6 @@ use crate::fs::fdtable::FdTable;
 use crate::mm::space::AddressSpace;
 use alloc::rc::Rc;
 use creds::Credentials;
-pub use exit::oom_kill;
 use thread::Thread;
 
 /// The thread that runs.

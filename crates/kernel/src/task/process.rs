@@ -67,6 +67,8 @@ pub struct Process {
     pub membarrier: Cell<u32>,
     /// Score adjustment for the OOM killer: -1000 to 1000.
     pub oom_score_adj: Cell<i16>,
+    /// Pages that the kernel took while it worked for it, less those that it gave back.
+    pub(super) kernel_pages: Cell<i64>,
     /// What it has read and written, for /proc/PID/io.
     pub transfers: Cell<TransferCounts>,
 }
@@ -144,6 +146,7 @@ impl Process {
             personality: Cell::new(0),
             membarrier: Cell::new(0),
             oom_score_adj: Cell::new(0),
+            kernel_pages: Cell::new(0),
             transfers: Cell::default(),
         })
     }

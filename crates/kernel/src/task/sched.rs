@@ -11,6 +11,7 @@ use super::loadavg;
 use super::runqueue::{Key, Params, Reason, RunQueue};
 use super::thread::Thread;
 use crate::errno::Errno;
+use crate::mm::frame;
 use crate::mm::space::AddressSpace;
 use crate::time::{self, Instant, timer};
 use crate::wait::{Events, Registration, WaitQueue, Wake};
@@ -151,6 +152,8 @@ struct Scheduler {
     spender: Cell<Spender>,
     /// What the current thread has run in its program and in the kernel, and not been charged with yet.
     uncharged_ns: [Cell<u64>; 2],
+    /// What the kernel held when that was last charged to a process.
+    kernel_pages: Cell<u64>,
     idle_ns: Cell<u64>,
     switches: Cell<u64>,
     /// A thread that has ended, whose kernel stack is in use until the next one runs.
@@ -168,6 +171,7 @@ crate::global! {
         ran_ns: Cell::new(0),
         spender: Cell::new(Spender::Kernel),
         uncharged_ns: [Cell::new(0), Cell::new(0)],
+        kernel_pages: Cell::new(0),
         idle_ns: Cell::new(0),
         switches: Cell::new(0),
         dead: RefCell::new(None),
@@ -286,13 +290,17 @@ impl Scheduler {
     }
 }
 
-/// Charges the current thread with what it has run since the last call.
+/// Charges the current thread with what it has run since the last call, and its process with what the kernel took for it.
 pub fn account() {
     SCHED.with(|sched| {
         sched.note_time();
         let [user_ns, system_ns] = [0, 1].map(|n| sched.uncharged_ns[n].take());
         let current = sched.current.borrow();
+        let kernel_pages = frame::kernel_pages();
+        let taken = kernel_pages.wrapping_sub(sched.kernel_pages.replace(kernel_pages)).cast_signed();
         let Some(thread) = &*current else { return };
+        let charged = &thread.process.kernel_pages;
+        charged.set(charged.get() + taken);
         let entity = &thread.sched;
         entity.user_ns.set(entity.user_ns.get() + user_ns);
         entity.system_ns.set(entity.system_ns.get() + system_ns);

@@ -8,6 +8,7 @@ use super::signal::{Signal, ThreadSignals};
 use super::status::WaitStatus;
 use crate::fs::context::FsContext;
 use crate::fs::fdtable::FdTable;
+use crate::ipc::sem::UndoList;
 use crate::mm::addr::UserAddr;
 use crate::time::timer::Expire;
 use crate::wait::{Events, Wake};
@@ -40,6 +41,8 @@ pub struct Thread {
     pub clear_child_tid: Cell<UserAddr>,
     /// Head of the robust futex list (set_robust_list(2)).
     pub robust_list: Cell<UserAddr>,
+    /// What semop(2) is to undo when its last holder ends.
+    pub undo_list: RefCell<Option<Rc<UndoList>>>,
     files: RefCell<Option<Rc<FdTable>>>,
     fs: RefCell<Option<Rc<FsContext>>>,
     creds: RefCell<Rc<Credentials>>,
@@ -112,6 +115,7 @@ impl Thread {
             signals,
             clear_child_tid: Cell::new(UserAddr::NULL),
             robust_list: Cell::new(UserAddr::NULL),
+            undo_list: RefCell::default(),
             files: RefCell::new(Some(shared.files)),
             fs: RefCell::new(shared.fs),
             creds: RefCell::new(creds),

@@ -1,17 +1,17 @@
 //! The VM process of a broker that takes commands at a control socket as well: a VM that can be stored, or was.
 
 use super::worker::Worker;
-use super::{State, read_all};
+use super::{Identity, Shared, State, ended, read_all};
 use crate::error::Failure;
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::snapshot::{Kind, Reader};
-use crate::vm::served::{Instance, Link, Origin, Refusal, Resources, Vm, unpack_template};
+use crate::vm::served::{End, Instance, Link, Origin, Refusal, Resources, Vm, Watcher, unpack_template};
 use crate::vm::{Given, fail};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Deserialize;
-use serde_json::json;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// The JSON object behind `--managed`; descriptors are numbers that this process was started with.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -98,6 +98,19 @@ impl Managed {
     }
 }
 
+/// Tells a controller of the VM's end, if one is there; the broker is told in any case.
+struct Watching(Arc<Shared>);
+
+impl Watcher for Watching {
+    fn ended(&self, end: &End) {
+        self.0.event(&ended(end));
+    }
+
+    fn unlinked(&self, _: &str) {
+        // Its VM ends with a broker.
+    }
+}
+
 /// From descriptors to the end of the process.
 pub(crate) fn run_for_broker(mut given: Given) -> ! {
     let managed = given.managed.take().expect("the caller has looked");
@@ -112,15 +125,16 @@ fn prepare(given: Given, managed: Managed) -> Result<Worker, Failure> {
     let Managed { control, owner, image, uuid, generation, saved } = managed;
     let resources = Resources::open(given.kvm).map_err(refused)?;
     let shared = super::confine(control)?;
+    let watcher = Box::new(Watching(Arc::clone(&shared)));
     let mut worker = Worker::new(shared);
     let origin =
         Origin { resources, image: given.image, image_bytes: given.image_bytes, link: Link::Broker(given.link) };
     let instance = Instance { uuid, generation, host_name: given.program.hostname.clone() };
     let vm = match saved {
-        None => Vm::boot(origin, owner, image, given.memory_limit_bytes, &given.program, worker.on_end()),
-        Some(saved) => restore(origin, &saved, &instance, owner, &worker),
+        None => Vm::boot(origin, owner, image, given.memory_limit_bytes, &given.program, watcher),
+        Some(saved) => restore(origin, &saved, &instance, owner, watcher),
     };
-    worker.set_vm(vm.map_err(refused)?, State::Running, uuid, Some(json!({ "uuid": uuid, "generation": generation })));
+    worker.set_vm(vm.map_err(refused)?, State::Running, uuid, Some(Identity { uuid, generation }));
     Ok(worker)
 }
 
@@ -128,7 +142,7 @@ fn refused(refusal: Refusal) -> Failure {
     Failure::new(refusal.to_string())
 }
 
-fn restore(origin: Origin, saved: &Saved, instance: &Instance, owner: Digest, worker: &Worker) -> Result<Vm, Refusal> {
+fn restore(origin: Origin, saved: &Saved, instance: &Instance, owner: Digest, watcher: Box<dyn Watcher>) -> Result<Vm, Refusal> {
     let host = |error: std::io::Error| Refusal::Host(error.to_string());
     let file = read_all(&saved.template, super::worker::TEMPLATE_MAX_BYTES).map_err(host)?;
     let delta = saved.delta.as_ref().map(|delta| read_all(delta, super::worker::DELTA_MAX_BYTES));
@@ -146,7 +160,7 @@ fn restore(origin: Origin, saved: &Saved, instance: &Instance, owner: Digest, wo
         crate::vm::served::Unpack::Io(error) => host(error),
     })?;
     // The host writes all page tables: the vCPU of a new process has not run.
-    let mut vm = Vm::prepare(origin, (saved.digest, &file, &memory), None, true, worker.on_end())?;
+    let mut vm = Vm::prepare(origin, (saved.digest, &file, &memory), None, true, watcher)?;
     vm.restore(delta.as_deref(), instance, None, metadata.stopped_at_ns)?;
     Ok(vm)
 }

@@ -10,7 +10,8 @@ pub mod protocol;
 mod worker;
 
 use crate::error::Failure;
-use crate::vm::served::Resources;
+use crate::snapshot::metadata::{Digest, Uuid};
+use crate::vm::served::{End, Handle, Refusal, Resources, Watcher};
 pub(crate) use managed::run_for_broker;
 pub use managed::{Managed, ManagedOptions, SavedOptions};
 use protocol::{Command, Event, Reply, ReplyError, Request};
@@ -23,10 +24,16 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use worker::Worker;
 
+/// How long an ended VM's process waits for somebody who wants to know.
+const TOLD_WITHIN: Duration = Duration::from_secs(60);
+/// Within this a guest takes a new link: it has to enter its kernel.
+const LINKED_WITHIN: Duration = Duration::from_secs(10);
+
 /// Where the VM is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     /// There is none yet.
+    #[default]
     Empty,
     /// Booted or quiesced: [`Command::Run`] lets it go on.
     Stopped,
@@ -54,17 +61,51 @@ struct Job {
     descriptors: Vec<OwnedFd>,
 }
 
+/// Who a VM is.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Identity {
+    uuid: Uuid,
+    /// Of the state that it was restored from.
+    generation: u64,
+}
+
 /// What both threads know.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
     state: State,
     job: Option<Job>,
     /// Until when a running guest has to have stopped for `job`.
     deadline: Option<Instant>,
-    handle: Option<crate::vm::served::Handle>,
+    handle: Option<Handle>,
     connection: Option<Arc<OwnedFd>>,
-    /// The generation and uuid that the VM was restored with, for whoever asks.
-    instance: Option<serde_json::Value>,
+    /// Who the VM is, or was when it was stopped last; none before it has run.
+    instance: Option<Identity>,
+    /// Of the last standby or checkpoint of this instance here.
+    stored_generation: Option<u64>,
+    /// Template and warm base that a VM rests at.
+    bases: [Option<Digest>; 2],
+    /// The VM has ended, and this has to be said to a controller before the process ends.
+    ended: Option<Vec<u8>>,
+}
+
+impl Inner {
+    /// The answer to a query.
+    fn status(&self) -> Result<serde_json::Value, Refusal> {
+        let [template, warm_base] = self.bases;
+        let memory_bytes = self.handle.map(Handle::used_bytes).transpose()?;
+        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Ok(json!({
+            "state": self.state.name(),
+            "busy": self.job.is_some(),
+            "instance": self.instance,
+            "stored_generation": self.stored_generation,
+            "template": template,
+            "warm_base": warm_base,
+            "unlinked": self.handle.is_some_and(Handle::is_unlinked),
+            "memory_bytes": memory_bytes.unwrap_or(0),
+            "cpu_ns": cpu.tv_sec * 1_000_000_000 + cpu.tv_nsec,
+        }))
+    }
 }
 
 /// Shared by the thread that hears commands and the worker.
@@ -98,6 +139,42 @@ impl Shared {
     fn event(&self, event: &Event<'_>) {
         self.send(event, &[]);
     }
+
+    /// Says how the VM has ended: to the controller that is there, or to the next one if one comes in time.
+    fn end(&self, event: &Event<'_>) {
+        let body = protocol::body(event).expect("an event is no longer than a message");
+        let mut inner = self.lock();
+        if let Some(connection) = &inner.connection
+            && protocol::send_body(&**connection, &body, &[]).is_ok()
+        {
+            return;
+        }
+        inner.ended = Some(body);
+        let told = |inner: &mut Inner| inner.ended.is_some();
+        drop(self.changed.wait_timeout_while(inner, TOLD_WITHIN, told));
+    }
+}
+
+/// Tells the controller what happens to the VM.
+struct Watching(Arc<Shared>);
+
+impl Watcher for Watching {
+    fn ended(&self, end: &End) {
+        self.0.end(&ended(end));
+    }
+
+    fn unlinked(&self, why: &str) {
+        self.0.event(&Event::Unlinked { message: why });
+    }
+}
+
+fn ended(end: &End) -> Event<'_> {
+    let (reason, status, message) = match end {
+        End::Exited(status) => ("exited", *status, ""),
+        End::StartFailed { errno, text } => ("start_failed", *errno, &text[..]),
+        End::Failed(text) => ("failed", 0, &text[..]),
+    };
+    Event::Ended { reason, status, message }
 }
 
 /// Runs until the process ends.
@@ -123,9 +200,7 @@ fn confine(control: OwnedFd) -> Result<Arc<Shared>, Failure> {
         return Err(Failure::new("--control-fd: a bound Unix socket of type SOCK_SEQPACKET is wanted"));
     }
     rustix::net::listen(&control, 4).map_err(|error| fail("--control-fd: listen")(error.into()))?;
-    let inner =
-        Inner { state: State::Empty, job: None, deadline: None, handle: None, connection: None, instance: None };
-    let shared = Arc::new(Shared { inner: Mutex::new(inner), changed: Condvar::new() });
+    let shared = Arc::new(Shared { inner: Mutex::default(), changed: Condvar::new() });
     let (go, ready) = std::sync::mpsc::channel::<()>();
     let (started, has_started) = std::sync::mpsc::channel();
     let listener = Arc::clone(&shared);
@@ -162,7 +237,9 @@ fn hear(shared: &Shared, control: &OwnedFd) {
             continue;
         }
         let connection = Arc::new(connection);
-        shared.lock().connection = Some(Arc::clone(&connection));
+        if !take_over(shared, &connection) {
+            continue;
+        }
         serve(shared, &connection, &mut buffer);
         let mut inner = shared.lock();
         inner.connection = None;
@@ -170,6 +247,20 @@ fn hear(shared: &Shared, control: &OwnedFd) {
             return;
         }
     }
+}
+
+/// Makes `connection` that of the controller; false if all that it wants to know is how the VM has ended.
+fn take_over(shared: &Shared, connection: &Arc<OwnedFd>) -> bool {
+    let mut inner = shared.lock();
+    if let Some(body) = &inner.ended {
+        if protocol::send_body(&**connection, body, &[]).is_ok() {
+            inner.ended = None;
+            shared.changed.notify_all();
+        }
+        return false;
+    }
+    inner.connection = Some(Arc::clone(connection));
+    true
 }
 
 /// Whether the controller runs as the user that this process runs as.
@@ -235,11 +326,13 @@ fn take(shared: &Shared, received: protocol::Received) {
     let id = request.id;
     let mut inner = shared.lock();
     match (&request.command, inner.state) {
-        (Command::Query {}, state) => {
-            let instance = inner.instance.clone();
-            let busy = inner.job.is_some();
+        (Command::Query {}, _) => {
+            let status = inner.status();
             drop(inner);
-            return shared.ok(id, json!({ "state": state.name(), "instance": instance, "busy": busy }), &[]);
+            return match status {
+                Ok(status) => shared.ok(id, status, &[]),
+                Err(refusal) => shared.refuse(id, "host", &refusal.to_string()),
+            };
         }
         (Command::Stop {}, _) => {
             let handle = inner.handle;
@@ -261,6 +354,28 @@ fn take(shared: &Shared, received: protocol::Received) {
             drop(inner);
             if let Some(handle) = handle {
                 handle.request_stop(busy);
+            }
+            return;
+        }
+        (&Command::Signal { number: number @ 1..=64 }, State::Running) => {
+            let handle = inner.handle;
+            drop(inner);
+            if let Some(handle) = handle {
+                handle.signal(number);
+            }
+            return shared.ok(id, json!({}), &[]);
+        }
+        (Command::Signal { .. }, State::Running) => {
+            drop(inner);
+            return shared.refuse(id, "bad_request", "signals are numbered 1 to 64");
+        }
+        (Command::Link {}, State::Running) => {
+            inner.deadline = Some(Instant::now() + LINKED_WITHIN);
+            let handle = inner.handle;
+            inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+            drop(inner);
+            if let Some(handle) = handle {
+                handle.request_stop(true);
             }
             return;
         }

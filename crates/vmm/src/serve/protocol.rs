@@ -66,6 +66,13 @@ pub enum Command {
     Standby(Stop),
     /// The same, but the VM goes on at once.
     Checkpoint(Stop),
+    /// Sends a signal to the program that a running VM was booted for.
+    Signal {
+        /// 1 to 64.
+        number: u32,
+    },
+    /// Gives a VM that runs or is stopped another link, the descriptor. Connections of the former one are reset.
+    Link {},
     /// Stores a booted VM that is ready as a template; the reply has the file as its descriptor. It stays stopped.
     Template {
         /// Recorded in the file.
@@ -134,12 +141,25 @@ pub struct Restore {
     /// Host name; empty leaves it.
     #[serde(default)]
     pub host_name: String,
+    /// Whom the delta is of, where that is another instance, whose branch this one is.
+    #[serde(default)]
+    pub origin: Option<Origin>,
     /// Whether there is a delta; without one the VM is a clone of its template.
     #[serde(default)]
     pub delta: bool,
     /// Whether a link for console frames comes with it.
     #[serde(default)]
     pub console: bool,
+}
+
+/// A state of an instance.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The instance.
+    pub uuid: Uuid,
+    /// The number of its state.
+    pub generation: u64,
 }
 
 /// See [`Command::Standby`].
@@ -183,6 +203,11 @@ pub struct ReplyError<'a> {
 pub enum Event<'a> {
     /// The program is ready; the VM is stopped.
     Ready {},
+    /// The link is lost. The VM runs on, its output waiting for a new one.
+    Unlinked {
+        /// For people.
+        message: &'a str,
+    },
     /// The VM has ended, and the process with it.
     Ended {
         /// `exited`, `start_failed` or `failed`.
@@ -199,9 +224,25 @@ pub enum Event<'a> {
 /// # Errors
 /// What sendmsg(2) gives; a body that is too long.
 pub fn send(socket: impl AsFd, body: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let body = serde_json::to_vec(body)?;
-    if body.len() > MAX_BODY_BYTES || descriptors.len() > MAX_DESCRIPTORS {
-        return Err(io::Error::other("message too long"));
+    send_body(socket, &self::body(body)?, descriptors)
+}
+
+/// The body of a message.
+///
+/// # Errors
+/// One that is too long.
+pub fn body(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let body = serde_json::to_vec(message)?;
+    if body.len() > MAX_BODY_BYTES { Err(io::Error::other("message too long")) } else { Ok(body) }
+}
+
+/// Sends a message whose body was made before.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_body(socket: impl AsFd, body: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    if descriptors.len() > MAX_DESCRIPTORS {
+        return Err(io::Error::other("message with too many descriptors"));
     }
     let mut header = [0; HEADER_BYTES];
     header[..4].copy_from_slice(&MAGIC);
@@ -213,7 +254,7 @@ pub fn send(socket: impl AsFd, body: &impl Serialize, descriptors: &[BorrowedFd<
     if !descriptors.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
     }
-    let pieces = [IoSlice::new(&header), IoSlice::new(&body)];
+    let pieces = [IoSlice::new(&header), IoSlice::new(body)];
     loop {
         match rustix::net::sendmsg(&socket, &pieces, &mut ancillary, SendFlags::NOSIGNAL) {
             Ok(_) => return Ok(()),

@@ -1,13 +1,13 @@
 //! The thread that runs the vCPU, and does what concerns the VM while it does not run.
 
 use super::protocol::{Boot, Command, Event, Prepare, Restore, Stop};
-use super::{Job, Shared, State, read_all};
+use super::{Identity, Job, Shared, State, Watching, read_all};
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::snapshot::pages::Coding;
 use crate::snapshot::{Kind, Reader};
 use crate::vm::boot;
 use crate::vm::served::{
-    Captured, Ending, Instance, Link, OnEnd, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, learn_warm_base,
+    Captured, Instance, Link, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, Watcher, learn_warm_base,
     unpack_template,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -124,10 +124,7 @@ impl Worker {
         let vm = self.vm.as_mut().expect("it runs");
         let why = match vm.run() {
             Ok(why) => why,
-            Err(refusal) => {
-                self.shared.event(&Event::Ended { reason: "failed", status: 0, message: &refusal.to_string() });
-                super::exit()
-            }
+            Err(refusal) => vm.fail(&refusal),
         };
         let (job, deadline) = {
             let mut inner = self.shared.lock();
@@ -155,6 +152,11 @@ impl Worker {
                 let done = self.store(&stop, true);
                 self.answer(id, done);
             }
+            Some(Job { id, command: Command::Link {}, descriptors }) => {
+                let done = self.link(&mut Descriptors(descriptors.into_iter()));
+                self.vm.as_mut().expect("it ran").go_on();
+                self.answer(id, done);
+            }
             Some(_) => unreachable!("only these are taken while the VM runs"),
             None if why == reason::READY => {
                 self.shared.lock().state = State::Stopped;
@@ -169,6 +171,9 @@ impl Worker {
     fn store(&mut self, stop: &Stop, go_on: bool) -> Done {
         let vm = self.vm.as_mut().expect("it ran");
         let captured = vm.settle().and_then(|()| vm.capture_delta(self.uuid, stop.generation));
+        if captured.is_ok() {
+            self.shared.lock().stored_generation = Some(stop.generation);
+        }
         if go_on || captured.is_err() {
             vm.go_on();
         } else {
@@ -194,8 +199,11 @@ impl Worker {
             // One that was stopped before, for a controller that has lost the answer.
             (Command::Standby(stop), State::Stopped) => {
                 let vm = self.vm.as_mut().expect("it is stopped");
-                reply_with(vm.capture_delta(self.uuid, stop.generation)?)
+                let captured = vm.capture_delta(self.uuid, stop.generation)?;
+                self.shared.lock().stored_generation = Some(stop.generation);
+                reply_with(captured)
             }
+            (Command::Link {}, State::Stopped) => self.link(&mut descriptors),
             (Command::Template { uuid }, State::Stopped) => self.template(uuid),
             (Command::Reset {}, State::Stopped) => self.reset(),
             (_, state) => Err(Refused::state(state)),
@@ -206,16 +214,14 @@ impl Worker {
         done
     }
 
-    pub(super) fn on_end(&self) -> OnEnd {
-        let shared = Arc::clone(&self.shared);
-        Box::new(move |ending| {
-            let (reason, status, message) = match ending {
-                Ending::Exited(status) => ("exited", *status, ""),
-                Ending::StartFailed(errno, text) => ("start_failed", *errno, &text[..]),
-                Ending::Failed(text) => ("failed", 0, &text[..]),
-            };
-            shared.event(&Event::Ended { reason, status, message });
-        })
+    fn watching(&self) -> Box<dyn Watcher> {
+        Box::new(Watching(Arc::clone(&self.shared)))
+    }
+
+    fn link(&mut self, descriptors: &mut Descriptors) -> Done {
+        let link = descriptors.next("link")?;
+        self.vm.as_mut().expect("it runs or is stopped").relink(&link)?;
+        Ok((json!({}), None))
     }
 
     fn origin(&mut self, image: OwnedFd, link: Option<OwnedFd>) -> Result<Origin, Refused> {
@@ -250,7 +256,7 @@ impl Worker {
         };
         boot::check_size(&program).map_err(|failure| Refused::request(failure.message))?;
         let origin = self.origin(image, link)?;
-        let vm = Vm::boot(origin, boot.owner, boot.image, boot.memory_limit_bytes, &program, self.on_end())?;
+        let vm = Vm::boot(origin, boot.owner, boot.image, boot.memory_limit_bytes, &program, self.watching())?;
         self.set_vm(vm, State::Stopped, boot.uuid, None);
         Ok((json!({}), None))
     }
@@ -266,15 +272,16 @@ impl Worker {
         let stopped_at_ns = Reader::new(&file).map_err(Refusal::from)?.metadata().stopped_at_ns;
         let origin = self.origin(image, None)?;
         let warm = warm.as_ref().map(|(digest, file)| (*digest, &file[..]));
-        let vm = Vm::prepare(origin, (prepare.template, &file, &memory), warm, prepare.never_run, self.on_end())?;
+        let vm = Vm::prepare(origin, (prepare.template, &file, &memory), warm, prepare.never_run, self.watching())?;
         self.template_stopped_at_ns = stopped_at_ns;
         self.set_vm(vm, State::Resting, Uuid::default(), None);
         Ok((json!({}), None))
     }
 
-    pub(super) fn set_vm(&mut self, vm: Vm, state: State, uuid: Uuid, instance: Option<Value>) {
+    pub(super) fn set_vm(&mut self, vm: Vm, state: State, uuid: Uuid, instance: Option<Identity>) {
         let mut inner = self.shared.lock();
         inner.handle = Some(vm.handle());
+        inner.bases = vm.bases();
         inner.state = state;
         inner.instance = instance;
         drop(inner);
@@ -282,12 +289,16 @@ impl Worker {
         self.vm = Some(vm);
     }
 
-    fn set_running(&self, instance: Option<Value>) {
+    /// With `restored` where the VM has just become an instance; without, it goes on as what it is.
+    fn set_running(&self, restored: Option<Identity>) {
         let mut inner = self.shared.lock();
         inner.state = State::Running;
-        if instance.is_some() || inner.instance.is_none() {
-            inner.instance = instance.or(Some(Value::Null));
+        if restored.is_some() {
+            inner.stored_generation = None;
         }
+        // A VM that boots is of no generation yet.
+        let instance = restored.or(inner.instance.take());
+        inner.instance = Some(instance.unwrap_or(Identity { uuid: self.uuid, generation: 0 }));
     }
 
     fn restore(&mut self, restore: &Restore, descriptors: &mut Descriptors) -> Done {
@@ -299,10 +310,12 @@ impl Worker {
         if let Some(delta) = &delta {
             let reader = Reader::new(delta).and_then(|reader| reader.expect(Kind::Delta)).map_err(Refusal::from)?;
             let metadata = reader.metadata();
-            if metadata.uuid != restore.uuid || metadata.generation != restore.generation {
+            let (uuid, generation) =
+                restore.origin.map_or((restore.uuid, restore.generation), |origin| (origin.uuid, origin.generation));
+            if metadata.uuid != uuid || metadata.generation != generation {
                 let message = format!(
-                    "it is generation {} of instance {}, and generation {} of {} is wanted",
-                    metadata.generation, metadata.uuid, restore.generation, restore.uuid
+                    "it is generation {} of instance {}, and generation {generation} of {uuid} is wanted",
+                    metadata.generation, metadata.uuid
                 );
                 return Err(Refusal::Snapshot(crate::snapshot::BadSnapshot::Mismatch(message)).into());
             }
@@ -312,7 +325,7 @@ impl Worker {
         let vm = self.vm.as_mut().expect("it rests");
         vm.restore(delta.as_deref(), &instance, link.as_ref(), self.template_stopped_at_ns)?;
         self.uuid = restore.uuid;
-        self.set_running(Some(json!({ "uuid": restore.uuid, "generation": restore.generation })));
+        self.set_running(Some(Identity { uuid: restore.uuid, generation: restore.generation }));
         Ok((json!({}), None))
     }
 

@@ -8,6 +8,8 @@ use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard};
+use torpor_streams::ledger::Violation;
+use torpor_abi::frame::{Header, kind, stream};
 use torpor_streams::link::{MESSAGE_MAX_BYTES, receive, split_frame};
 
 /// While the guest runs its memory is measured this often; an idle guest takes none.
@@ -34,11 +36,16 @@ impl Inbox {
         self.start == self.end
     }
 
+    /// The link is another one.
+    pub(super) fn forget(&mut self) {
+        (self.start, self.end) = (0, 0);
+    }
+
     /// The guest is another one, its ring empty; nothing of the former one stays.
     pub(super) fn reset(&mut self) {
         self.ring.reset();
         self.buffer.fill(0);
-        (self.start, self.end) = (0, 0);
+        self.forget();
     }
 }
 
@@ -85,7 +92,7 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
     loop {
         let mut link_events = PollFlags::empty();
         link_events.set(PollFlags::IN, machine.inbox.lock().expect("no holder panics").is_empty());
-        link_events.set(PollFlags::OUT, behind);
+        link_events.set(PollFlags::OUT, behind && !machine.is_unlinked());
         let mut descriptors = [
             PollFd::new(&machine.link, link_events),
             PollFd::from_borrowed_fd(notify, PollFlags::IN),
@@ -125,13 +132,14 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
             behind = !transmit(machine)?;
         }
         if link.intersects(PollFlags::HUP | PollFlags::ERR) {
-            if machine.detach()? {
+            if machine.unlink("its other end was closed")? {
                 continue;
             }
             // The broker is gone, and with it everyone who could be told.
             super::process::exit();
         }
-        if link.contains(PollFlags::IN) || (notified && !inbox.is_empty()) {
+        let asked = machine.signals.load(Ordering::SeqCst) != 0;
+        if link.contains(PollFlags::IN) || (notified && (asked || !inbox.is_empty())) {
             receive_frames(machine, &mut inbox)?;
         }
     }
@@ -161,7 +169,7 @@ fn receive_frames(machine: &Machine, inbox: &mut Inbox) -> Result<(), Fatal> {
     'messages: loop {
         while inbox.start < inbox.end {
             let message = &inbox.buffer[inbox.start..inbox.end];
-            let (_, _, rest) = split_frame(message).map_err(broken_broker)?;
+            let (_, _, rest) = split_frame(message).map_err(|violation| broken_broker(&violation))?;
             let frame = &message[..message.len() - rest.len()];
             if !inbox.ring.put(&machine.memory, frame)? {
                 wants_room.store(1, Ordering::SeqCst);
@@ -174,18 +182,31 @@ fn receive_frames(machine: &Machine, inbox: &mut Inbox) -> Result<(), Fatal> {
             inbox.start += frame.len();
             any = true;
         }
+        if let Some(signal) = machine.take_signal() {
+            let header = Header { stream: stream::CONTROL, kind: kind::SIGNAL, len: 0, argument: signal };
+            let frame = header.encode();
+            inbox.buffer[..frame.len()].copy_from_slice(&frame);
+            (inbox.start, inbox.end) = (0, frame.len());
+            continue;
+        }
         match receive(&machine.link, &mut inbox.buffer) {
             Ok(0) => {
-                if machine.detach()? {
+                if machine.unlink("its other end was closed")? {
                     break;
                 }
                 super::process::exit()
             }
             Ok(len) => {
+                if let Err(violation) = judge(machine, &inbox.buffer[..len]) {
+                    if machine.unlink(&violation.to_string())? {
+                        break;
+                    }
+                    return Err(broken_broker(&violation));
+                }
                 (inbox.start, inbox.end) = (0, len);
-                judge(machine, &inbox.buffer[..len])?;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) if machine.unlink(&error.to_string())? => break,
             Err(error) => return Err(Fatal::system("receiving from the broker")(error)),
         }
     }
@@ -196,16 +217,16 @@ fn receive_frames(machine: &Machine, inbox: &mut Inbox) -> Result<(), Fatal> {
 }
 
 /// Enters a message's frames in the ledger, before the guest can answer any of them.
-fn judge(machine: &Machine, mut message: &[u8]) -> Result<(), Fatal> {
+fn judge(machine: &Machine, mut message: &[u8]) -> Result<(), Violation> {
     let mut ledger = machine.ledger.lock().expect("no holder panics");
     while !message.is_empty() {
-        let (header, _, rest) = split_frame(message).map_err(broken_broker)?;
-        ledger.to_guest(&header).map_err(broken_broker)?;
+        let (header, _, rest) = split_frame(message)?;
+        ledger.to_guest(&header)?;
         message = rest;
     }
     Ok(())
 }
 
-fn broken_broker(violation: torpor_streams::ledger::Violation) -> Fatal {
+fn broken_broker(violation: &Violation) -> Fatal {
     Fatal::System { what: "message of the broker", error: std::io::Error::other(violation.to_string()) }
 }

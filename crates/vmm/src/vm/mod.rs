@@ -31,12 +31,13 @@ use memory::{Gpa, GuestMemory, OutOfRange};
 use process::ResidentMemory;
 use rings::TransmitRing;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use thiserror::Error;
 use timer::Timer;
 use torpor_abi::ring::CorruptRing;
@@ -151,11 +152,16 @@ impl Fatal {
 
 /// How a VM ends.
 #[derive(Debug)]
-enum End {
+pub enum End {
     /// The program ended with this wait status.
     Exited(u32),
     /// The guest kernel could not start the program.
-    StartFailed { errno: u32, text: String },
+    StartFailed {
+        /// As exec(2) would give it.
+        errno: u32,
+        /// For people.
+        text: String,
+    },
     /// The VM failed.
     Failed(String),
 }
@@ -185,18 +191,29 @@ struct Machine {
     /// For names in backtraces.
     kernel: Cow<'static, [u8]>,
     inbox: Mutex<Inbox>,
+    /// Signals that the controller sends to the guest's first program: bit N - 1 for signal N.
+    signals: AtomicU64,
     gate: Gate,
     /// Of a VM process that takes commands.
     served: Option<Serving>,
 }
 
-/// See [`Machine::served`].
+/// What a VM process that serves has besides.
 struct Serving {
     /// A link without anybody at its other end, which stays here so that there never is a hang-up. None where the VM
     /// belongs to a broker, and ends with it.
     nobody: Option<(OwnedFd, OwnedFd)>,
-    /// Hears of the VM's end.
-    on_end: Box<dyn Fn(&End) + Send + Sync>,
+    /// The link's other end is gone, and there is no new one yet: nothing is taken from the guest.
+    is_unlinked: AtomicBool,
+    watcher: Box<dyn Watcher>,
+}
+
+/// Hears of a served VM. Called from either thread.
+pub trait Watcher: Send + Sync {
+    /// The VM has ended. When this returns the process does.
+    fn ended(&self, end: &End);
+    /// The link's other end is gone, or broke the protocol; the VM goes on without.
+    fn unlinked(&self, why: &str);
 }
 
 impl std::fmt::Debug for Serving {
@@ -221,6 +238,9 @@ impl Machine {
     /// it is sent.
     fn transmit(&self) -> Result<bool, Fatal> {
         let mut transmit = self.transmit.lock().expect("no holder panics");
+        if self.is_unlinked() {
+            return Ok(false);
+        }
         let Transmit { ring, message } = &mut *transmit;
         loop {
             let taken = {
@@ -236,6 +256,7 @@ impl Machine {
             match message.send(&self.link) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if self.unlink(&error.to_string())? => return Ok(false),
                 Err(error) => return Err(Fatal::system("sending to the broker")(error)),
             }
         }
@@ -253,14 +274,48 @@ impl Machine {
         send_waiting(message, &self.link)
     }
 
-    /// Puts a link without anybody at its other end in the place of the present one; false where the VM does not go on
-    /// without.
-    fn detach(&self) -> Result<bool, Fatal> {
-        let Some((nobody, _)) = self.served.as_ref().and_then(|served| served.nobody.as_ref()) else {
-            return Ok(false);
-        };
-        self.attach(nobody)?;
+    /// Has a signal, 1 to 64, sent to the guest's first program.
+    fn signal(&self, number: u32) {
+        self.signals.fetch_or(1 << (number - 1), Ordering::SeqCst);
+        // A counter that is full has been written to.
+        let _ = self.notify.write(1);
+    }
+
+    /// The next signal that is to be sent.
+    fn take_signal(&self) -> Option<u32> {
+        let asked = self.signals.load(Ordering::SeqCst);
+        let number = asked.trailing_zeros() + 1;
+        (asked != 0).then(|| {
+            self.signals.fetch_and(!(1 << (number - 1)), Ordering::SeqCst);
+            number
+        })
+    }
+
+    /// The link is of no use any more: the VM goes on without, and what the guest sends waits for the next one. False where
+    /// a VM does not go on without.
+    fn unlink(&self, why: &str) -> Result<bool, Fatal> {
+        let Some(served) = &self.served else { return Ok(false) };
+        let Some((nobody, _)) = &served.nobody else { return Ok(false) };
+        served.is_unlinked.store(true, Ordering::SeqCst);
+        self.replace_link(nobody)?;
+        served.watcher.unlinked(why);
         Ok(true)
+    }
+
+    /// Whether the link was lost.
+    fn is_unlinked(&self) -> bool {
+        self.served.as_ref().is_some_and(|served| served.is_unlinked.load(Ordering::SeqCst))
+    }
+
+    /// Makes `link` the link, or one without anybody at its other end. The caller sees to it that frames and ledger are
+    /// those of its beginning.
+    fn attach(&self, link: Option<&OwnedFd>) -> Result<(), Fatal> {
+        let served = self.served.as_ref().expect("only the links of a VM that is served are replaced");
+        if let Some(link) = link.or(served.nobody.as_ref().map(|(nobody, _)| nobody)) {
+            self.replace_link(link)?;
+        }
+        served.is_unlinked.store(false, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Lets the I/O thread go on, and makes it look anew: it may be waiting for events of a link that was replaced.
@@ -270,8 +325,8 @@ impl Machine {
         let _ = self.notify.write(1);
     }
 
-    /// Makes `link` the link, under the number of the former one.
-    fn attach(&self, link: &OwnedFd) -> Result<(), Fatal> {
+    /// Puts `link` under the number of the former one.
+    fn replace_link(&self, link: &OwnedFd) -> Result<(), Fatal> {
         // SAFETY: dup3(2) replaces what our own descriptor refers to at once; its owner stays its owner.
         let done = unsafe { libc::dup3(link.as_raw_fd(), self.link.as_raw_fd(), libc::O_CLOEXEC) };
         if done < 0 { Err(Fatal::system("dup3")(std::io::Error::last_os_error())) } else { Ok(()) }
@@ -284,7 +339,7 @@ impl Machine {
                 // Nobody may be reading: what is sent without waiting is all.
                 let _ = self.transmit();
             }
-            (served.on_end)(&end);
+            served.watcher.ended(&end);
             if served.nobody.is_some() {
                 process::exit()
             }
@@ -294,7 +349,7 @@ impl Machine {
             loop {
                 match self.transmit() {
                     Ok(true) => break,
-                    Ok(false) => wait_writable(&self.link),
+                    Ok(false) => wait_writable(&self.link, None),
                     Err(fatal) => self.finish(End::Failed(fatal.to_string())),
                 }
             }
@@ -314,16 +369,16 @@ impl Machine {
     }
 }
 
-fn wait_writable(link: &OwnedFd) {
+fn wait_writable(link: &OwnedFd, timeout: Option<&Timespec>) {
     // An error shows at the next send.
-    let _ = poll(&mut [PollFd::new(link, PollFlags::OUT)], None);
+    let _ = poll(&mut [PollFd::new(link, PollFlags::OUT)], timeout);
 }
 
 fn send_waiting(message: &mut Message, link: &OwnedFd) -> Result<(), Fatal> {
     while !message.is_empty() {
         match message.send(link) {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => wait_writable(link),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => wait_writable(link, None),
             Err(error) => return Err(Fatal::system("sending to the broker")(error)),
         }
     }

@@ -103,12 +103,20 @@ impl ResidentMemory {
         Self { statm, bound_bytes }
     }
 
+    /// What this process has of its own.
+    ///
+    /// # Errors
+    /// [`Fatal::System`].
+    pub(super) fn used_bytes(&self) -> Result<u64, Fatal> {
+        let mut text = [0; 128];
+        let len = self.statm.read_at(&mut text, 0).map_err(Fatal::system("/proc/self/statm"))?;
+        Ok(anonymous_pages(&text[..len]).unwrap_or(0) * PAGE_BYTES)
+    }
+
     /// # Errors
     /// [`Fatal::Resident`] where the bound is broken.
     pub(super) fn check(&self) -> Result<(), Fatal> {
-        let mut text = [0; 128];
-        let len = self.statm.read_at(&mut text, 0).map_err(Fatal::system("/proc/self/statm"))?;
-        let used_bytes = anonymous_pages(&text[..len]).unwrap_or(0) * PAGE_BYTES;
+        let used_bytes = self.used_bytes()?;
         if used_bytes > self.bound_bytes {
             return Err(Fatal::Resident { used_mib: used_bytes >> 20, bound_mib: self.bound_bytes >> 20 });
         }

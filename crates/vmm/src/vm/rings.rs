@@ -4,7 +4,7 @@ use super::Fatal;
 use super::control::Control;
 use super::memory::{Gpa, GuestMemory};
 use std::sync::atomic::Ordering;
-use torpor_abi::frame::{HEADER_BYTES, Header};
+use torpor_abi::frame::{HEADER_BYTES, Header, kind, stream};
 use torpor_abi::layout::{RING_BYTES, RX_RING_GPA, TX_RING_GPA};
 use torpor_abi::ring::Position;
 use torpor_streams::ledger::{Ledger, Violation};
@@ -16,12 +16,38 @@ const CAPACITY: u32 = RING_BYTES as u32;
 #[derive(Debug, Default)]
 pub(super) struct TransmitRing {
     tail: u32,
+    /// So many bytes from the tail on were meant for a link that is no more.
+    stale_bytes: u32,
+}
+
+/// Whether a frame for a link that is no more goes to the next one: what it says of connections or allows is void there.
+pub(super) fn outlives_link(header: &Header) -> bool {
+    header.stream < stream::FIRST_DYNAMIC && header.kind != kind::CREDIT
 }
 
 impl TransmitRing {
     /// The guest is another one, its ring empty.
     pub(super) fn reset(&mut self) {
-        self.tail = 0;
+        *self = Self::default();
+    }
+
+    /// The link is a new one: what the guest, which is stopped, has published for the old one is passed on only as far as
+    /// it [`outlives_link`]. Calls `f` for the header of each frame that is.
+    ///
+    /// # Errors
+    /// [`Fatal`] where counters or frames break the protocol.
+    pub(super) fn relink(&mut self, memory: &GuestMemory, mut f: impl FnMut(&Header)) -> Result<(), Fatal> {
+        let head = Control(memory).tx_head().load(Ordering::Acquire);
+        self.stale_bytes = Position::new(head, self.tail, CAPACITY)?.used();
+        let mut at = self.tail;
+        while at != head {
+            let header = next_header(memory, Position::new(head, at, CAPACITY)?)?;
+            if outlives_link(&header) {
+                f(&header);
+            }
+            at = at.wrapping_add(header.frame_bytes());
+        }
+        Ok(())
     }
 
     /// Whether the guest has published more than was taken.
@@ -46,23 +72,19 @@ impl TransmitRing {
         let before = self.tail;
         while position.used() > 0 {
             let available = position.used();
-            if available < HEADER_BYTES {
-                return Err(Violation::Truncated { frame_bytes: HEADER_BYTES, available }.into());
-            }
-            let mut header = [0; HEADER_BYTES as usize];
-            copy_out(memory, position.readable(0, HEADER_BYTES), &mut header)?;
-            let header = Header::decode(&header).map_err(Violation::Header)?;
+            let header = next_header(memory, position)?;
             let frame_bytes = header.frame_bytes();
-            if frame_bytes > available {
-                return Err(Violation::Truncated { frame_bytes, available }.into());
-            }
             if !message.fits(header.len) {
                 break;
             }
-            ledger.from_guest(&header)?;
-            let padded = frame_bytes - HEADER_BYTES;
-            let payload = message.push_with(&header);
-            copy_out(memory, position.readable(HEADER_BYTES, padded), payload)?;
+            let is_stale = self.stale_bytes > 0;
+            self.stale_bytes = self.stale_bytes.saturating_sub(frame_bytes);
+            if !is_stale || outlives_link(&header) {
+                ledger.from_guest(&header)?;
+                let padded = frame_bytes - HEADER_BYTES;
+                let payload = message.push_with(&header);
+                copy_out(memory, position.readable(HEADER_BYTES, padded), payload)?;
+            }
             self.tail = self.tail.wrapping_add(frame_bytes);
             let head = self.tail.wrapping_add(available - frame_bytes);
             position = Position::new(head, self.tail, CAPACITY)?;
@@ -73,6 +95,22 @@ impl TransmitRing {
         control.tx_tail().store(self.tail, Ordering::SeqCst);
         Ok(true)
     }
+}
+
+/// The header at a position's tail, whose frame is all there.
+fn next_header(memory: &GuestMemory, position: Position) -> Result<Header, Fatal> {
+    let available = position.used();
+    if available < HEADER_BYTES {
+        return Err(Violation::Truncated { frame_bytes: HEADER_BYTES, available }.into());
+    }
+    let mut header = [0; HEADER_BYTES as usize];
+    copy_out(memory, position.readable(0, HEADER_BYTES), &mut header)?;
+    let header = Header::decode(&header).map_err(Violation::Header)?;
+    let frame_bytes = header.frame_bytes();
+    if frame_bytes > available {
+        return Err(Violation::Truncated { frame_bytes, available }.into());
+    }
+    Ok(header)
 }
 
 /// Frames to the guest.
@@ -119,7 +157,6 @@ fn copy_out(memory: &GuestMemory, pieces: [(usize, usize); 2], into: &mut [u8]) 
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use torpor_abi::frame::{kind, stream};
     use torpor_streams::link::split_frame;
 
     /// What the guest kernel does to send a frame.

@@ -1,6 +1,7 @@
 //! /proc/PID/maps, smaps and statm.
 
 use super::super::device;
+use crate::ipc::Object;
 use crate::mm::addr::PAGE_BYTES;
 use crate::mm::space::Prot;
 use crate::mm::space::{Area, AreaReport, Backing, Label};
@@ -10,6 +11,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
+
+/// The file system that segments are in on Linux.
+const SEGMENTS_DEV: u64 = device::make(0, 1);
 
 /// The line of an area, as `show_map_vma` of Linux prints it.
 fn header(process: &Process, area: &Area, out: &mut Vec<u8>) {
@@ -21,6 +25,12 @@ fn header(process: &Process, area: &Area, out: &mut Vec<u8>) {
         }
         Backing::Object(object) => match &object.label {
             Label::Name(name) => (object.first_page * PAGE_BYTES, 0, 0, name.as_bytes().to_vec()),
+            Label::Segment(attachment) => {
+                let segment = &attachment.segment;
+                let name = format!("/SYSV{:08x} (deleted)", segment.first_key);
+                let ino = u64::from(segment.permissions().id.cast_unsigned());
+                (object.first_page * PAGE_BYTES, SEGMENTS_DEV, ino, name.into_bytes())
+            }
             Label::File(file) => {
                 let meta = file.metadata();
                 let root = current().fs().root.borrow().clone();

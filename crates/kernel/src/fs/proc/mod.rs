@@ -7,6 +7,7 @@ mod process;
 mod status;
 mod sysctl;
 mod system;
+mod sysvipc;
 
 #[cfg(not(feature = "hosted"))]
 pub(crate) use sysctl::forget_boot_id;
@@ -60,6 +61,7 @@ pub fn root() -> Rc<dyn Inode> {
     let mut tree = Tree::new(home, ROOT_INO);
     system::fill(&mut tree);
     tree.directory("sys", sysctl::fill);
+    tree.directory("sysvipc", sysvipc::fill);
     tree.link("self", || alloc::format!("{}", current().process.pid()));
     tree.link("thread-self", || alloc::format!("{}/task/{}", current().process.pid(), current().tid()));
     tree.link("mounts", || "self/mounts".into());

@@ -3,6 +3,7 @@
 use super::system::{RELEASE, VERSION};
 use crate::errno::Result;
 use crate::fs::generated::Tree;
+use crate::ipc::limits;
 use crate::random;
 use crate::task::uts;
 use alloc::format;
@@ -75,9 +76,11 @@ pub(super) fn fill(tree: &mut Tree) {
         t.text("io_uring_disabled", line("2"));
         t.text("perf_event_paranoid", line("4"));
         t.text("unprivileged_userns_clone", line("0"));
-        t.text("shmmax", line("18446744073692774399"));
-        t.text("shmall", line("18446744073692774399"));
-        t.text("shmmni", line("4096"));
+        for setting in limits::SETTINGS {
+            t.setting(setting.name, || setting.text(), Rc::new(|bytes| setting.write(bytes)));
+        }
+        t.text("shm_rmid_forced", line("0"));
+        t.text("auto_msgmni", line("0"));
         t.directory("random", |t| {
             t.text("boot_id", boot_id);
             t.text("uuid", random_uuid);

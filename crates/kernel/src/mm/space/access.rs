@@ -226,7 +226,7 @@ impl AddressSpace {
             self.make_ready(at, access, Respect::Protection).map_err(|outcome| {
                 if outcome == FaultOutcome::OutOfMemory {
                     // As where the program itself touches memory that can't be had.
-                    crate::task::oom_kill();
+                    crate::task::oom::kill();
                 }
                 done
             })?;

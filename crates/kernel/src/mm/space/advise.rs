@@ -164,6 +164,6 @@ fn punch_hole(backing: &Backing, area_start: u64, from: u64, to: u64) -> Result<
             let mode = linux::FALLOC_FL_PUNCH_HOLE | linux::FALLOC_FL_KEEP_SIZE;
             file.ops.allocate(file, mode, first * PAGE_BYTES, pages * PAGE_BYTES)
         }
-        Label::Name(_) => object.source.remove(first, pages),
+        Label::Name(_) | Label::Segment(_) => object.source.remove(first, pages),
     }
 }

@@ -1,6 +1,7 @@
 //! Areas of an address space (what Linux calls VMAs): what is mapped where, whether or not any page of it is there yet.
 
 use crate::fs::file::OpenFile;
+use crate::ipc::shm::Attachment;
 use crate::mm::addr::PAGE_BYTES;
 use crate::mm::pages::PageSource;
 use crate::mm::pte::Prot;
@@ -48,6 +49,8 @@ pub enum Label {
     File(Rc<OpenFile>),
     /// Such as `[vdso]`.
     Name(&'static str),
+    /// A System V shared memory segment, which counts its areas.
+    Segment(Rc<Attachment>),
 }
 
 /// An object in an area.
@@ -87,6 +90,7 @@ impl Backing {
                 let same_label = match (&a.label, &b.label) {
                     (Label::File(a), Label::File(b)) => Rc::ptr_eq(a, b),
                     (Label::Name(a), Label::Name(b)) => a == b,
+                    (Label::Segment(a), Label::Segment(b)) => Rc::ptr_eq(a, b),
                     _ => false,
                 };
                 same_label && a.source.id() == b.source.id() && a.first_page + bytes / PAGE_BYTES == b.first_page
@@ -141,6 +145,13 @@ impl Area {
         matches!(self.backing, Backing::Anonymous)
     }
 
+    fn attachment(&self) -> Option<&Attachment> {
+        match &self.backing {
+            Backing::Object(ObjectMapping { label: Label::Segment(attachment), .. }) => Some(attachment),
+            _ => None,
+        }
+    }
+
     /// The object's page at an address; the area has an object.
     pub(super) fn object_page(&self, address: u64) -> Option<(&ObjectMapping, u64)> {
         match &self.backing {
@@ -166,9 +177,15 @@ impl Area {
     }
 }
 
-/// All areas of an address space, by start. They never overlap.
+/// All areas of an address space, by start. They never overlap. Attached segments hear of every area that comes or goes.
 #[derive(Default)]
 pub(super) struct Areas(BTreeMap<u64, Area>);
+
+impl Drop for Areas {
+    fn drop(&mut self) {
+        drop(self.clear());
+    }
+}
 
 impl Areas {
     pub(super) fn count(&self) -> usize {
@@ -217,7 +234,7 @@ impl Areas {
         let Some((_, area)) = self.0.range_mut(..at).next_back() else { return };
         if at < area.end {
             let rest = area.split_off(at);
-            self.0.insert(at, rest);
+            self.put(rest);
         }
     }
 
@@ -226,13 +243,28 @@ impl Areas {
         self.split_at(start);
         self.split_at(end);
         let keys: Vec<u64> = self.0.range(start..end).map(|(key, _)| *key).collect();
-        keys.iter().filter_map(|key| self.0.remove(key)).collect()
+        keys.iter().filter_map(|key| self.take(*key)).collect()
+    }
+
+    fn put(&mut self, area: Area) {
+        if let Some(attachment) = area.attachment() {
+            attachment.opened();
+        }
+        self.0.insert(area.start, area);
+    }
+
+    fn take(&mut self, start: u64) -> Option<Area> {
+        let area = self.0.remove(&start)?;
+        if let Some(attachment) = area.attachment() {
+            attachment.closed();
+        }
+        Some(area)
     }
 
     /// Adds an area where there is none, and joins it with its neighbours where they are alike.
     pub(super) fn insert(&mut self, area: Area) {
         let (start, end) = (area.start, area.end);
-        self.0.insert(start, area);
+        self.put(area);
         self.merge_around(start, end);
     }
 
@@ -265,7 +297,7 @@ impl Areas {
             match self.0.get(&next_key) {
                 Some(next) if area.merges_with(next) => {
                     let next_end = next.end;
-                    self.0.remove(&next_key);
+                    drop(self.take(next_key));
                     if let Some(area) = self.0.get_mut(&at) {
                         area.end = next_end;
                     }
@@ -301,6 +333,7 @@ impl Areas {
 
     /// Takes all areas out.
     pub(super) fn clear(&mut self) -> Vec<Area> {
-        core::mem::take(&mut self.0).into_values().collect()
+        let keys: Vec<u64> = self.0.keys().copied().collect();
+        keys.iter().filter_map(|key| self.take(*key)).collect()
     }
 }

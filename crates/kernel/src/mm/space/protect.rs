@@ -11,9 +11,12 @@ use crate::mm::pte::{Kind, Prot};
 pub(super) fn may_have(area: &Area, prot: Prot) -> Result<()> {
     let Backing::Object(object) = &area.backing else { return Ok(()) };
     if area.is_shared() && prot.contains(Prot::WRITE) && !area.prot.contains(Prot::WRITE) {
-        if let Label::File(file) = &object.label
-            && !file.flags.get().writable()
-        {
+        let writable = match &object.label {
+            Label::File(file) => file.flags.get().writable(),
+            Label::Segment(attachment) => attachment.writable,
+            Label::Name(_) => true,
+        };
+        if !writable {
             return Err(Errno::EACCES);
         }
         object.source.check_writable_mapping().map_err(|_| Errno::EACCES)?;

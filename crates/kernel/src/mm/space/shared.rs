@@ -23,6 +23,12 @@ impl SharedMemory {
         let pages = bytes.div_ceil(crate::mm::addr::PAGE_BYTES);
         Rc::new(Self { pages, frames: RefCell::default() })
     }
+
+    /// Pages that are there.
+    #[must_use]
+    pub fn resident_pages(&self) -> u64 {
+        self.frames.borrow().len() as u64
+    }
 }
 
 impl PageSource for SharedMemory {

@@ -8,7 +8,7 @@ use super::{Refusal, Vm, handover};
 use crate::snapshot::metadata::{Digest, Uuid, hex};
 use crate::snapshot::pages::{Coding, ZEROS};
 use crate::snapshot::{Kind, Metadata, Writer};
-use rustix::time::ClockId;
+use rustix::time::{ClockId, Timespec};
 use std::sync::atomic::Ordering;
 use torpor_abi::layout::PAGE_BYTES;
 use torpor_streams::parked::Parked;
@@ -35,10 +35,13 @@ impl Vm {
         let mut tries = 0;
         while !self.machine.transmit()? {
             tries += 1;
+            if self.machine.is_unlinked() {
+                return Err(Refusal::Busy("the guest has sent something, and its link is lost".into()));
+            }
             if tries > 3 {
                 return Err(Refusal::Busy("the reader of the guest's output is behind".into()));
             }
-            wait_writable(&self.machine.link);
+            wait_writable(&self.machine.link, Some(&Timespec { tv_sec: 0, tv_nsec: 10_000_000 }));
         }
         self.machine.gate.close();
         let inbox_is_empty = self.machine.inbox.lock().expect("no holder panics").is_empty();
@@ -105,13 +108,23 @@ impl Vm {
         Ok(Captured { file, pages, next_deadline_ns: stopped.next_deadline_ns })
     }
 
-    /// The streams as they are at the stop. Nothing is on its way to the guest: see [`Vm::settle`].
+    /// The streams as they are at the stop. Nothing is on its way to the guest: see [`Vm::settle`]. None of them goes on
+    /// where the link is lost.
     fn parked(&self, uuid: Uuid, generation: u64) -> Result<String, Refusal> {
+        if self.machine.is_unlinked() {
+            return Ok(String::new());
+        }
         let ledger = self.machine.ledger.lock().expect("no holder panics");
         // The incarnation that ends is the one before the generation that is stored.
         let parked = Parked::of(uuid.0, generation.wrapping_sub(1), &ledger, &[])
             .map_err(|violation| Refusal::Host(violation.to_string()))?;
         if parked.streams.is_empty() { Ok(String::new()) } else { Ok(hex(&parked.encode())) }
+    }
+
+    /// Digests of template and warm base, as far as there are any.
+    #[must_use]
+    pub fn bases(&self) -> [Option<Digest>; 2] {
+        [self.base.digest, self.base.warm_digest]
     }
 
     /// Digest of the template; none for a VM that was booted.

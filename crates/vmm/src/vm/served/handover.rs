@@ -28,6 +28,14 @@ pub(super) fn write_list(memory: &GuestMemory, pairs: &[(u64, u64)]) -> Result<(
     memory.write(Gpa(HANDOVER_LIST_GPA), &bytes)
 }
 
+/// Lets a stopped guest go on over a new link.
+pub(super) fn write_relink(memory: &GuestMemory, unsent_bytes: [u32; 3]) {
+    for (number, bytes) in unsent_bytes.into_iter().enumerate() {
+        memory.atomic_u32(at(offset_of!(Handover, unsent_bytes) + 4 * number)).store(bytes, Ordering::SeqCst);
+    }
+    set_command(memory, command::RELINK, 0);
+}
+
 /// What the guest said when it stopped.
 #[derive(Debug)]
 pub(super) struct Stopped {

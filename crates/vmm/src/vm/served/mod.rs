@@ -15,6 +15,7 @@ mod base;
 mod capture;
 mod handover;
 mod learn;
+mod link;
 mod private;
 mod reset;
 mod restore;
@@ -22,7 +23,7 @@ mod restore;
 use super::memory::{Gpa, GuestMemory};
 use super::start::{Built, Parts, assemble, build};
 use super::vcpu::{Progress, Stop, run_until_stop};
-use super::{End, Fatal, Machine, Serving, boot, cpu, io};
+use super::{Fatal, Machine, Serving, boot, cpu, io};
 use crate::snapshot::metadata::{CpuFeatures, Digest, Machine as Family, Uuid};
 use crate::snapshot::{BadSnapshot, Kind, Reader};
 use base::Base;
@@ -32,7 +33,7 @@ use private::PageMap;
 use std::borrow::Cow;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use thiserror::Error;
 use torpor_abi::boot::{VERSION, flags};
@@ -40,6 +41,7 @@ use torpor_abi::handover::{command, quiesce};
 use torpor_abi::layout::{PAGE_BYTES, RESUME_STACK_TOP_GPA, ram_bytes};
 
 pub use base::{Unpack, unpack_template};
+pub use super::{End, Watcher};
 pub use capture::Captured;
 pub use learn::learn_warm_base;
 pub use reset::Outcome as ResetOutcome;
@@ -119,20 +121,6 @@ pub enum Link {
     None,
 }
 
-/// Told of the VM's end, just before the process ends.
-pub type OnEnd = Box<dyn Fn(&Ending) + Send + Sync>;
-
-/// How a VM has ended.
-#[derive(Debug)]
-pub enum Ending {
-    /// Its program ended with this wait status.
-    Exited(u32),
-    /// Its program could not be started.
-    StartFailed(u32, String),
-    /// It failed.
-    Failed(String),
-}
-
 /// See the module's text.
 #[derive(Debug)]
 pub struct Vm {
@@ -148,6 +136,8 @@ pub struct Vm {
     tty: bool,
     /// The vCPU has run, so page tables are the guest's alone to write.
     entered: bool,
+    /// What the guest has to be told when it goes on: see [`torpor_abi::handover::Handover::unsent_bytes`].
+    relinked: Option<[u32; 3]>,
 }
 
 /// Lets another thread ask a running VM to stop.
@@ -159,6 +149,11 @@ impl Handle {
     pub fn request_stop(self, busy: bool) {
         self.0.control().quiesce().store(if busy { quiesce::AT_ENTRY } else { quiesce::AT_IDLE }, Ordering::SeqCst);
         self.0.raise();
+    }
+
+    /// Has a signal, 1 to 64, sent to the guest's first program.
+    pub fn signal(self, number: u32) {
+        self.0.signal(number);
     }
 
     /// Takes the request back.
@@ -173,6 +168,20 @@ impl Handle {
             let _ = self.0.report(torpor_streams::link::report::STOPPED, 0, "");
         }
     }
+
+    /// Whether the link's other end is gone and there is no new one.
+    #[must_use]
+    pub fn is_unlinked(self) -> bool {
+        self.0.is_unlinked()
+    }
+
+    /// Bytes of host memory that this process has of its own.
+    ///
+    /// # Errors
+    /// [`Refusal::Host`].
+    pub fn used_bytes(self) -> Result<u64, Refusal> {
+        Ok(self.0.resident.used_bytes()?)
+    }
 }
 
 /// Who a VM is to be when it goes on.
@@ -186,17 +195,6 @@ pub struct Instance {
     pub host_name: String,
 }
 
-fn serving(nobody: Option<(OwnedFd, OwnedFd)>, on_end: OnEnd) -> Serving {
-    let on_end = Box::new(move |end: &End| {
-        on_end(&match end {
-            End::Exited(status) => Ending::Exited(*status),
-            End::StartFailed { errno, text } => Ending::StartFailed(*errno, text.clone()),
-            End::Failed(text) => Ending::Failed(text.clone()),
-        });
-    });
-    Serving { nobody, on_end }
-}
-
 impl Vm {
     /// A VM that will boot `program`; with [`flags::TEMPLATE`] it stops when that is ready.
     ///
@@ -208,10 +206,10 @@ impl Vm {
         image: Digest,
         memory_limit_bytes: u64,
         program: &boot::Program,
-        on_end: OnEnd,
+        watcher: Box<dyn Watcher>,
     ) -> Result<Self, Refusal> {
         let tty = program.flags & flags::TTY != 0;
-        let (parts, pagemap, io) = parts(origin, memory_limit_bytes, tty, on_end)?;
+        let (parts, pagemap, io) = parts(origin, memory_limit_bytes, tty, watcher)?;
         let image_bytes = parts.image_bytes;
         let built = build(parts, program)?;
         let family = Family {
@@ -240,7 +238,7 @@ impl Vm {
         template: (Digest, &[u8], &File),
         warm_base: Option<(Digest, &[u8])>,
         never_run: bool,
-        on_end: OnEnd,
+        watcher: Box<dyn Watcher>,
     ) -> Result<Self, Refusal> {
         let (digest, file, memory_file) = template;
         let reader = Reader::new(file)?.expect(Kind::Template)?;
@@ -261,7 +259,7 @@ impl Vm {
         for (number, page) in base.warm_pages() {
             memory.write(Gpa(u64::from(number) * PAGE_BYTES), page).map_err(Fatal::from)?;
         }
-        let (parts, pagemap, io) = parts(origin, family.memory_limit_bytes, false, on_end)?;
+        let (parts, pagemap, io) = parts(origin, family.memory_limit_bytes, false, watcher)?;
         let built = assemble(parts, memory, family.resume_entry, family.syscall_stub)?;
         reader.metadata().check_cpu(&CpuFeatures::here(built.features.xcr0))?;
         // Before the I/O thread has it: what is on its way already waits until there is somebody to take it.
@@ -298,6 +296,7 @@ impl Vm {
             pagemap,
             tty,
             entered: false,
+            relinked: None,
         }
     }
 
@@ -330,9 +329,17 @@ impl Vm {
         }
     }
 
+    /// Ends the VM, and the process with it.
+    pub fn fail(&self, why: &Refusal) -> ! {
+        self.machine.finish(End::Failed(why.to_string()))
+    }
+
     /// Lets a quiesced VM go on as if nothing had happened, with the next [`Vm::run`].
     pub fn go_on(&mut self) {
-        handover::set_command(&self.machine.memory, command::CONTINUE, 0);
+        match self.relinked.take() {
+            Some(unsent_bytes) => handover::write_relink(&self.machine.memory, unsent_bytes),
+            None => handover::set_command(&self.machine.memory, command::CONTINUE, 0),
+        }
         self.machine.open_gate();
     }
 
@@ -394,7 +401,7 @@ fn parts(
     origin: Origin,
     memory_limit_bytes: u64,
     tty: bool,
-    on_end: OnEnd,
+    watcher: Box<dyn Watcher>,
 ) -> Result<(Parts, PageMap, Sender<&'static Machine>), Refusal> {
     let Resources { kvm, statm, pagemap, io } = origin.resources;
     let pair = || torpor_streams::link::pair().map_err(Fatal::system("socketpair"));
@@ -406,7 +413,7 @@ fn parts(
             (rustix::io::fcntl_dupfd_cloexec(&nobody.0, 3).map_err(Fatal::system("fcntl"))?, Some(nobody))
         }
     };
-    let served = serving(nobody, on_end);
+    let served = Serving { nobody, is_unlinked: AtomicBool::new(false), watcher };
     let parts = Parts {
         kvm,
         image: origin.image,

@@ -182,12 +182,8 @@ impl Vm {
     /// Rings, windows, timer and pending events as at the beginning; the link a new one.
     pub(super) fn start_over(&mut self, link: Option<&OwnedFd>) -> Result<(), Refusal> {
         let machine = self.machine;
-        match link {
-            Some(link) => machine.attach(link)?,
-            None => {
-                machine.detach()?;
-            }
-        }
+        machine.attach(link)?;
+        self.relinked = None;
         machine.memory.write(Gpa(CONTROL_GPA), &ZEROS).map_err(Fatal::from)?;
         {
             let mut transmit = machine.transmit.lock().expect("no holder panics");
@@ -196,6 +192,7 @@ impl Vm {
         }
         *machine.ledger.lock().expect("no holder panics") = Ledger::new(self.tty);
         machine.inbox.lock().expect("no holder panics").reset();
+        machine.signals.store(0, Ordering::SeqCst);
         machine.timer.reset(&machine.memory).map_err(Fatal::system("timerfd_settime"))?;
         self.progress.forget_events();
         // The first thing that the guest does is to look at everything.
