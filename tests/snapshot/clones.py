@@ -47,20 +47,26 @@ const { Duplex } = require("stream");
 function clientRandom() {
   return new Promise((resolve) => {
     const server = net.createServer((socket) => {
-      socket.once("data", (data) => { resolve(data.subarray(11, 43).toString("hex")); socket.destroy(); server.close(); });
+      socket.once("data", (data) => {
+        resolve(data.subarray(11, 43).toString("hex"));
+        socket.destroy();
+        server.close();
+      });
       socket.on("error", () => {});
     });
     server.listen(0, "127.0.0.1", () => {
-      const client = tls.connect({ port: server.address().port, host: "127.0.0.1", rejectUnauthorized: false });
+      const port = server.address().port;
+      const client = tls.connect({ port, host: "127.0.0.1", rejectUnauthorized: false });
       client.on("error", () => {});
     });
   });
 }
+const hex = (bytes) => Buffer.from(bytes).toString("hex");
 async function draw() {
   return {
     "crypto.randomUUID": crypto.randomUUID(),
     "crypto.randomBytes": crypto.randomBytes(16).toString("hex"),
-    "crypto.getRandomValues": Buffer.from(globalThis.crypto.getRandomValues(new Uint8Array(16))).toString("hex"),
+    "crypto.getRandomValues": hex(globalThis.crypto.getRandomValues(new Uint8Array(16))),
     "crypto.randomInt": String(crypto.randomInt(2 ** 47)),
     "globalThis.crypto.randomUUID": globalThis.crypto.randomUUID(),
     "TLS client random": await clientRandom(),
@@ -87,10 +93,31 @@ NOT_CRYPTOGRAPHIC = frozenset(
 )
 """Generators that nobody is promised anything of."""
 
+REPEATING = {
+    "Node.js": frozenset(
+        [
+            "crypto.randomUUID",
+            "crypto.randomBytes",
+            "crypto.getRandomValues",
+            "crypto.randomInt",
+            "globalThis.crypto.randomUUID",
+            "TLS client random",
+        ]
+    ),
+    "Bun": frozenset(
+        [
+            "crypto.randomUUID",
+            "crypto.getRandomValues",
+            "crypto.randomInt",
+            "globalThis.crypto.randomUUID",
+        ]
+    ),
+}
+"""Cryptographic generators that repeat if they were used before the template was made: programs of
+these runtimes are not made templates of by themselves (docs/security.md)."""
 
-async def distinct_values(
-    directory: Path, template: Template, clones: int
-) -> dict[str, int]:
+
+async def distinct_values(directory: Path, template: Template, clones: int) -> dict[str, int]:
     """How many different values each generator gives in so many clones."""
     seen = defaultdict[str, set[str]](set)
     async with vm_process(directory) as process:

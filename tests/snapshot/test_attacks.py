@@ -172,7 +172,7 @@ def test_a_guest_that_keeps_the_reset_from_its_tables(
 def test_a_guest_that_parks_by_itself_ends(directory: Path, template: Template) -> None:
     async def test(vm: Sibling) -> None:
         await vm.wake(new_uuid(), 0)
-        await vm.peer.send(b"park\n")
+        await vm.peer.send_line("park")
         ended = await asyncio.wait_for(vm.process.events.get(), 60)
         assert isinstance(ended, Ended)
         assert ended.reason == "failed"

@@ -16,6 +16,7 @@ from torpor.images import ImageStore
 from torpor.images.config import ImageConfig
 from torpor.images.records import NewImage
 from torpor.vmprocess import Refused, Stored, VMProcess
+from torpor.vms.chance import runtime_that_repeats
 from torpor.vms.files import Description, write_snapshot
 from torpor.vms.running import RunningVM, RunningVMs, file_identity, owner_of_this_user
 from torpor.vms.templates import TemplateStore
@@ -53,6 +54,12 @@ def vm_snapshot(
     except (Refused, ConnectionError) as error:
         raise TorporError(f"VM {name}: {error}") from error
     say(f"{file}: {stored_bytes} bytes, generation {vm.about['generation']} of VM {name}")
+    runtime = runtime_that_repeats(vm.about["command"].split())
+    if runtime is not None:
+        say(
+            f"{file}: {runtime} keeps random numbers in memory: VMs that are restored from this "
+            "file more than once draw the same ones, keys and UUIDs too (docs/security.md)"
+        )
 
 
 async def _snapshot(

@@ -8,6 +8,7 @@ use crate::snapshot::{Kind, Reader};
 use crate::vm::served::{End, Instance, Link, Origin, Refusal, Resources, Vm, Watcher, unpack_template};
 use crate::vm::{Given, fail};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::Pid;
 use serde::Deserialize;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -112,18 +113,19 @@ impl Watcher for Watching {
 }
 
 /// From descriptors to the end of the process.
-pub(crate) fn run_for_broker(mut given: Given) -> ! {
+pub(crate) fn run_for_broker(mut given: Given, parent: Pid) -> ! {
     let managed = given.managed.take().expect("the caller has looked");
     let link = given.link.as_fd().try_clone_to_owned();
     let link = link.unwrap_or_else(|error| fail(given.link.as_fd(), &error.to_string()));
-    let worker = prepare(given, managed).unwrap_or_else(|failure| fail(link.as_fd(), &failure.to_string()));
+    let worker = prepare(given, managed, parent).unwrap_or_else(|failure| fail(link.as_fd(), &failure.to_string()));
     drop(link);
     worker.run()
 }
 
-fn prepare(given: Given, managed: Managed) -> Result<Worker, Failure> {
+fn prepare(given: Given, managed: Managed, parent: Pid) -> Result<Worker, Failure> {
     let Managed { control, owner, image, uuid, generation, saved } = managed;
     let resources = Resources::open(given.kvm).map_err(refused)?;
+    resources.tie_to_broker(parent, given.link.as_fd()).map_err(refused)?;
     let shared = super::confine(control)?;
     let watcher = Box::new(Watching(Arc::clone(&shared)));
     let mut worker = Worker::new(shared);
@@ -142,7 +144,13 @@ fn refused(refusal: Refusal) -> Failure {
     Failure::new(refusal.to_string())
 }
 
-fn restore(origin: Origin, saved: &Saved, instance: &Instance, owner: Digest, watcher: Box<dyn Watcher>) -> Result<Vm, Refusal> {
+fn restore(
+    origin: Origin,
+    saved: &Saved,
+    instance: &Instance,
+    owner: Digest,
+    watcher: Box<dyn Watcher>,
+) -> Result<Vm, Refusal> {
     let host = |error: std::io::Error| Refusal::Host(error.to_string());
     let file = read_all(&saved.template, super::worker::TEMPLATE_MAX_BYTES).map_err(host)?;
     let delta = saved.delta.as_ref().map(|delta| read_all(delta, super::worker::DELTA_MAX_BYTES));

@@ -2,6 +2,7 @@
 
 use super::protocol::{Boot, Command, Event, Prepare, Restore, Stop};
 use super::{Identity, Job, Shared, State, Watching, read_all};
+use crate::jail::filter::{self, Thread};
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::snapshot::pages::Coding;
 use crate::snapshot::{Kind, Reader};
@@ -85,6 +86,7 @@ impl Worker {
     }
 
     pub(super) fn run(mut self) -> ! {
+        filter::install(Thread::Vcpu).expect("the filter of all threads lets this one through");
         loop {
             while self.shared.lock().state == State::Running {
                 self.run_guest();
