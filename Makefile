@@ -24,13 +24,15 @@ $(VENV)/.installed: $(VENV)/.packages pyproject.toml
 	touch $@
 
 build: $(VENV)/.installed ## .venv/bin/torpor and its binaries, release profile
-	cargo build --release --locked --quiet -p torpor-vmm
+	cargo build --release --locked --quiet -p torpor-vmm -p torpor-proxy
 	@$(BIN)/python -m compileall -q src # so that the command need not, whatever the environment says
-	@cmp --silent $(CARGO_TARGET)/release/torpor-vmm $(BIN)/torpor-vmm \
-	  || install $(CARGO_TARGET)/release/torpor-vmm $(BIN)/torpor-vmm
+	@for binary in torpor-vmm torpor-proxy; do \
+	  cmp --silent $(CARGO_TARGET)/release/$$binary $(BIN)/$$binary \
+	    || install $(CARGO_TARGET)/release/$$binary $(BIN)/$$binary; \
+	done
 
-demo: build ## a Python and a Bun program in microVMs
-	$(BIN)/python -m tests.rootfs python bun
+demo: build ## examples/bun-counter is deployed, sleeps, and is woken by requests
+	@scripts/system-packages test
 	@$(BIN)/python -m tests.demo
 
 test: build ## everything that guards the project

@@ -7,18 +7,25 @@ a test can tell a restore from a cold start.
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torpor.controller.errors import Code, ItemError
 from torpor.controller.vm import (
+    BaseFinder,
+    BaseReader,
     Exit,
     Found,
+    Identity,
     Machine,
+    Saved,
     State,
     Usage,
     VmListener,
+    WarmBases,
 )
+from torpor.store import Base
 
 
 @dataclass(eq=False)
@@ -26,22 +33,42 @@ class FakeVm:
     """One VM that pretends to run."""
 
     host: "FakeHost"
-    machine: Machine
+    instance: str
+    name: str
     listener: VmListener
     memory: dict[str, object]
+    env: dict[str, str]
+    template_base: Base | None = None
     pid: int = 0
     started_ticks: int = 0
     alive: bool = True
+    stopped: bool = False
 
-    async def standby(self) -> bytes:
+    async def go_on(self) -> None:
         await asyncio.sleep(0)
-        content = self._content()
-        self._gone()
-        return content
+        self.stopped = False
+        self.talk()
 
-    async def checkpoint(self) -> bytes:
+    def talk(self) -> None:
+        if not self.memory.get("talked"):
+            self.memory["talked"] = True
+            self.listener.output(f"life {self.memory['lives']} of {self.name}\n".encode())
+
+    async def template(self) -> bytes:
         await asyncio.sleep(0)
         return self._content()
+
+    async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:  # noqa: ARG002
+        await asyncio.sleep(0)
+        self.stopped = True
+        return Saved(self._content(), self.template_base)
+
+    async def checkpoint(self, generation: int, *, within_s: float) -> Saved:  # noqa: ARG002
+        await asyncio.sleep(0)
+        return Saved(self._content(), self.template_base)
+
+    async def release(self) -> None:
+        self._gone()
 
     async def stop(self, *, force: bool, timeout_s: float) -> None:  # noqa: ARG002
         await asyncio.sleep(0)
@@ -52,6 +79,9 @@ class FakeVm:
     async def query(self) -> Usage:
         return Usage(rss_bytes=4096, cpu_time_ms=5, rx_bytes=1, tx_bytes=2)
 
+    async def link(self, end: socket.socket) -> None:
+        end.close()
+
     def end(self, result: Exit) -> None:
         """The VM ends like this."""
         if self.alive:
@@ -60,10 +90,12 @@ class FakeVm:
 
     def _gone(self) -> None:
         self.alive = False
-        self.host.running.pop(self.machine.instance, None)
+        if self.host.running.get(self.instance) is self:
+            del self.host.running[self.instance]
 
     def _content(self) -> bytes:
-        return json.dumps(self.memory).encode() + b" " * self.host.padding
+        memory = {**self.memory, "of": self.instance, "env": self.env}
+        return json.dumps(memory).encode() + b" " * self.host.padding
 
 
 @dataclass
@@ -76,31 +108,52 @@ class FakeHost:
     padding: int = 0
     left_over: list[Found] = field(default_factory=list)
 
-    async def run(self, machine: Machine, listener: VmListener) -> FakeVm:
-        return self._start(machine, listener, {"lives": 1})
+    def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
+        self._read, self._warm, self._find = read, warm, find
 
-    async def restore(self, machine: Machine, state: State, listener: VmListener) -> FakeVm:
-        memory = json.loads(state.delta or state.template or b"{}")
-        return self._start(machine, listener, {**memory, "lives": memory["lives"] + 1})
+    def start(self) -> None:
+        return
 
-    def _start(self, machine: Machine, listener: VmListener, memory: dict[str, object]) -> FakeVm:
+    async def boot(
+        self, machine: Machine, listener: VmListener, link: socket.socket | None
+    ) -> FakeVm:
+        if link is not None:
+            link.close()
         if machine.env.get("FAKE_FAIL") == "start":
             raise ItemError(Code.FAILED, "the fake cannot start")
-        assert machine.instance not in self.running, "an instance runs twice"
-        vm = FakeVm(self, machine, listener, memory)
-        self.running[machine.instance] = vm
-        self.started.set()
+        memory: dict[str, object] = {"lives": 1}
+        env = dict(machine.env)
+        vm = self._start(FakeVm(self, machine.instance, machine.name, listener, memory, env))
         asyncio.get_running_loop().call_soon(self._program, vm)
         return vm
 
+    async def restore(
+        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+    ) -> FakeVm:
+        if link is not None:
+            link.close()
+        memory = json.loads(state.delta or await self._read(state.template))
+        memory["lives"] += 1
+        env = memory.pop("env")
+        memory["talked"] = False
+        vm = FakeVm(self, who.instance, who.hostname, listener, memory, env, state.template)
+        asyncio.get_running_loop().call_soon(vm.talk)
+        return self._start(vm)
+
+    def _start(self, vm: FakeVm) -> FakeVm:
+        assert vm.instance not in self.running, "an instance runs twice"
+        self.running[vm.instance] = vm
+        self.started.set()
+        return vm
+
     def _program(self, vm: FakeVm) -> None:
-        if not vm.alive or vm.machine.env.get("FAKE_READY") == "never":
+        if not vm.alive or vm.env.get("FAKE_READY") == "never":
             return
-        vm.listener.output(f"life {vm.memory['lives']} of {vm.machine.name}\n".encode())
-        status = vm.machine.env.get("FAKE_EXIT")
+        status = vm.env.get("FAKE_EXIT")
         if status is not None:
             vm.end(Exit("exit", int(status)))
         else:
+            vm.stopped = True
             vm.listener.ready()
 
     async def next_start(self, instance: str) -> None:
@@ -121,6 +174,12 @@ class FakeHost:
             found.append(left)
         self.left_over = []
         return found
+
+    async def learn(self, template: Base, deltas: list[bytes]) -> bytes:  # noqa: ARG002
+        raise ItemError(Code.FAILED, "the fake learns nothing")
+
+    def in_use(self) -> set[int]:
+        return set()
 
     async def close(self) -> None:
         return

@@ -1,9 +1,12 @@
-"""The small parent process of `torpor up`, where there is no systemd: starts torpord again.
+"""The small parent process of `torpor up`, where there is no systemd: starts the parts again.
 
-`python -m torpor.supervisor COMMAND...` runs COMMAND until it ends with status 0, or until SIGTERM
-comes, which is passed on. It imports nothing that could fail or grow.
+`python -m torpor.supervisor -- COMMAND... -- COMMAND...` runs all of them until one ends with
+status 0 or SIGTERM comes, which is passed on; one that fails is started again, ever later. It
+imports nothing that could fail or grow.
 """
 
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,40 +15,86 @@ import time
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 HEALTHY_S = 10.0
+SEPARATOR = "--"
 
 
-def supervise(command: list[str]) -> int:
-    """Runs `command` again whenever it fails; the exit status of the last run."""
-    stopping = False
-    child: subprocess.Popen[bytes] | None = None
+class Part:
+    """One of the programs."""
 
-    def stop(_number: int, _frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-        if child is not None:
-            child.terminate()
+    def __init__(self, command: list[str]) -> None:
+        self.command = command
+        self.process: subprocess.Popen[bytes] | None = None
+        self.began_s = 0.0
+        self.pause_s = FIRST_PAUSE_S
+        self.again_s = 0.0
+        """When it is to be started."""
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    pause_s = FIRST_PAUSE_S
-    while True:
-        began_s = time.monotonic()
-        child = subprocess.Popen(command)
-        if stopping:
-            child.terminate()
-        status = child.wait()
-        if stopping or status == 0:
-            return status
-        healthy = time.monotonic() - began_s >= HEALTHY_S
-        pause_s = FIRST_PAUSE_S if healthy else min(pause_s * 2, LONGEST_PAUSE_S)
-        sys.stderr.write(f"torpord ended with status {status}: again in {pause_s} s\n")
+    def start(self) -> None:
+        self.began_s = time.monotonic()
+        self.process = subprocess.Popen(self.command)
+
+    def failed(self, status: int) -> None:
+        """Plans the next start."""
+        self.process = None
+        healthy = time.monotonic() - self.began_s >= HEALTHY_S
+        self.pause_s = FIRST_PAUSE_S if healthy else min(self.pause_s * 2, LONGEST_PAUSE_S)
+        self.again_s = time.monotonic() + self.pause_s
+        name = os.path.basename(self.command[0])  # noqa: PTH119 -- pathlib is larger than all this
+        sys.stderr.write(f"{name} ended with status {status}: again in {self.pause_s} s\n")
         sys.stderr.flush()
-        ends_s = time.monotonic() + pause_s
-        while not stopping and time.monotonic() < ends_s:
-            time.sleep(min(0.1, pause_s))
-        if stopping:
-            return 0
+
+
+def supervise(commands: list[list[str]]) -> int:
+    """Runs the commands; the exit status of the one that ended it."""
+    parts = [Part(command) for command in commands]
+    reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writes)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+    status: int | None = None
+    while status is None:
+        now_s = time.monotonic()
+        for part in parts:
+            if part.process is None and now_s >= part.again_s:
+                part.start()
+        pauses_s = [part.again_s - now_s for part in parts if part.process is None]
+        select.select([reads], [], [], max(min(pauses_s, default=3600.0), 0.01))
+        if set(_drain(reads)) & {signal.SIGTERM, signal.SIGINT}:
+            status = 0
+        for part in parts:
+            ended = None if part.process is None else part.process.poll()
+            if ended == 0:
+                status = 0
+                part.process = None
+            elif ended is not None and status is None:
+                part.failed(ended)
+    for part in parts:
+        if part.process is not None:
+            part.process.terminate()
+    for part in parts:
+        if part.process is not None:
+            part.process.wait()
+    return status
+
+
+def _drain(reads: int) -> bytes:
+    """The numbers of the signals that came."""
+    try:
+        return os.read(reads, 4096)
+    except BlockingIOError:
+        return b""
+
+
+def split(words: list[str]) -> list[list[str]]:
+    """The commands between separators."""
+    commands: list[list[str]] = []
+    for word in words:
+        if word == SEPARATOR:
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return commands
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(sys.argv[1:]))
+    sys.exit(supervise(split(sys.argv[1:])))

@@ -1,5 +1,6 @@
 """torpord: the store, the controller and the API in one process, one per data directory."""
 
+import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -7,10 +8,11 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 from uuid import NAMESPACE_URL, uuid5
 
 import uvloop
@@ -20,19 +22,21 @@ from torpor.api.auth import ensure_first_token
 from torpor.api.server import listen_local, listen_tcp, make_server
 from torpor.api.service import Service
 from torpor.controller import Controller
+from torpor.controller.proxy import ProxyClient
 from torpor.controller.restart import Backoff
+from torpor.controller.upkeep import Policy
 from torpor.controller.vm import NoVmHost, VmHost
-from torpor.errors import TorporError
+from torpor.datadir import data_dir
+from torpor.errors import EXIT_TORPOR_FAILED, TorporError
+from torpor.settings import ServerSettings, load_server_settings
 from torpor.store import Store
+from torpor.vmhost import Host, Limits
 
 DEFAULT_LISTEN = "127.0.0.1:7400"
 LOCK = "run/torpord.lock"
 LOCAL_SOCKET = "run/api.sock"
 URL_FILE = "run/api.url"
-NO_VMS = (
-    "This server cannot start VMs yet: snapshots in the VM process (torpor.vmprocess) are not "
-    "part of this version; `torpor vm run` starts one without a server"
-)
+PROXY_SOCKET = "run/proxy.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,31 @@ class Settings:
     lower_tier: Path | None = None
     domain_suffix: str = "localhost"
     backoff: Backoff = Backoff()  # noqa: RUF009 -- immutable
+    limits: Limits = Limits()  # noqa: RUF009 -- immutable
+    public_ports: Mapping[int, int] = field(default_factory=dict)
+    """What clients see in place of 80 and 443."""
+
+    policy: Policy = Policy()  # noqa: RUF009 -- immutable
+
+    @classmethod
+    def of(cls, directory: Path, settings: ServerSettings) -> Self:
+        """What config.toml, environment and flags say."""
+        vms = settings.vms
+        limits = Limits(
+            per_template=vms.resting_per_template,
+            total=vms.resting,
+            reuse=vms.reuse,
+            memory_bytes=vms.memory_mb << 20,
+        )
+        return cls(
+            directory,
+            listen=settings.server.listen,
+            lower_tier=Path(settings.server.lower_tier) if settings.server.lower_tier else None,
+            domain_suffix=settings.server.domain_suffix,
+            limits=limits,
+            public_ports=settings.public_ports(),
+            policy=settings.policy(),
+        )
 
 
 @contextmanager
@@ -91,26 +120,33 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
     name, _, port = settings.listen.rpartition(":")
     if not name or not port.isdigit():
         raise TorporError(f"--listen {settings.listen}: must be HOST:PORT")
-    with exclusive(data_dir), contextlib.ExitStack() as held:
-        store = Store(data_dir, lower=settings.lower_tier)
-        held.callback(store.close)
-        await ensure_first_token(store, lambda token: _write_token(data_dir / "token", token))
-        controller = Controller(
-            data_dir,
-            store,
-            host,
-            domain_suffix=settings.domain_suffix,
-            backoff=settings.backoff,
-        )
-        await controller.open()
-        try:
+    with exclusive(data_dir):
+        async with contextlib.AsyncExitStack() as held:
+            store = Store(data_dir, lower=settings.lower_tier)
+            held.callback(store.close)
+            await ensure_first_token(store, lambda token: _write_token(data_dir / "token", token))
+            owner = store.owners.all()[0]
+            uuid = str(uuid5(NAMESPACE_URL, f"torpor:{owner.uuid}"))
+            proxy = ProxyClient(data_dir / PROXY_SOCKET, _hello(settings, uuid))
+            controller = Controller(
+                data_dir,
+                store,
+                host,
+                links=proxy,
+                domain_suffix=settings.domain_suffix,
+                backoff=settings.backoff,
+                public_ports=settings.public_ports,
+                policy=settings.policy,
+                tiered=settings.lower_tier is not None,
+            )
+            await controller.open()
+            held.push_async_callback(controller.close)
+            proxy.start(controller.router)
+            held.push_async_callback(proxy.close)
             tcp = held.enter_context(listen_tcp(name, int(port)))
             local = held.enter_context(listen_local(data_dir / LOCAL_SOCKET))
             address = f"{name}:{tcp.getsockname()[1]}"
-            owner = store.owners.all()[0]
-            service = Service(
-                controller, f"http://{address}", str(uuid5(NAMESPACE_URL, f"torpor:{owner.uuid}"))
-            )
+            service = Service(controller, f"http://{address}", uuid)
             (data_dir / URL_FILE).write_text(service.endpoint + "\n")
             server = make_server(make_app(service))
             task = asyncio.create_task(server.serve(sockets=[tcp, local]))
@@ -121,26 +157,74 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
             finally:
                 server.should_exit = True
                 await task
-        finally:
-            await controller.close()
 
 
-async def run(settings: Settings, host: VmHost | None = None) -> None:
+def _hello(settings: Settings, uuid: str) -> dict[str, Any]:
+    """What the proxy is told first."""
+    return {
+        "server": uuid,
+        "public_ports": {str(port): seen for port, seen in settings.public_ports.items()},
+        "suffix": settings.domain_suffix,
+    }
+
+
+async def run(settings: Settings, host: VmHost) -> None:
     """Serves until SIGTERM or SIGINT; says on standard output where, once it accepts."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with serving(settings, host or NoVmHost(NO_VMS)) as service:
+    async with serving(settings, host) as service:
         sys.stdout.write(f"api {service.endpoint}\n")
         sys.stdout.flush()
         await stop.wait()
 
 
-def main(settings: Settings) -> None:
+def main() -> int:
+    """`torpord`: runs a server in this process until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="torpord", description=__doc__)
+    parser.add_argument("--data", metavar="DIR")
+    for flag in ("--listen", "--lower-tier", "--domain-suffix", "--proxy", "--proxy-tls"):
+        parser.add_argument(flag)
+    flags = parser.parse_args()
+    try:
+        directory = data_dir(flags.data)
+        settings = load_server_settings(
+            directory,
+            server_listen=flags.listen,
+            server_lower_tier=flags.lower_tier,
+            server_domain_suffix=flags.domain_suffix,
+            proxy_http=flags.proxy,
+            proxy_tls=flags.proxy_tls,
+        )
+        serve(Settings.of(directory, settings))
+    except (TorporError, OSError) as error:
+        sys.stderr.write(f"torpor: {error}\n")
+        return EXIT_TORPOR_FAILED
+    return 0
+
+
+def serve(settings: Settings) -> None:
     """Runs a server in this process."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(settings))
+        runner.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    problem = kvm_problem()
+    if problem is None:
+        await run(settings, Host(settings.data_dir, settings.limits))
+    else:
+        await run(settings, NoVmHost(f"{problem}: this server cannot run VMs"))
+
+
+def kvm_problem() -> str | None:
+    """Why VMs cannot be run here, or None."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    return None
 
 
 def _write_token(path: Path, token: str) -> None:
@@ -152,3 +236,7 @@ def _write_token(path: Path, token: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

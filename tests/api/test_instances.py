@@ -19,6 +19,9 @@ from torpor.controller.vm import Exit
 
 pytestmark = pytest.mark.anyio
 
+SERVED = {"service_group": {"services": [{"port": 443, "destination_port": 8080}]}}
+"""What has a service runs when it listens; what has none runs when it is started."""
+
 
 async def test_a_life(sdk: Any, host: FakeHost) -> None:
     made = await sdk.instances.create(name="web", image="web", memory_mb=256, env={"A": "1"})
@@ -28,14 +31,14 @@ async def test_a_life(sdk: Any, host: FakeHost) -> None:
     assert started.previous_state == "stopped"
     waited = await sdk.instances.get(name="web").wait(state="running", timeout_seconds=20)
     assert waited.state == "running"
-    assert host.running[made.uuid].machine.env == {"PATH": "/bin", "A": "1"}
+    assert host.running[made.uuid].env == {"PATH": "/bin", "A": "1"}
     suspended = await sdk.instances.get(uuid=made.uuid).suspend()
     assert (suspended.previous_state, suspended.state) == ("running", "standby")
     assert not host.running
     asleep = await sdk.instances.get(name="web")
     assert (asleep.state, asleep.stop_reason) == ("standby", 39)
     await sdk.instances.get(name="web").start()
-    assert host.running[made.uuid].memory == {"lives": 2}
+    assert host.running[made.uuid].memory["lives"] == 2
     stopped = await sdk.instances.get(name="web").stop()
     assert stopped.previous_state == "running"
     await sdk.instances.get(name="web").wait(state="stopped", timeout_seconds=20)
@@ -92,7 +95,7 @@ async def test_create_waits_for_running(sdk: Any) -> None:
     assert made.state == "running"
     with pytest.raises(WaitTimeoutError) as caught:
         await sdk.instances.create(
-            image="web", autostart=True, timeout_s=1, env={"FAKE_READY": "never"}
+            image="web", autostart=True, timeout_s=1, env={"FAKE_READY": "never"}, **SERVED
         )
     assert caught.value.state == "starting"
 
@@ -100,7 +103,7 @@ async def test_create_waits_for_running(sdk: Any) -> None:
 async def test_create_of_what_stops_at_once(sdk: Any) -> None:
     with pytest.raises(InstanceStoppedError) as caught:
         await sdk.instances.create(
-            image="web", autostart=True, timeout_s=30, env={"FAKE_EXIT": "7"}
+            image="web", autostart=True, timeout_s=30, env={"FAKE_EXIT": "7"}, **SERVED
         )
     assert caught.value.instance.state == "stopped"
     assert (caught.value.instance.stop_reason, caught.value.instance.exit_code) == (3, 7)
@@ -163,7 +166,7 @@ async def test_checkpoints_and_branches(sdk: Any, host: FakeHost) -> None:
     loaded = await sdk.instances.create(name="loaded", checkpoint={"name": "cp"})
     assert loaded.state == "standby"
     await sdk.instances.get(name="loaded").start()
-    assert host.running[loaded.uuid].memory == {"lives": 2}
+    assert host.running[loaded.uuid].memory["lives"] == 2
     branch = await sdk.instances.create(name="branch", branch_from={"name": "web"})
     assert branch.state == "standby"
     (history,) = await sdk.instances.get(name="loaded").history()
@@ -187,7 +190,7 @@ async def test_templates(sdk: Any, host: FakeHost) -> None:
     await sdk.instances.get(name="clone").wait(state="running", timeout_seconds=20)
     read = await sdk.instances.get(name="clone")
     assert read.memory_mb == 64
-    assert host.running[read.uuid].memory == {"lives": 2}
+    assert host.running[read.uuid].memory["lives"] == 2
     assert clone
     await sdk.templates.get(name="worker").delete()
     assert await sdk.templates.list() == []

@@ -14,7 +14,7 @@ from torpor.controller import Controller, ItemError
 from torpor.controller.model import facts_of
 from torpor.controller.requests import CreateInstance
 from torpor.controller.restart import Backoff, wants_restart
-from torpor.controller.vm import Exit, Found, Machine
+from torpor.controller.vm import Exit, Found
 from torpor.store import InstanceRow, Owner, Store
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +47,7 @@ async def test_a_wake_writes_nothing(controller: Controller, owner: Owner, host:
     assert await controller.wait(row, "running", 30) == ("running", True)
     assert current(controller, row) == asleep
     assert controller.lifecycle.state(asleep) == "running"
-    assert host.running[row.uuid].memory == {"lives": 2}
+    assert host.running[row.uuid].memory["lives"] == 2
 
 
 async def test_a_lost_process_falls_back_to_the_last_generation(
@@ -62,7 +62,7 @@ async def test_a_lost_process_falls_back_to_the_last_generation(
     assert facts_of(current(controller, row).facts).stop_reason == 5
     await controller.start(owner, row)
     await controller.wait(row, "running", 30)
-    assert host.running[row.uuid].memory == {"lives": 2}, "from generation 1 again"
+    assert host.running[row.uuid].memory["lives"] == 2, "from generation 1 again"
 
 
 async def test_a_lost_process_without_a_generation_is_stopped(
@@ -163,12 +163,9 @@ async def test_adoption(store: Store, owner: Owner, tmp_path: Path, generation: 
 async def test_nobody_elses_process_is_adopted(store: Store, owner: Owner, tmp_path: Path) -> None:
     assert owner
     host = FakeHost()
-    machine = Machine(
-        "5f0c9f57-6b0c-4c53-9d38-2f2a5a3b9d11", "x", "o", "h", 1, Path(), (), {}, "", ""
-    )
-    listener = None
-    vm = FakeVm(host, machine, listener, {})  # type: ignore[arg-type]
-    host.left_over = [Found(machine.instance, 0, vm)]
+    stranger = "5f0c9f57-6b0c-4c53-9d38-2f2a5a3b9d11"
+    vm = FakeVm(host, stranger, "x", None, {}, {})  # type: ignore[arg-type]
+    host.left_over = [Found(stranger, 0, vm)]
     controller = Controller(tmp_path, store, host, backoff=FAST)
     await controller.open()
     assert host.running == {}

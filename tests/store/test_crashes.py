@@ -78,10 +78,8 @@ def losses(
             if row is None or row.generation < generation:
                 found.append(f"seed {seed}: {uuid} is behind generation {generation}")
                 continue
-            snapshot = store.snapshots.find(row.id)
-            assert snapshot is not None
             try:
-                await store.snapshots.read(snapshot)
+                assert await store.snapshots.read(row.id) is not None
             except (MissingError, StoreError) as error:
                 found.append(f"seed {seed}: {error}")
 
@@ -174,10 +172,10 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
         owner = store.owners.find(name="ada")
         for row in store.instances.page(owner.id, "instance", Page()):
             assert row.generation >= acknowledged[row.uuid], seed
-            snapshot = store.snapshots.find(row.id)
-            if snapshot is not None:
+            read = asyncio.run(store.snapshots.read(row.id))
+            if read is not None:
+                snapshot, data = read
                 assert snapshot.generation == row.generation
-                data = asyncio.run(store.snapshots.read(snapshot))
                 assert data[0] == (row.generation - 1) % 256
         asyncio.run(store.clean_up())
         problems = list(check(tmp_path / "torpor.db", BlobFiles(tmp_path / "blobs")))

@@ -27,10 +27,11 @@ def files_of(data: Path) -> list[Path]:
 
 
 async def content(store: Store, row: InstanceRow) -> bytes:
-    snapshot = store.snapshots.find(row.id)
-    assert snapshot is not None
+    found = await store.snapshots.read(row.id)
+    assert found is not None
+    snapshot, data = found
     assert snapshot.generation == row.generation
-    return await store.snapshots.read(snapshot)
+    return data
 
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["inline", "file"])

@@ -37,7 +37,7 @@ def test_lines_file_and_exit_status(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {"commit", "host", "format"} <= set(written)
     assert written["rows"][1] == {
         "case": "slow", "metric": "time", "unit": "ms", "n": 2, "p50": 10.0, "p99": 30.0,
-        "max": 30.0, "floor": 5.0, "bar": 20, "met": False,
+        "p999": 30.0, "max": 30.0, "floor": 5.0, "bar": 20, "met": False,
     }  # fmt: skip
 
 

@@ -7,14 +7,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from torpor.binaries import find_binary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the JSON file's layout."""
 
 
@@ -27,7 +27,7 @@ class Bar:
     """What a figure is held against: `statistic` must not be above (or below) `limit`."""
 
     limit: float
-    statistic: Literal["p50", "p99", "max"] = "p50"
+    statistic: Literal["p50", "p99", "p99.9", "max"] = "p50"
     at_least: bool = False
 
     def met_by(self, value: float) -> bool:
@@ -44,6 +44,7 @@ class Row:
     n: int
     p50: float
     p99: float
+    p999: float
     max: float
     floor: float | None
     bar: float | None
@@ -83,11 +84,11 @@ class Report:
         if not values:
             raise ValueError(f"{case}: no samples")
         ordered = sorted(values)
-        p50, p99, highest = percentile(ordered, 50), percentile(ordered, 99), ordered[-1]
-        statistics = {"p50": p50, "p99": p99, "max": highest}
+        p50, p99, p999 = (percentile(ordered, percent) for percent in (50, 99, 99.9))
+        statistics = {"p50": p50, "p99": p99, "p99.9": p999, "max": ordered[-1]}
         met = bar.met_by(statistics[bar.statistic]) if bar else None
         limit = bar.limit if bar else None
-        row = Row(case, metric, unit, len(ordered), p50, p99, highest, floor, limit, met)
+        row = Row(case, metric, unit, len(ordered), p50, p99, p999, ordered[-1], floor, limit, met)
         self.rows.append(row)
         return row
 
@@ -108,18 +109,22 @@ class Report:
         """Note that something did the wrong thing; the benchmark will exit 1."""
         self.wrong.append(message)
 
-    def finish(self) -> int:
-        """Write the file, print the table and the plain lines; 0, or 1 after a wrong answer."""
+    def finish(self, lines: Collection[str] | None = None) -> int:
+        """Write the file, print the table and the plain lines; 0, or 1 after a wrong answer.
+
+        `lines` names the cases that get a plain line; all of them if it is None.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"{self.name}.json"
         temporary = path.with_suffix(".json.new")
         temporary.write_text(json.dumps(self._document(), indent=1) + "\n")
         temporary.replace(path)
-        print(self._table())
+        print(self.table())
         for message in self.wrong:
             print(f"{self.name} WRONG: {message}", file=sys.stderr)
         for row in self.rows:
-            print(row.line(self.name))
+            if lines is None or row.case in lines:
+                print(row.line(self.name))
         return 1 if self.wrong else 0
 
     def _document(self) -> dict[str, object]:
@@ -134,11 +139,13 @@ class Report:
             "rows": [asdict(row) for row in self.rows],
         }
 
-    def _table(self) -> str:
-        header = ("case", "unit", "n", "p50", "p99", "max", "floor", "bar", "")
+    def table(self) -> str:
+        """The table for a person."""
+        header = ("case", "unit", "n", "p50", "p99", "p99.9", "max", "floor", "bar", "")
         lines: list[tuple[str, ...]] = [header]
         for row in self.rows:
-            figures = [_number(v) for v in (row.p50, row.p99, row.max, row.floor, row.bar)]
+            values = (row.p50, row.p99, row.p999, row.max, row.floor, row.bar)
+            figures = [_number(value) for value in values]
             lines.append((row.case, row.unit, str(row.n), *figures, _verdict(row.met)))
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
         shown = []

@@ -10,6 +10,7 @@ from torpor.cli.vm_run import vm_run
 
 _LAZY: dict[str, tuple[str, str]] = {
     "base-image": ("torpor.cli.base_image", "make base images from Debian, npm and PyPI packages"),
+    "bench": ("torpor.cli.bench", "measure density, wakes, and other ways to run a program"),
     "build": ("torpor.cli.build", "build an image from a Dockerfile"),
     "deploy": ("torpor.cli.deploy", "run a directory or an image behind a URL"),
     "down": ("torpor.cli.server", "end the server"),
@@ -22,6 +23,7 @@ _LAZY: dict[str, tuple[str, str]] = {
     "store": ("torpor.cli.store", "check and back up what is on the disk"),
     "template": ("torpor.cli.template", "instances that others are cloned from"),
     "token": ("torpor.cli.account", "make and revoke API tokens"),
+    "top": ("torpor.cli.top", "show what runs, wakes and sizes, live"),
     "up": ("torpor.cli.server", "start the server"),
 }
 """Top-level command: the module that defines it, and one line of help."""

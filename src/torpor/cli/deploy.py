@@ -49,12 +49,12 @@ def deploy(
     exposed = [port.partition("/")[0] for port in resolved.config.exposed_ports]
     if not ports and not exposed:
         raise UsageError(f"{source} exposes no port: give -p 443:PORT")
-    services = [parse_port(port) for port in ports or (f"443:{exposed[0]}",)]
+    wanted = ports or (f"443:{exposed[0]}", f"80:{exposed[0]}")
+    services = [parse_port(port) for port in wanted]
     spec: dict[str, Any] = {
         "image": image,
         "memory_mb": memory_mb,
-        "autostart": True,
-        "timeout_s": START_TIMEOUT_S,
+        "autostart": False,
         "service_group": {"services": services},
         "scale_to_zero": {
             "policy": policy,
@@ -68,12 +68,29 @@ def deploy(
         spec["env"] = environment(env)
 
     async def work(server: Server) -> Any:
-        return await server.sdk.instances.create(**spec)
+        made = await server.sdk.instances.create(**spec)
+        reference = {"uuid": made.uuid}
+        await server.own("POST", "/torpor/v1/prepare", json=[reference])
+        await server.sdk.instances.get(uuid=made.uuid).start()
+        await server.sdk.instances.get(uuid=made.uuid).wait(
+            state="running", timeout_seconds=START_TIMEOUT_S
+        )
+        state = await server.own("GET", "/torpor/v1/status")
+        return await server.sdk.instances.get(uuid=made.uuid), state["public_ports"]
 
-    made = run(data, work)
+    made, public_ports = run(data, work)
     say(f"{made.name} {made.state}")
     for domain in made.service_group.domains:
-        click.echo(f"https://{domain.fqdn}")
+        for service in services:
+            click.echo(_url(domain.fqdn, service["port"], public_ports))
+
+
+def _url(host: str, port: int, public_ports: dict[str, int]) -> str:
+    """Where clients find a service."""
+    scheme = "http" if port == 80 else "https"
+    public = public_ports.get(str(port), port)
+    default = {"http": 80, "https": 443}[scheme]
+    return f"{scheme}://{host}" if public == default else f"{scheme}://{host}:{public}"
 
 
 def _built(store: ImageStore, directory: Path) -> str:

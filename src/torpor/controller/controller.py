@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from torpor.controller.creating import Creation
 from torpor.controller.errors import Code, ItemError, from_store, invalid
 from torpor.controller.events import Events, now_ms
 from torpor.controller.groups import ServiceGroups
-from torpor.controller.lifecycle import Lifecycle, Live
+from torpor.controller.lifecycle import Lifecycle
+from torpor.controller.links import Links, NoLinks
+from torpor.controller.live import Live
 from torpor.controller.machines import Machines
 from torpor.controller.model import (
     Autokill,
@@ -31,10 +33,13 @@ from torpor.controller.model import (
 from torpor.controller.quotas import Quotas
 from torpor.controller.requests import CreateInstance, TemplateSpec
 from torpor.controller.restart import Backoff
+from torpor.controller.routing import Router
 from torpor.controller.rules import check_name, check_tags, random_suffix
 from torpor.controller.saved import SavedStates
 from torpor.controller.sealing import Seal
+from torpor.controller.templates import Templates
 from torpor.controller.updates import AT_ONCE, change
+from torpor.controller.upkeep import Policy, Upkeep
 from torpor.controller.vm import VmHost
 from torpor.images import ImageStore
 from torpor.store import (
@@ -60,19 +65,42 @@ class Controller:
         store: Store,
         host: VmHost,
         *,
+        links: Links | None = None,
         domain_suffix: str = "localhost",
         backoff: Backoff = Backoff(),  # noqa: B008 -- immutable
+        public_ports: Mapping[int, int] | None = None,
+        policy: Policy = Policy(),  # noqa: B008 -- immutable
+        tiered: bool = False,
     ) -> None:
         self.store = store
+        self.public_ports = public_ports or {}
+        """What clients see in place of 80 and 443."""
         self.images = ImageStore(data_dir)
         self.events = Events()
         self.console = Console(store)
         self.machines = Machines(store, self.images)
         self.saved = SavedStates(store, Seal.of(data_dir))
-        self.groups = ServiceGroups(store, domain_suffix)
+        self.links: Links = links or NoLinks()
+        self.groups = ServiceGroups(store, domain_suffix, self.links)
+        self.templates = Templates(store, self.saved, host)
         self.lifecycle = Lifecycle(
-            store, host, self.machines, self.saved, self.events, self.console, backoff
+            store,
+            host,
+            self.machines,
+            self.saved,
+            self.templates,
+            self.links,
+            self.groups,
+            self.events,
+            self.console,
+            backoff,
         )
+        self.router = Router(
+            store, self.lifecycle, self.groups, self.links, self.console, self.events
+        )
+        self.lifecycle.on_stopped = self._stopped
+        host.begin(self.saved.read_base, self.templates.warm, store.bases.by_digest)
+        self.upkeep = Upkeep(store, self.lifecycle, host, policy, tiered=tiered)
         self._host = host
         self._creation = Creation(self)
         self._background: set[asyncio.Task[Any]] = set()
@@ -81,7 +109,9 @@ class Controller:
         """Takes over what an earlier torpord left. Before this nothing may be started."""
         await self.store.clean_up()
         await self.lifecycle.adopt()
+        self._host.start()
         self._keep(asyncio.create_task(self.console.run()))
+        self._keep(asyncio.create_task(self.upkeep.run()))
 
     async def close(self) -> None:
         """Ends; VMs run on."""
@@ -89,6 +119,7 @@ class Controller:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.lifecycle.close()
+        await self.templates.close()
         await self.console.flush()
         await self._host.close()
 
@@ -141,13 +172,22 @@ class Controller:
         wanted = [
             request.autostart for request in requests for _ in range((request.replicas or 0) + 1)
         ]
-        for position, (answer, autostart) in enumerate(zip(answers, wanted, strict=True)):
-            if autostart and isinstance(answer, InstanceRow):
-                try:
-                    await self.start(owner, answer)
-                except ItemError as error:
-                    error.uuid, error.name = answer.uuid, answer.name
-                    answers[position] = error
+
+        async def begin(position: int, row: InstanceRow) -> None:
+            try:
+                await self.start(owner, row)
+            except ItemError as error:
+                error.uuid, error.name = row.uuid, row.name
+                answers[position] = error
+
+        # Side by side, so that what they write is committed in groups.
+        await asyncio.gather(
+            *(
+                begin(position, answer)
+                for position, (answer, autostart) in enumerate(zip(answers, wanted, strict=True))
+                if autostart and isinstance(answer, InstanceRow)
+            )
+        )
         return answers
 
     async def start(self, owner: Owner, row: InstanceRow) -> State:
@@ -155,6 +195,20 @@ class Controller:
         if self.lifecycle.live(row.id) is None:
             self._check_live_quota(owner, row)
         return await self.lifecycle.start(row, "api")
+
+    def _stopped(self, row: InstanceRow, config: Config) -> None:
+        """An instance has stopped for good: one that was to be deleted then is."""
+        if "delete-on-stop" in config.features:
+            self._keep(asyncio.create_task(self._delete_stopped(row)))
+
+    async def _delete_stopped(self, row: InstanceRow) -> None:
+        # It may have been deleted, or locked, meanwhile.
+        with contextlib.suppress(ItemError):
+            await self.delete(row)
+
+    def prepare(self, row: InstanceRow) -> None:
+        """Has the next start of a configuration make its template. Raises ItemError."""
+        self.templates.ask_for(self.machines.of(row, config_of(row.config)))
 
     def _check_live_quota(self, owner: Owner, row: InstanceRow) -> None:
         quotas = Quotas.of(owner)
@@ -252,8 +306,6 @@ class Controller:
             made = with_documents(row, config, facts, "template")
             return replace(made, kind="template", service_id=None)
 
-        if config_of(row.config).template:
-            raise ItemError(Code.NOT_SUPPORTED, "A template of a template: not supported yet")
         made = await self.lifecycle.edit(row, convert)
         if row.service_id is not None:
             await self.groups.release(row.service_id)
@@ -293,7 +345,7 @@ class Controller:
         name = name or f"{source.name[:240]}-{random_suffix()}"
         check_name(name)
         unique = check_tags(source.tags if tags is None else tags)
-        content = await self.lifecycle.state_content(source)
+        found = await self.lifecycle.state_content(source)
         config = msgspec.structs.replace(
             config_of(source.config), delete_lock=False, autokill=autokill
         )
@@ -314,8 +366,9 @@ class Controller:
             (row,) = await self.store.instances.add(owner.id, [new])
             if isinstance(row, StoreError):
                 raise row
-            if content is not None:
-                row = await self.saved.commit(row, content)
+            if found is not None:
+                saved, origin = found
+                row = await self.saved.commit(row, saved, image=config.image_digest, origin=origin)
         except StoreError as error:
             raise from_store(error, name=name) from error
         own = Lineage(uuid=row.uuid, name=row.name, created_ms=row.created_ms)

@@ -24,6 +24,7 @@ from torpor.controller.rules import (
     check_vcpus,
     random_name,
 )
+from torpor.controller.vm import Saved
 from torpor.store import InstanceRow, Kind, NewInstance, Owner, StoreError
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class Planned:
     config: Config
     facts: Facts
     tags: tuple[str, ...]
-    content: bytes | None = None
-    """The memory it begins with, if it is a branch."""
+    content: tuple[Saved, str] | None = None
+    """The memory it begins with, and as what that was stored, if it is a branch."""
 
 
 class Creation:
@@ -106,7 +107,10 @@ class Creation:
                 raise from_store(row, name=planned.name) from row
             if planned.content is not None:
                 wanted = replace(row, state="standby")
-                row = await controller.saved.commit(wanted, planned.content)
+                saved, origin = planned.content
+                row = await controller.saved.commit(
+                    wanted, saved, image=planned.config.image_digest, origin=origin
+                )
         except (ItemError, StoreError) as error:
             if isinstance(row, InstanceRow):
                 await controller.store.remove_instances([row])
@@ -226,13 +230,14 @@ class Creation:
                     raise
             return await self._controller.prepare_template(owner, spec)
 
-    async def _content(self, source: InstanceRow) -> bytes | None:
+    async def _content(self, source: InstanceRow) -> tuple[Saved, str] | None:
+        lifecycle = self._controller.lifecycle
         if source.kind == "instance":
-            return await self._controller.lifecycle.state_content(source)
+            return await lifecycle.state_content(source)
         try:
             if self._controller.store.snapshots.find(source.id) is None:
                 return None
-            return await self._controller.saved.read(source)
+            return await lifecycle.saved_of(source)
         except StoreError as error:
             raise from_store(error, uuid=source.uuid, name=source.name) from error
 

@@ -47,6 +47,13 @@ class ItemError(TorporError):
         self.name = name
 
 
+class BusyError(ItemError):
+    """It cannot be done now: a guest does not come to rest, or memory is short. Try again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.FAILED, message)
+
+
 def invalid(field: str, rule: str) -> ItemError:
     """A field breaks a rule."""
     return ItemError(Code.INVALID, f"'{field}' {rule}")

@@ -1,14 +1,16 @@
 """Service groups: which host names and ports lead to which instances."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 from uuid import uuid4
 
 import msgspec
 
 from torpor.controller.errors import Code, ItemError, from_store, invalid, not_supported
 from torpor.controller.events import now_ms
+from torpor.controller.links import Links
 from torpor.controller.model import Autokill, Handler, Service, ServiceConfig, encode, service_of
 from torpor.controller.requests import Domain
 from torpor.controller.rules import check_name, full_domain, random_name
@@ -17,14 +19,32 @@ from torpor.store import NewService, ServiceRow, Store, StoreError
 MAX_SERVICES = 64
 MAX_DOMAINS = 64
 HTTP, HTTPS = 80, 443
+KNOWN_MAX = 100_000
+"""Groups and routes that are kept in memory."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """A group that is kept in memory."""
+
+    uuid: str
+    ports: frozenset[int]
+    document: dict[str, Any]
+    """In the words of the proxy's socket."""
+    told: bool = False
+    """The proxy was told of it as it is."""
 
 
 class ServiceGroups:
     """The service groups of all owners."""
 
-    def __init__(self, store: Store, domain_suffix: str) -> None:
+    def __init__(self, store: Store, domain_suffix: str, links: Links) -> None:
         self._store = store
         self._suffix = domain_suffix
+        self._links = links
+        self._groups: dict[int, _Known] = {}
+        self._routes: dict[str, int] = {}
+        """Ids of groups by host name, as far as they were asked for."""
 
     async def create(
         self,
@@ -54,10 +74,93 @@ class ServiceGroups:
         new = NewService(
             str(uuid4()), generated, now_ms(), fqdns, len(config.services), encode(config)
         )
+        await self._listen(config)
         try:
-            return await self._store.services.add(owner_id, new, quota)
+            row = await self._store.services.add(owner_id, new, quota)
         except StoreError as error:
             raise from_store(error, name=generated) from error
+        self._changed(row, fqdns)
+        return row
+
+    async def _listen(self, config: ServiceConfig) -> None:
+        """Opens the ports of services where nobody listens yet. Raises ItemError."""
+        for service in config.services:
+            if service.port not in (HTTP, HTTPS):
+                await self._links.listen(service.port)
+                await self._store.services.listen(service.port)
+
+    # What the proxy knows -----------------------------------------------------------------------
+
+    def announce(self, service_id: int, *, anew: bool = False) -> str | None:
+        """Tells the proxy of a group, unless it knows; the group's uuid.
+
+        It forgets a group when none of its instances is attached any more: hence `anew`.
+        """
+        known = self._known(service_id)
+        if known is None:
+            return None
+        if anew or not known.told:
+            known.told = True
+            self._links.group(known.document)
+        return known.uuid
+
+    def _known(self, service_id: int) -> "_Known | None":
+        known = self._groups.get(service_id)
+        if known is None:
+            row = self._store.services.by_id(service_id)
+            if row is None:
+                return None
+            self._bound(self._groups)
+            ports = frozenset(service.port for service in service_of(row.document).services)
+            known = self._groups[service_id] = _Known(row.uuid, ports, _document(row))
+        return known
+
+    def ports(self, service_id: int) -> frozenset[int]:
+        """The ports of a group."""
+        known = self._known(service_id)
+        return frozenset() if known is None else known.ports
+
+    def route(self, host: str) -> int | None:
+        """The id of the group that a host name leads to, exactly or by a wildcard."""
+        found = self._routes.get(host)
+        if found is not None:
+            return found
+        name = host
+        while name:
+            row = self._store.services.by_domain(name)
+            if row is not None:
+                self._bound(self._routes)
+                self._routes[host] = row.id
+                return row.id
+            rest = name.removeprefix("*.").partition(".")[2]
+            name = f"*.{rest}" if rest else ""
+        return None
+
+    async def proxy_is_new(self) -> None:
+        """The proxy knows nothing: it is to listen again, and hears of groups when they wake."""
+        self._groups.clear()
+        for port in self._store.services.listened():
+            with contextlib.suppress(ItemError):
+                await self._links.listen(port)
+
+    def _changed(self, row: ServiceRow, hosts: Iterable[str]) -> None:
+        self._routes.clear()
+        known = self._groups.pop(row.id, None)
+        if known is not None and known.told:
+            self.announce(row.id)
+        self._links.forget(list(hosts))
+
+    def _gone(self, row: ServiceRow) -> None:
+        self._routes.clear()
+        known = self._groups.pop(row.id, None)
+        if known is not None and known.told:
+            self._links.group({"group": row.uuid, "gone": True})
+        self._links.forget(row.domains)
+
+    def _bound(self, known: dict[Any, Any]) -> None:
+        """A dictionary that grows with what is asked for is begun anew when it is large."""
+        if len(known) >= KNOWN_MAX:
+            known.clear()
 
     def fqdns(self, domains: Iterable[Domain]) -> tuple[str, ...]:
         """The host names that domains of a request mean. Raises ItemError."""
@@ -91,10 +194,13 @@ class ServiceGroups:
             raise invalid("value", f"of '{prop}': {error}") from error
         check_limits(config)
         try:
+            await self._listen(config)
             wanted_row = replace(row, domains=domains, document=encode(config))
-            return await self._store.services.update(wanted_row, len(config.services))
+            written = await self._store.services.update(wanted_row, len(config.services))
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
+        self._changed(written, {*row.domains, *written.domains})
+        return written
 
     def _with_domains(self, current: tuple[str, ...], op: str, value: object) -> tuple[str, ...]:
         listed = value if isinstance(value, list) else [value]
@@ -113,17 +219,38 @@ class ServiceGroups:
             await self._store.services.remove(row)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
+        self._gone(row)
 
     async def release(self, service_id: int) -> None:
         """Removes an ephemeral service group whose last instance is gone."""
         row = self._store.services.by_id(service_id)
         if row is None or service_of(row.document).persistent:
             return
-        if not self._store.instances.of_service(service_id):
+        if not self._store.instances.of_service(service_id, limit=1):
             try:
                 await self._store.services.remove(row)
             except StoreError:
                 return  # an instance was attached meanwhile
+            self._gone(row)
+
+
+def _document(row: ServiceRow) -> dict[str, Any]:
+    """A group in the words of the proxy's socket."""
+    config = service_of(row.document)
+    return {
+        "group": row.uuid,
+        "hosts": list(row.domains),
+        "services": [
+            {
+                "port": service.port,
+                "destination_port": service.destination_port or service.port,
+                "handlers": list(service.handlers),
+            }
+            for service in config.services
+        ],
+        "soft_limit": config.soft_limit,
+        "hard_limit": config.hard_limit,
+    }
 
 
 def checked_services(services: Sequence[Service]) -> tuple[Service, ...]:

@@ -14,25 +14,24 @@ never two instances' at once. Callbacks from VM processes take no lock; they sta
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from torpor.controller.console import Console
-from torpor.controller.errors import Code, ItemError, from_store
+from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Event, Events, Origin, now_ms
+from torpor.controller.groups import ServiceGroups
+from torpor.controller.links import Attachment, Links, Why
+from torpor.controller.live import Live, facts_of_end
 from torpor.controller.machines import Machines
 from torpor.controller.model import (
-    APPLICATION_EXIT,
-    CRASH,
     FORCED_BY_USER,
-    KILLED_FOR_USER,
     LOST,
     NO_IMAGE,
-    OUT_OF_MEMORY,
     SCALED_TO_ZERO,
     STOPPED_BY_USER,
     Config,
@@ -43,33 +42,22 @@ from torpor.controller.model import (
 )
 from torpor.controller.restart import Backoff, wants_restart
 from torpor.controller.saved import SavedStates
+from torpor.controller.templates import Templates
 from torpor.controller.updates import apply_pending
-from torpor.controller.vm import Exit, VmHost, VmProcess
-from torpor.store import InstanceRow, State, Store, StoreError
+from torpor.controller.vm import Exit, Found, Identity, Saved, VmHost, VmProcess
+from torpor.controller.vm import State as SavedState
+from torpor.errors import TorporError
+from torpor.store import ConflictError, InstanceRow, State, Store, StoreError
 
 STOP_TIMEOUT_S = 10.0
+READY_S = 10.0
+"""After this a program that was started counts as ready, though it listens nowhere."""
+STANDBY_S = 10.0
+"""How long a busy VM may take to come to a point where it can be stored."""
+IDLE_S = 0.5
+"""The same for a VM that is silent: if it is busy after all, it is asked again later."""
 RETRY_S = 1.0
 """Between attempts to record what has happened already, while the disk is full."""
-
-
-@dataclass(eq=False, slots=True)
-class Live:
-    """An instance that is more than its row: it runs, comes or goes, or waits for a restart."""
-
-    row: InstanceRow
-    config: Config
-    facts: Facts
-    state: State
-    vm: VmProcess | None = None
-    attempt: int = 0
-    restart_at_ms: int = 0
-    restart: "asyncio.Task[None] | None" = None
-    stopping_for: int | None = None
-    """The stop reason to record when it has ended, if somebody asked for its end."""
-    woken: bool = False
-    """It came from standby, and its row still says so."""
-    began_s: float = field(default_factory=lambda: asyncio.get_running_loop().time())
-    """When it was started last, by the event loop's clock."""
 
 
 class Lifecycle:
@@ -81,6 +69,9 @@ class Lifecycle:
         host: VmHost,
         machines: Machines,
         saved: SavedStates,
+        templates: Templates,
+        links: Links,
+        groups: ServiceGroups,
         events: Events,
         console: Console,
         backoff: Backoff,
@@ -89,12 +80,18 @@ class Lifecycle:
         self._host = host
         self._machines = machines
         self._saved = saved
+        self._templates = templates
+        self._links = links
+        self._groups = groups
         self._events = events
         self._console = console
         self._backoff = backoff
         self._live: dict[int, Live] = {}
+        self._of_service: dict[int, dict[int, Live]] = {}
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.on_stopped: Callable[[InstanceRow, Config], None] = lambda _row, _config: None
+        """Called when an instance has stopped for good."""
 
     # Looking ------------------------------------------------------------------------------------
 
@@ -109,6 +106,10 @@ class Lifecycle:
     def all_live(self) -> list[Live]:
         """Every instance that is live."""
         return list(self._live.values())
+
+    def of_service(self, service_id: int) -> list[Live]:
+        """Those that are live of one service group."""
+        return list(self._of_service.get(service_id, {}).values())
 
     def state(self, row: InstanceRow) -> State:
         """The state of an instance now."""
@@ -158,11 +159,14 @@ class Lifecycle:
             live.stopping_for = reason
             if live.state != "stopping" or force:
                 self._set(live, "stopping", "api")
+                live.settled.set()
                 if live.vm is not None:
                     self._task(live.vm.stop(force=force, timeout_s=STOP_TIMEOUT_S))
             return previous, live.state
 
-    async def suspend(self, row: InstanceRow, origin: Origin) -> tuple[State, State]:
+    async def suspend(
+        self, row: InstanceRow, origin: Origin, *, drain_ms: int = 0
+    ) -> tuple[State, State]:
         """Puts an instance into standby: the state it was in, and `standby`. Raises ItemError."""
         async with self.lock(row.id):
             live = self._live.get(row.id)
@@ -171,24 +175,103 @@ class Lifecycle:
                 if state == "standby":
                     return state, state
                 raise _wrong_state(row, state, "suspend")
-            content = await live.vm.standby()
-            config, updates = apply_pending(live.config, live.facts.updates)
-            facts = msgspec.structs.replace(
-                live.facts, stop_reason=SCALED_TO_ZERO, stopped_ms=now_ms(), updates=updates
-            )
-            wanted = with_documents(live.row, config, facts, "standby")
+            live.wanted = False
+            await self._links.park(row.uuid, live.link_generation, drain_ms)
             try:
-                live.row = await self._saved.commit(wanted, content)
-            except StoreError as error:
-                live.stopping_for = LOST
-                await self._lost(live)
-                raise from_store(error, uuid=row.uuid, name=row.name) from error
-            self._set(live, "standby", origin)
-            self._forget(live)
+                await self._put_down(live, origin, busy=True)
+            except ItemError:
+                self._links.go_on(row.uuid, live.link_generation)
+                raise
+            self._links.detach(row.uuid, live.link_generation, "stopped", parked=True)
             return "running", "standby"
 
-    async def state_content(self, row: InstanceRow) -> bytes | None:
-        """The memory of an instance now: running or in standby; None if it has none."""
+    async def idle(self, row: InstanceRow, link_generation: int) -> str | None:
+        """Puts a silent instance into standby; why it goes on, or None when that is durable.
+
+        A wake that comes before the commit takes it back.
+        """
+        live = self._live.get(row.id)
+        if live is not None:
+            live.wanted = False
+        async with self.lock(row.id):
+            live = self._live.get(row.id)
+            if live is None:
+                return None
+            if live.vm is None or live.state != "running":
+                return f"it is {live.state}"
+            if live.link_generation != link_generation:
+                return "the link is of another generation"
+            try:
+                await self._put_down(live, "scale-to-zero", busy=False)
+            except ItemError as error:
+                return str(error)
+            return None
+
+    async def _put_down(self, live: Live, origin: Origin, *, busy: bool) -> None:
+        """From running to standby, durably. Raises ItemError, and then it runs on or is lost."""
+        row, vm = live.row, live.vm
+        assert vm is not None  # noqa: S101 -- the caller looked
+        if origin == "scale-to-zero" and not live.policy.stateful:
+            await self._put_away(live)
+            return
+        within_s = STANDBY_S if busy else IDLE_S
+        saved = await vm.standby(row.generation + 1, busy=busy, within_s=within_s)
+        if live.wanted and not busy:
+            await vm.go_on()
+            raise BusyError("a request came meanwhile")
+        config, updates = apply_pending(live.config, live.facts.updates)
+        facts = msgspec.structs.replace(
+            live.facts, stop_reason=SCALED_TO_ZERO, stopped_ms=now_ms(), updates=updates
+        )
+        wanted = with_documents(row, config, facts, "standby")
+        try:
+            live.row = await self._saved.commit(wanted, saved, image=live.config.image_digest)
+        except ConflictError as error:
+            live.stopping_for = LOST
+            await vm.stop(force=True, timeout_s=0)
+            self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
+            await self._lost(live)
+            raise from_store(error, uuid=row.uuid, name=row.name) from error
+        except StoreError as error:
+            await vm.go_on()
+            raise from_store(error, uuid=row.uuid, name=row.name) from error
+        self._templates.stored(live, saved)
+        await self._leave_standby(live, origin)
+
+    async def _put_away(self, live: Live) -> None:
+        """Standby of an instance without a state of its own: it begins anew at the next wake."""
+        facts = msgspec.structs.replace(live.facts, stop_reason=SCALED_TO_ZERO, stopped_ms=now_ms())
+        wanted = with_documents(live.row, live.config, facts, "standby")
+        if live.row.state != "standby":
+            live.row = await self._write(wanted, live.row)
+        await self._leave_standby(live, "scale-to-zero")
+
+    async def _leave_standby(self, live: Live, origin: Origin) -> None:
+        """The state is safe: the process is free."""
+        vm, live.vm = live.vm, None
+        if vm is not None:
+            await vm.release()
+        self._set(live, "standby", origin)
+        self._forget(live)
+
+    async def checkpoint(self, live: Live) -> bool:
+        """Commits the state of an instance that runs on; whether it was done. Raises ItemError."""
+        async with self.lock(live.row.id):
+            if self._live.get(live.row.id) is not live or live.state != "running":
+                return False
+            if live.vm is None:
+                return False
+            row = live.row
+            saved = await live.vm.checkpoint(row.generation + 1, within_s=STANDBY_S)
+            try:
+                live.row = await self._saved.commit(row, saved, image=live.config.image_digest)
+            except StoreError as error:
+                raise from_store(error, uuid=row.uuid, name=row.name) from error
+            live.saved_s = _loop_s()
+            return True
+
+    async def state_content(self, row: InstanceRow) -> tuple[Saved, str] | None:
+        """The memory of an instance now, and as what it was stored; None if it has none."""
         async with self.lock(row.id):
             live = self._live.get(row.id)
             if live is not None:
@@ -196,9 +279,50 @@ class Lifecycle:
                     raise ItemError(
                         Code.WRONG_STATE, f"Cannot branch from VM in state '{live.state}'"
                     )
-                return await live.vm.checkpoint()
+                generation = live.row.generation + 1
+                saved = await live.vm.checkpoint(generation, within_s=STANDBY_S)
+                return saved, f"{row.uuid}/{generation}"
             row = self._current(row)
-            return await self._saved.read(row) if row.state == "standby" else None
+            if row.state != "standby" or self._store.snapshots.find(row.id) is None:
+                return None
+            return await self.saved_of(row)
+
+    async def saved_of(self, row: InstanceRow) -> tuple[Saved, str]:
+        """The committed state of a row, and as what it was stored. Raises StoreError."""
+        state = await self._saved.read(row)
+        origin = state.origin or f"{row.uuid}/{row.generation}"
+        return Saved(state.delta or b"", state.template, state.warm), origin
+
+    # Waking -------------------------------------------------------------------------------------
+
+    async def wake(self, row: InstanceRow) -> Live:
+        """An instance that runs, started from standby if need be. Raises ItemError.
+
+        `row` was read just now. Nothing is written on the way from a saved state.
+        """
+        live = self._live.get(row.id)
+        lock = self.lock(row.id)
+        waits = lock.locked()
+        if live is not None:
+            if live.state == "running" and not waits:
+                return live
+            live.wanted = True
+        async with lock:
+            live = self._live.get(row.id)
+            if live is None:
+                if waits:
+                    row = self._current(row)
+                if row.state != "standby":
+                    raise _wrong_state(row, row.state, "wake")
+                await self._start(row, "proxy")
+                live = self._live.get(row.id)
+        if live is None:
+            raise ItemError(Code.FAILED, "The instance ended while it started")
+        if live.state == "starting":
+            await asyncio.wait_for(live.settled.wait(), READY_S + STANDBY_S)
+        if live.state != "running":
+            raise ItemError(Code.WRONG_STATE, f"The instance is {live.state}")
+        return live
 
     async def retire(self, row: InstanceRow) -> InstanceRow:
         """Ends whatever is live of an instance, for its deletion, and gives its last row."""
@@ -214,7 +338,7 @@ class Lifecycle:
                 if live.vm is not None and self._live.get(row.id) is live:
                     await changed.wait()
         async with self.lock(row.id):
-            rest = self._live.pop(row.id, None)
+            rest = self._leave(row)
             self._console.forget(row.id)
             return self._current(row) if rest is None else rest.row
 
@@ -238,15 +362,38 @@ class Lifecycle:
 
         for found in await self._host.adopt(listener):
             live = listeners[found.instance].live
-            if found.generation != live.row.generation:
-                # It was committed past this process's state, or never came from this store.
-                await found.process.stop(force=True, timeout_s=0)
+            live.vm, live.link_generation = found.process, found.generation
+            live.base = found.template
+            if live.base is not None:
+                self._store.bases.pin(live.base.id)
+            self._enter(live)
+            if not await self._go_on(found, live.row):
+                self._forget(live)
                 continue
-            live.vm = found.process
-            self._live[live.row.id] = live
+            if live.row.service_id is not None:
+                live.group = self._groups.announce(live.row.service_id)
+            live.settled.set()
+            if live.row.state == "starting":
+                self._task(self._record_running(live))
+            result = listeners[found.instance].result
+            if result is not None:
+                self._task(self._ended(live, result))
         for row in self._store.instances.in_motion():
             if row.id not in self._live:
                 await self._lost(Live(row, config_of(row.config), facts_of(row.facts), row.state))
+
+    async def _go_on(self, found: Found, row: InstanceRow) -> bool:
+        """Whether a process that was left runs on as its instance; if not, it is dead."""
+        try:
+            if _is_current(found, row):
+                if found.is_stopped:
+                    # Its state was not committed: that is taken back.
+                    await found.process.go_on()
+                return True
+        except ItemError:
+            pass  # it has just ended
+        await found.process.stop(force=True, timeout_s=0)
+        return False
 
     async def close(self) -> None:
         """Leaves everything as it is, for the next torpord to find."""
@@ -261,10 +408,13 @@ class Lifecycle:
 
     async def _start(self, row: InstanceRow, origin: Origin, attempt: int = 0) -> None:
         config, facts = config_of(row.config), facts_of(row.facts)
-        waking = row.state == "standby"
+        live = Live(row, config, facts, "starting", attempt=attempt)
+        live.woken = row.state == "standby"
         try:
-            machine = self._machines.of(row, config)
             state = await self._saved.state(row, config)
+            if state is None:
+                machine = self._machines.of(row, config)
+                state, live.template_key = self._templates.begin_with(row, machine)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         except ItemError as error:
@@ -273,42 +423,164 @@ class Lifecycle:
                 await self._store_state(row, row.state, reason, stop_code=code)
             self._failed_to_start(row, origin, error)
             raise
-        began = now_ms()
-        live = Live(row, config, facts, "starting", attempt=attempt, woken=waking)
-        if not waking:
+        if not live.woken:
             live.facts = msgspec.structs.replace(
                 facts,
                 start_count=facts.start_count + 1,
                 restart_count=facts.restart_count + (attempt > 0),
-                started_ms=began,
+                started_ms=now_ms(),
                 stop_reason=None,
                 stop_code=None,
                 exit_code=None,
             )
             live.row = await self._write(with_documents(row, config, live.facts, "starting"), row)
-        self._live[row.id] = live
+        self._enter(live)
         self._announce(live.row, row.state, "starting", origin)
-        listener = _Listener(self, live)
         try:
             if state is None:
-                live.vm = await self._host.run(machine, listener)
+                await self._boot(live)
             else:
-                live.vm = await self._host.restore(machine, state, listener)
+                await self._restore(live, state)
         except (ItemError, OSError) as error:
             if self._live.get(row.id) is live:
-                del self._live[row.id]
-            if not waking:
+                self._forget(live)
+            if not live.woken:
                 await self._store_state(live.row, "stopped", LOST)
             failure = error if isinstance(error, ItemError) else _host_failed(row, error)
             self._failed_to_start(row, origin, failure)
             raise failure from error
-        if state is not None and live.state == "starting":
+
+    async def _boot(self, live: Live) -> None:
+        machine = self._machines.of(live.row, live.config)
+        pair = self._links.pair()
+        near = None if pair is None else pair[0]
+        live.vm = await self._host.boot(machine, _Listener(self, live), near)
+        self._attached(live, pair, resumed=False)
+        if live.row.service_id is None and live.template_key is None:
+            # Nobody waits for it to listen: it runs as soon as it is started.
             self._ready(live)
+        else:
+            self._task(self._ready_in_time(live, live.vm))
+
+    async def _restore(self, live: Live, state: SavedState) -> None:
+        row = live.row
+        live.base = state.template
+        self._store.bases.pin(state.template.id)
+        pair = self._links.pair()
+        near, far = (None, None) if pair is None else pair
+        hostname = live.config.hostname or row.name[:63]
+        try:
+            live.vm = await self._host.restore(
+                Identity(row.uuid, hostname, row.generation), state, _Listener(self, live), near
+            )
+        except BaseException:
+            if far is not None:
+                far.close()
+            raise
+        self._attached(live, pair, resumed=live.woken and state.delta is not None)
+        if live.state == "starting":
+            self._ready(live)
+
+    def _attached(
+        self,
+        live: Live,
+        pair: "tuple[socket.socket, socket.socket] | None",
+        *,
+        resumed: bool,
+    ) -> None:
+        """Hands the far end of a link to the proxy."""
+        live.link_generation = live.row.generation
+        if pair is None:
+            return
+        row, policy = live.row, live.policy
+        if row.service_id is not None:
+            alone = len(self._of_service.get(row.service_id, ())) <= 1
+            live.group = self._groups.announce(row.service_id, anew=alone)
+        what = Attachment(
+            row.uuid,
+            row.name,
+            row.generation,
+            live.group,
+            resumed,
+            policy.policy,
+            policy.cooldown_time_ms,
+        )
+        self._links.attach(what, pair[1])
+
+    async def attach_again(self, live: Live) -> None:
+        """A proxy that was started anew has no link to this VM: it gets another one."""
+        async with self.lock(live.row.id):
+            if self._live.get(live.row.id) is not live or live.vm is None:
+                return
+            pair = self._links.pair()
+            if pair is None:
+                return
+            try:
+                await live.vm.link(pair[0])
+            except ItemError:
+                pair[1].close()
+                return
+            self._attached(live, pair, resumed=False)
+
+    async def _ready_in_time(self, live: Live, vm: VmProcess) -> None:
+        """A program that listens nowhere is ready after READY_S all the same."""
+        await asyncio.sleep(READY_S)
+        async with self.lock(live.row.id):
+            if self._live.get(live.row.id) is not live or live.vm is not vm:
+                return
+            if live.state != "starting":
+                return
+            try:
+                if live.template_key is not None:
+                    saved = await vm.standby(0, busy=True, within_s=STANDBY_S)
+                    await self._become_clone(live, saved.content)
+                    return
+            except BusyError:
+                live.template_key = None
+            except (ItemError, StoreError) as error:
+                await self._failed(live, error)
+                return
+            self._ready(live)
+
+    async def _at_ready(self, live: Live) -> None:
+        """A VM that was started cold has stopped, because its program is ready."""
+        async with self.lock(live.row.id):
+            if self._live.get(live.row.id) is not live or live.vm is None:
+                return
+            try:
+                if live.state == "starting" and live.template_key is not None:
+                    await self._become_clone(live, await live.vm.template())
+                    return
+                await live.vm.go_on()
+            except (ItemError, StoreError) as error:
+                await self._failed(live, error)
+                return
+            self._ready(live)
+
+    async def _failed(self, live: Live, error: TorporError) -> None:
+        """It cannot go on: the log says why, and what follows is as for any other end."""
+        self._console.output(live.row.id, f"torpor: {error}\n".encode())
+        if live.vm is not None:
+            await live.vm.stop(force=True, timeout_s=0)
+        else:
+            await self._lost(live)
+
+    async def _become_clone(self, live: Live, content: bytes) -> None:
+        """Makes a template of the VM as it is now, and goes on as a clone of that."""
+        row, vm = live.row, live.vm
+        key, live.template_key = live.template_key, None
+        assert vm is not None  # noqa: S101 -- the caller looked
+        template = await self._templates.add(row, content, live.config.image_digest, key)
+        live.vm = None
+        await vm.release()
+        self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
+        await self._restore(live, SavedState(template, None))
 
     def _ready(self, live: Live) -> None:
         if live.state != "starting":
             return
         self._set(live, "running", "guest")
+        live.settled.set()
         if live.woken:
             return
         started_us = (now_ms() - live.facts.started_ms) * 1000
@@ -325,11 +597,14 @@ class Lifecycle:
             if self._live.get(live.row.id) is not live:
                 return
             live.vm = None
+            self._unpin(live)
+            why: Why = "stopped" if live.stopping_for is not None else "lost"
+            self._links.detach(live.row.uuid, live.link_generation, why, parked=False)
             await self._console.flush()
             if result.kind == "lost" and live.stopping_for is None:
                 await self._lost(live)
                 return
-            live.facts = _facts_of_end(live, result)
+            live.facts = facts_of_end(live, result)
             live.config, updates = apply_pending(live.config, live.facts.updates)
             live.facts = msgspec.structs.replace(live.facts, updates=updates)
             live.woken = False
@@ -343,6 +618,7 @@ class Lifecycle:
                 return
             self._set(live, "stopped", "api" if asked_for else "guest")
             self._forget(live)
+            self.on_stopped(live.row, live.config)
 
     async def _lost(self, live: Live) -> None:
         """The VM process is gone without a word: back to the last committed state, if any."""
@@ -355,7 +631,7 @@ class Lifecycle:
         self._set(live, live.row.state, "system")
         self._forget(live)
         if not committed and live.config.restart_policy != "never":
-            self._live[live.row.id] = live
+            self._enter(live)
             self._plan_restart(live, live.attempt + 1)
 
     def _plan_restart(self, live: Live, attempt: int) -> None:
@@ -374,7 +650,7 @@ class Lifecycle:
                 await self._start(self._current(live.row), "restart", attempt)
             except ItemError:
                 if self._live.get(live.row.id) in (live, None):
-                    self._live[live.row.id] = live
+                    self._enter(live)
                     live.row = self._current(live.row)
                     self._plan_restart(live, attempt + 1)
 
@@ -409,6 +685,9 @@ class Lifecycle:
         self._announce(live.row, previous, state, origin)
 
     def _announce(self, row: InstanceRow, previous: State, state: State, origin: Origin) -> None:
+        if not self._events.subscribed():
+            self._events.notify(row.uuid)
+            return
         owner = self._store.owners.by_id(row.owner_id).uuid
         data = {"prev": previous, "new": state}
         self._events.publish(
@@ -428,12 +707,32 @@ class Lifecycle:
             live.restart.cancel()
             live.restart = None
             if live.state == "stopped":
-                self._live.pop(instance_id)
+                self._leave(live.row)
+
+    def _enter(self, live: Live) -> None:
+        self._live[live.row.id] = live
+        if live.row.service_id is not None:
+            self._of_service.setdefault(live.row.service_id, {})[live.row.id] = live
+
+    def _leave(self, row: InstanceRow) -> Live | None:
+        if row.service_id is not None:
+            mine = self._of_service.get(row.service_id, {})
+            mine.pop(row.id, None)
+            if not mine:
+                self._of_service.pop(row.service_id, None)
+        return self._live.pop(row.id, None)
 
     def _forget(self, live: Live) -> None:
+        live.settled.set()
+        self._unpin(live)
         if self._live.get(live.row.id) is live:
-            del self._live[live.row.id]
+            self._leave(live.row)
         self._events.notify(live.row.uuid)
+
+    def _unpin(self, live: Live) -> None:
+        if live.base is not None:
+            self._store.bases.unpin(live.base.id)
+            live.base = None
 
     async def _store_state(
         self, row: InstanceRow, state: State, reason: int, *, stop_code: int | None = None
@@ -476,35 +775,35 @@ class _Listener:
 
     def __init__(self, lifecycle: Lifecycle, live: Live) -> None:
         self.live = live
+        self.result: Exit | None = None
         self._lifecycle = lifecycle
 
     def ready(self) -> None:
-        self._lifecycle._ready(self.live)  # noqa: SLF001, RUF100 -- one idea in two classes
+        work = self._lifecycle._at_ready(self.live)  # noqa: SLF001, RUF100 -- one idea, two classes
+        self._lifecycle._task(work)  # noqa: SLF001, RUF100
 
     def output(self, data: bytes) -> None:
         self._lifecycle._console.output(self.live.row.id, data)  # noqa: SLF001, RUF100
         self._lifecycle._events.notify(self.live.row.uuid)  # noqa: SLF001, RUF100
 
     def ended(self, result: Exit) -> None:
+        self.result = result
         self._lifecycle._task(self._lifecycle._ended(self.live, result))  # noqa: SLF001, RUF100
-
-
-def _facts_of_end(live: Live, result: Exit) -> Facts:
-    own_exit = result.kind == "exit"
-    reason = live.stopping_for
-    if reason is None:
-        reason = APPLICATION_EXIT if own_exit else CRASH
-    elif reason == STOPPED_BY_USER and not own_exit:
-        reason = KILLED_FOR_USER
-    code = OUT_OF_MEMORY if result.kind == "out-of-memory" else None
-    status = result.status if own_exit else (128 + result.status if result.status else None)
-    return msgspec.structs.replace(
-        live.facts, stop_reason=reason, stop_code=code, exit_code=status, stopped_ms=now_ms()
-    )
 
 
 def _loop_s() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _is_current(found: Found, row: InstanceRow) -> bool:
+    """Whether a process that was left has the newest state of its instance.
+
+    It has not if it never came from this store, or if what it was stopped for was committed: then
+    it is only waiting for its reset.
+    """
+    return found.generation <= row.generation and (
+        found.stopped_for is None or found.stopped_for > row.generation
+    )
 
 
 def _wrong_state(row: InstanceRow, state: State, verb: str) -> ItemError:

@@ -49,6 +49,7 @@ class Machines:
             hostname=config.hostname or row.name[:63],
             memory_mb=row.memory_mb,
             image=image.erofs,
+            image_digest=image.digest,
             argv=tuple(argv),
             env={**env, **config.env},
             workdir=image.config.workdir,

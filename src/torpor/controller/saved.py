@@ -1,60 +1,168 @@
 """Saved states: sealed when they are committed, checked before they are run."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
 from torpor.controller.errors import Code, ItemError
 from torpor.controller.events import now_ms
 from torpor.controller.model import Config
 from torpor.controller.sealing import Seal
-from torpor.controller.vm import State
-from torpor.store import InstanceRow, MissingError, Store
+from torpor.controller.vm import Machine, Saved, State
+from torpor.store import Base, InstanceRow, MissingError, NewBase, Store
+
+_configuration = msgspec.json.Encoder(order="sorted").encode
 
 
 class SavedStates:
-    """The store's snapshots with their seals."""
+    """The store's snapshots and bases with their seals."""
 
     def __init__(self, store: Store, seal: Seal) -> None:
         self._store = store
         self._seal = seal
 
-    async def commit(self, row: InstanceRow, content: bytes, base: str = "") -> InstanceRow:
-        """Makes `content` the next generation of `row`. Raises ConflictError, NoSpaceError."""
-        mac = self._seal.make(self._owner(row), row.uuid, row.generation + 1, base, content)
+    async def commit(
+        self, row: InstanceRow, saved: Saved, *, image: str, origin: str = ""
+    ) -> InstanceRow:
+        """Makes a state the next generation of `row`. Raises ConflictError, NoSpaceError.
+
+        A whole state becomes a template that only this instance has, and nothing differs from it.
+        """
+        if saved.template is not None:
+            return await self._commit(row, saved.content, saved.template, saved.warm, origin)
+        template = await self.add_template(row.owner_id, saved.content, image)
+        with self.pinned(template):
+            return await self._commit(row, b"", template, None, origin)
+
+    async def _commit(
+        self,
+        row: InstanceRow,
+        content: bytes,
+        template: Base,
+        warm: Base | None,
+        origin: str,
+    ) -> InstanceRow:
+        base = _named(template, warm, origin)
+        mac = self._seal.make(
+            self._owner(row.owner_id), row.uuid, row.generation + 1, base, content
+        )
         return await self._store.snapshots.commit(
-            row, content, created_ms=now_ms(), base=base, mac=mac
+            row, content, created_ms=now_ms(), template=template, warm=warm, origin=origin, mac=mac
         )
 
-    async def read(self, row: InstanceRow) -> bytes:
+    async def read(self, row: InstanceRow) -> State:
         """The committed state of an instance. Raises MissingError or DamagedError."""
-        snapshot = self._store.snapshots.find(row.id)
-        if snapshot is None:
+        state = await self._read(row)
+        if state is None:
             raise MissingError(f"{row.kind} '{row.name}' has no saved state")
-        content = await self._store.snapshots.read(snapshot)
+        return state
+
+    async def _read(self, row: InstanceRow) -> State | None:
+        found = await self._store.snapshots.read(row.id)
+        if found is None:
+            return None
+        snapshot, content = found
+        template, warm = snapshot.template, snapshot.warm
+        if template is None:
+            raise MissingError(f"the saved state of {row.kind} '{row.name}' has no template")
         self._seal.check(
             snapshot.mac,
-            self._owner(row),
+            self._owner(row.owner_id),
             row.uuid,
             snapshot.generation,
-            snapshot.base,
+            _named(template, warm, snapshot.origin),
             content,
         )
-        return content
+        return State(template, content or None, warm, snapshot.origin)
 
     async def state(self, row: InstanceRow, config: Config) -> State | None:
-        """What a VM of this instance begins with; None for a cold start."""
-        template = None
-        if config.template:
-            source = self._store.instances.by_uuid(config.template)
-            if source is None or source.kind != "template":
-                raise ItemError(
-                    Code.NOT_FOUND,
-                    f"The template that instance '{row.name}' was made from is gone",
-                    uuid=row.uuid,
-                    name=row.name,
-                )
-            template = await self.read(source)
-        delta = await self.read(row) if row.state == "standby" else None
-        if template is None and delta is None:
+        """What a VM of this instance begins with; None for a cold start, or a clone of what serves
+        its configuration."""
+        if row.state == "standby":
+            own = await self._read(row)
+            if own is not None:
+                return own
+        if not config.template:
             return None
-        return State(template, delta, row.generation)
+        source = self._store.instances.by_uuid(config.template)
+        if source is None or source.kind != "template":
+            raise ItemError(
+                Code.NOT_FOUND,
+                f"The template that instance '{row.name}' was made from is gone",
+                uuid=row.uuid,
+                name=row.name,
+            )
+        state = await self.read(source)
+        if state.delta is None:
+            return state
+        return State(state.template, state.delta, state.warm, _origin(source, state))
 
-    def _owner(self, row: InstanceRow) -> str:
-        return self._store.owners.by_id(row.owner_id).uuid
+    # Bases --------------------------------------------------------------------------------------
+
+    async def add_template(
+        self, owner_id: int, content: bytes, image: str, key: bytes | None = None
+    ) -> Base:
+        """Records a template, for a configuration or for one instance."""
+        mac = self._base_mac(owner_id, "", content)
+        return await self._store.bases.add(
+            NewBase(owner_id, image, mac, now_ms(), key=key), content
+        )
+
+    async def add_warm(self, template: Base, content: bytes) -> Base:
+        """Records a warm base of a template."""
+        mac = self._base_mac(template.owner_id, template.digest.hex(), content)
+        new = NewBase(template.owner_id, template.image, mac, now_ms(), template_id=template.id)
+        return await self._store.bases.add(new, content)
+
+    async def read_base(self, base: Base) -> bytes:
+        """The file of a template or warm base, its seal checked. Raises StoreError."""
+        content = await self._store.bases.read(base)
+        of = ""
+        if base.template_id is not None:
+            template = self._store.bases.by_id(base.template_id)
+            of = "" if template is None else template.digest.hex()
+        self._seal.check(base.mac, self._owner(base.owner_id), "", 0, f"base of {of}", content)
+        return content
+
+    def _base_mac(self, owner_id: int, template: str, content: bytes) -> bytes:
+        return self._seal.make(self._owner(owner_id), "", 0, f"base of {template}", content)
+
+    @contextmanager
+    def pinned(self, base: Base) -> Iterator[None]:
+        """Keeps a base that no snapshot refers to yet."""
+        self._store.bases.pin(base.id)
+        try:
+            yield
+        finally:
+            self._store.bases.unpin(base.id)
+
+    def _owner(self, owner_id: int) -> str:
+        return self._store.owners.by_id(owner_id).uuid
+
+
+def configuration_key(machine: Machine) -> bytes:
+    """The digest of all that makes a template what it is: equal for VMs that may share one."""
+    document = _configuration(
+        (
+            machine.owner,
+            machine.image_digest,
+            machine.memory_mb,
+            machine.argv,
+            dict(machine.env),
+            machine.workdir,
+            machine.user,
+        )
+    )
+    return hashlib.sha256(document).digest()
+
+
+def _named(template: Base, warm: Base | None, origin: str) -> str:
+    """What a state is sealed to besides its own content."""
+    return f"{template.digest.hex()}+{'' if warm is None else warm.digest.hex()}+{origin}"
+
+
+def _origin(source: InstanceRow, state: State) -> str:
+    """Who a state was stored as that another instance begins with."""
+    return state.origin or f"{source.uuid}/{source.generation}"

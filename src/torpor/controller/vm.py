@@ -4,17 +4,19 @@ The controller sees a `VmHost` and nothing else of KVM, sockets and processes, s
 runs in tests without them.
 """
 
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from torpor.controller.errors import Code, ItemError
+from torpor.store import Base
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a VM is to be: the same for a cold start and a restore."""
+    """What a VM is to be that starts cold."""
 
     instance: str
     """Uuid."""
@@ -25,21 +27,48 @@ class Machine:
     memory_mb: int
     image: Path
     """The EROFS file of the root file system."""
+    image_digest: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
     workdir: str
     user: str
     ports: tuple[int, ...] = ()
-    """Destination ports of its services: it is ready once it listens on one."""
+    """Destination ports of its services."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a VM becomes that is restored."""
+
+    instance: str
+    hostname: str
+    generation: int
+    """Of the state; 0 for a clone of a template."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A saved state: the template's, if there is one, and what differs from it."""
+    """A saved state: a template, and what differs from it (None for the template's own)."""
 
-    template: bytes | None
+    template: Base
     delta: bytes | None
-    generation: int
+    warm: Base | None = None
+    """The warm base that the delta is coded against."""
+    origin: str = ""
+    """UUID/GENERATION that the delta was stored as, where that was another instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A state that a VM has just given.
+
+    Without a template it is a whole one: the file of a template that only this instance has.
+    """
+
+    content: bytes
+    template: Base | None = None
+    warm: Base | None = None
+    next_deadline_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +79,7 @@ class Exit:
     """The program's exit, a signal that killed it, no memory, a kernel panic, or unknown."""
     status: int = 0
     """Exit status or signal number."""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +96,7 @@ class VmListener(Protocol):
     """What a VM process tells. Called in the event loop, in the order in which it happened."""
 
     def ready(self) -> None:
-        """The program listens, or said that it is ready."""
+        """The program listens, or said that it is ready; its VM is stopped until `go_on`."""
 
     def output(self, data: bytes) -> None:
         """Bytes of standard output and standard error."""
@@ -82,20 +112,38 @@ class VmProcess(Protocol):
     started_ticks: int
     """The process's start time of /proc/PID/stat: a pid alone may have been given out again."""
 
-    async def standby(self) -> bytes:
-        """Stops the VM at a consistent point and gives its state; the process is free again.
+    async def go_on(self) -> None:
+        """Lets a VM that is stopped run on: at readiness, or after `standby`."""
 
-        `ended` is not called. On failure the VM runs on.
+    async def template(self) -> bytes:
+        """The state of a VM that was started cold and is stopped, as a template's file."""
+
+    async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
+        """Stops the VM and gives its state, numbered `generation`; `go_on` takes it back.
+
+        With `busy` also a VM that does something. On failure (ItemError) the VM runs on.
         """
 
-    async def checkpoint(self) -> bytes:
+    async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
         """Gives the state while the VM runs on."""
 
+    async def release(self) -> None:
+        """The state is committed, or not wanted: the process is free. `ended` is not called.
+
+        Its end of the link is closed when this returns.
+        """
+
     async def stop(self, *, force: bool, timeout_s: float) -> None:
-        """Ends it: SIGTERM to its program and, after `timeout_s` or with `force`, the process."""
+        """Ends it: SIGTERM to its program and, after `timeout_s` or with `force`, the process.
+
+        It is seen dead when this returns.
+        """
 
     async def query(self) -> Usage:
         """What it uses."""
+
+    async def link(self, end: socket.socket) -> None:
+        """Gives a running VM another link, in place of one whose far end is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +152,46 @@ class Found:
 
     instance: str
     generation: int
+    """Of the state that it was restored from."""
     process: VmProcess
+    template: Base | None = None
+    is_stopped: bool = False
+    """It was about to be put down, or had just become ready."""
+    stopped_for: int | None = None
+    """The generation that its state was given as, if it was."""
+
+
+BaseReader = Callable[[Base], Awaitable[bytes]]
+"""The file of a template or warm base, its seal checked. Raises StoreError."""
+WarmBases = Callable[[Base], Base | None]
+"""The warm base at which VM processes of a template rest."""
+
+
+BaseFinder = Callable[[bytes], Base | None]
+"""A template or warm base by the digest of its file."""
 
 
 class VmHost(Protocol):
-    """Where VMs run."""
+    """Where VMs run.
 
-    async def run(self, machine: Machine, listener: VmListener) -> VmProcess:
-        """Starts a VM cold. Raises ItemError if it cannot."""
+    `link` is the VM's end of the link that its output and streams travel over; the host closes it.
+    """
 
-    async def restore(self, machine: Machine, state: State, listener: VmListener) -> VmProcess:
-        """Starts a VM from a saved state. Raises ItemError if it cannot."""
+    def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
+        """Once, before all else: where bases come from."""
+
+    def start(self) -> None:
+        """Once, after `adopt`: begins what goes on in the background."""
+
+    async def boot(
+        self, machine: Machine, listener: VmListener, link: socket.socket | None
+    ) -> VmProcess:
+        """Starts a VM cold; `ready` comes when it is. Raises ItemError if it cannot."""
+
+    async def restore(
+        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+    ) -> VmProcess:
+        """Starts a VM from a saved state; it runs. Raises ItemError if it cannot."""
 
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:
         """All VM processes that an earlier torpord left, now reporting to `listener(instance)`.
@@ -122,8 +199,14 @@ class VmHost(Protocol):
         Where that gives None the process is killed, and seen dead, before this returns.
         """
 
+    async def learn(self, template: Base, deltas: list[bytes]) -> bytes:
+        """The file of a warm base from the deltas of siblings. Raises ItemError."""
+
+    def in_use(self) -> set[int]:
+        """Ids of the bases that VM processes have now."""
+
     async def close(self) -> None:
-        """Lets go of the processes, which run on."""
+        """Lets go of the processes that run VMs, which run on, and ends the others."""
 
 
 class NoVmHost:
@@ -132,19 +215,37 @@ class NoVmHost:
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
-    async def run(self, machine: Machine, listener: VmListener) -> VmProcess:  # noqa: ARG002
+    def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:  # noqa: ARG002
+        return
+
+    def start(self) -> None:
+        return
+
+    async def boot(
+        self,
+        machine: Machine,  # noqa: ARG002
+        listener: VmListener,  # noqa: ARG002
+        link: socket.socket | None,  # noqa: ARG002
+    ) -> VmProcess:
         raise ItemError(Code.NOT_SUPPORTED, self.reason)
 
     async def restore(
         self,
-        machine: Machine,  # noqa: ARG002
+        who: Identity,  # noqa: ARG002
         state: State,  # noqa: ARG002
         listener: VmListener,  # noqa: ARG002
+        link: socket.socket | None,  # noqa: ARG002
     ) -> VmProcess:
         raise ItemError(Code.NOT_SUPPORTED, self.reason)
 
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:  # noqa: ARG002
         return []
+
+    async def learn(self, template: Base, deltas: list[bytes]) -> bytes:  # noqa: ARG002
+        raise ItemError(Code.NOT_SUPPORTED, self.reason)
+
+    def in_use(self) -> set[int]:
+        return set()
 
     async def close(self) -> None:
         return

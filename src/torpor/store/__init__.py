@@ -12,8 +12,10 @@ from torpor.store.errors import (
 )
 from torpor.store.instances import Page
 from torpor.store.records import (
+    Base,
     InstanceRow,
     Kind,
+    NewBase,
     NewInstance,
     NewService,
     Owner,
@@ -26,6 +28,7 @@ from torpor.store.records import (
 from torpor.store.store import Store
 
 __all__ = [
+    "Base",
     "ConflictError",
     "DamagedError",
     "InUseError",
@@ -33,6 +36,7 @@ __all__ = [
     "Kind",
     "MissingError",
     "NameTakenError",
+    "NewBase",
     "NewInstance",
     "NewService",
     "NoSpaceError",

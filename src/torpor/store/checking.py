@@ -65,7 +65,11 @@ def _blobs(connection: apsw.Connection, files: BlobFiles) -> Iterator[str]:
             "WHERE s.blob = ?",
             (digest,),
         )
-        whose = ", ".join(uuid_text(uuid) for (uuid,) in users) or "nothing"
+        whose = ", ".join(uuid_text(uuid) for (uuid,) in users)
+        sql = "SELECT 1 FROM bases WHERE blob = ?"
+        if connection.execute(sql, (digest,)).fetchone() is not None:
+            whose = f"{whose}, all clones of a template".removeprefix(", ")
+        whose = whose or "nothing"
         yield f"blob {digest.hex()} {problem}; used by {whose}: restore it from a backup"
 
 

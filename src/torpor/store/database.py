@@ -61,6 +61,11 @@ class Database:
         self._thread.join()
         self.reader.close()
 
+    def size_bytes(self) -> int:
+        """Of its file and the write-ahead log."""
+        log = self.path.with_name(self.path.name + "-wal")
+        return sum(path.stat().st_size for path in (self.path, log) if path.exists())
+
     async def write(self, change: Change[T]) -> T:
         """Runs `change` in the writer's thread; returns once it is durable.
 

@@ -18,7 +18,7 @@ from torpor.store.errors import (
     QuotaError,
     StoreError,
 )
-from torpor.store.records import InstanceRow, Kind, NewInstance, Total
+from torpor.store.records import InstanceRow, Kind, NewInstance, State, Total
 
 _COLUMNS = (
     "i.id, i.uuid, i.owner_id, i.kind, i.name, i.state, i.revision, i.generation, i.memory_mb, "
@@ -182,10 +182,15 @@ class Instances:
         )
         return [_row(found) for found in self._database.reader.execute(sql)]
 
-    def of_service(self, service_id: int) -> list[InstanceRow]:
-        """The instances of a service group, in the order of creation."""
-        sql = f"SELECT {_COLUMNS} FROM instances i WHERE service_id = ? ORDER BY i.id"
-        return [_row(found) for found in self._database.reader.execute(sql, (service_id,))]
+    def of_service(
+        self, service_id: int, state: State | None = None, limit: int = -1
+    ) -> list[InstanceRow]:
+        """Instances of a service group in the order of creation, or of those in a state."""
+        where = "service_id = ?" if state is None else "service_id = ? AND state = ?"
+        values: list[object] = [service_id] if state is None else [service_id, state]
+        sql = f"SELECT {_COLUMNS} FROM instances i WHERE {where} ORDER BY i.id LIMIT ?"
+        rows = self._database.reader.execute(sql, [*values, limit])
+        return [_row(found) for found in rows]
 
     def totals(self, owner_id: int) -> list[Total]:
         """How much the owner has, by kind and state; from counters, whatever the number."""

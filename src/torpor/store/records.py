@@ -72,14 +72,51 @@ class Total:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """A template, or a warm base of one: what snapshots are differences to."""
+
+    id: int
+    owner_id: int
+    digest: bytes
+    """SHA-256 of its file."""
+    template_id: int | None
+    """Of a warm base: its template."""
+    key: bytes | None
+    """Of a template that serves a configuration: the digest of that."""
+    image: str
+    """Digest of the image whose programs are in it."""
+    mac: bytes
+    size_bytes: int
+    tier: str
+    created_ms: int
+    used_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewBase:
+    """What is to be recorded of a new template or warm base."""
+
+    owner_id: int
+    image: str
+    mac: bytes
+    created_ms: int
+    template_id: int | None = None
+    key: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A committed state of an instance, without its content."""
 
     instance_id: int
     generation: int
     created_ms: int
-    base: str
-    """Digest of what it is a difference to; empty if it stands alone."""
+    template: "Base | None"
+    """What it is a difference to; None if it stands alone."""
+    warm: "Base | None"
+    """The warm base that it is coded against besides."""
+    origin: str
+    """UUID/GENERATION that it was stored as, where that was another instance; else empty."""
     mac: bytes
     digest: bytes
     size_bytes: int

@@ -46,6 +46,9 @@ CREATE TABLE services(
 ) STRICT;
 CREATE INDEX services_in_order ON services(owner_id, created_ms, id);
 
+-- Ports other than 80 and 443 that a service ever had: the proxy listens on them.
+CREATE TABLE ports(port INTEGER PRIMARY KEY) STRICT;
+
 CREATE TABLE domains(
     fqdn TEXT PRIMARY KEY,
     service_id INTEGER NOT NULL REFERENCES services ON DELETE CASCADE
@@ -74,7 +77,7 @@ CREATE TABLE instances(
 CREATE UNIQUE INDEX instances_by_name ON instances(owner_id, kind, name);
 CREATE INDEX instances_in_order ON instances(owner_id, kind, created_ms, id);
 CREATE INDEX instances_by_state ON instances(owner_id, kind, state, created_ms, id);
-CREATE INDEX instances_of_service ON instances(service_id, id) WHERE service_id IS NOT NULL;
+CREATE INDEX instances_of_service ON instances(service_id, state, id) WHERE service_id IS NOT NULL;
 CREATE INDEX instances_in_motion ON instances(id)
     WHERE state IN ('starting', 'running', 'draining', 'stopping');
 
@@ -128,12 +131,29 @@ CREATE TABLE blobs(
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX blobs_by_age ON blobs(tier, used_ms);
 
+-- What states are differences to: templates, and warm bases of templates. `key` is the digest of
+-- the configuration that a template serves; one without is kept while a snapshot needs it.
+CREATE TABLE bases(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    owner_id INTEGER NOT NULL REFERENCES owners,
+    blob BLOB NOT NULL UNIQUE REFERENCES blobs,
+    template_id INTEGER REFERENCES bases,
+    key BLOB UNIQUE CHECK(key IS NULL OR length(key) = 32),
+    image TEXT NOT NULL,
+    mac BLOB NOT NULL,
+    created_ms INTEGER NOT NULL,
+    used_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX bases_of_template ON bases(template_id) WHERE template_id IS NOT NULL;
+
 -- The last committed state of an instance; a large one is a file that `blobs` describes.
 CREATE TABLE snapshots(
     instance_id INTEGER PRIMARY KEY REFERENCES instances ON DELETE CASCADE,
     generation INTEGER NOT NULL,
     created_ms INTEGER NOT NULL,
-    base TEXT NOT NULL,
+    template_id INTEGER REFERENCES bases,
+    warm_id INTEGER REFERENCES bases,
+    origin TEXT NOT NULL,
     mac BLOB NOT NULL,
     digest BLOB NOT NULL CHECK(length(digest) = 32),
     size_bytes INTEGER NOT NULL,
@@ -142,6 +162,8 @@ CREATE TABLE snapshots(
     CHECK((inline IS NULL) <> (blob IS NULL))
 ) STRICT;
 CREATE INDEX snapshots_of_blob ON snapshots(blob) WHERE blob IS NOT NULL;
+CREATE INDEX snapshots_of_template ON snapshots(template_id) WHERE template_id IS NOT NULL;
+CREATE INDEX snapshots_of_warm ON snapshots(warm_id) WHERE warm_id IS NOT NULL;
 
 CREATE TABLE logs(
     instance_id INTEGER NOT NULL REFERENCES instances ON DELETE CASCADE,

@@ -119,6 +119,16 @@ class Services:
         ).fetchone()
         return (int(found[0]), int(found[1])) if found else (0, 0)
 
+    def listened(self) -> list[int]:
+        """The ports other than 80 and 443 that a service ever had."""
+        found = self._database.reader.execute("SELECT port FROM ports ORDER BY port")
+        return [port for (port,) in found]
+
+    async def listen(self, port: int) -> None:
+        """Notes such a port."""
+        sql = "INSERT INTO ports VALUES(?) ON CONFLICT DO NOTHING"
+        await self._database.write(lambda connection: connection.execute(sql, (port,)))
+
     async def update(self, row: ServiceRow, ports: int) -> ServiceRow:
         """Writes a row back with its domains. Raises ConflictError or NameTakenError."""
 

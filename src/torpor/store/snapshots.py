@@ -10,15 +10,22 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import apsw
 
+from torpor.store.bases import Bases, drop_blob
 from torpor.store.blobs import LOWER, UPPER, BlobFiles
 from torpor.store.database import Database
-from torpor.store.errors import ConflictError, DamagedError, MissingError, StoreError
+from torpor.store.errors import ConflictError, DamagedError, StoreError
 from torpor.store.instances import write_row
-from torpor.store.records import InstanceRow, Snapshot
+from torpor.store.records import Base, InstanceRow, Snapshot
 
+_FIND = (
+    "SELECT s.instance_id, s.generation, s.created_ms, s.template_id, s.warm_id, s.origin, s.mac, "
+    "s.digest, s.size_bytes, b.tier FROM snapshots s LEFT JOIN blobs b ON b.digest = s.blob "
+    "WHERE s.instance_id = ?"
+)
 INLINE_MAX_BYTES = 64 << 10
 """A larger snapshot becomes a file: beyond this a row costs SQLite more than a file system."""
 
@@ -26,9 +33,10 @@ INLINE_MAX_BYTES = 64 << 10
 class Snapshots:
     """The snapshots table with its blob files."""
 
-    def __init__(self, database: Database, files: BlobFiles) -> None:
+    def __init__(self, database: Database, files: BlobFiles, bases: Bases) -> None:
         self._database = database
         self._files = files
+        self._bases = bases
 
     async def commit(
         self,
@@ -36,7 +44,9 @@ class Snapshots:
         content: bytes,
         *,
         created_ms: int,
-        base: str = "",
+        template: Base | None = None,
+        warm: Base | None = None,
+        origin: str = "",
         mac: bytes = b"",
     ) -> InstanceRow:
         """Makes `content` the state of `row`, whose other columns are written along with it.
@@ -59,7 +69,7 @@ class Snapshots:
                     f"{row.kind} '{row.name}' is not at generation {row.generation} any more: "
                     "this snapshot of it is discarded"
                 )
-            dropped.extend(_drop_snapshot(connection, row.id))
+            former = _take(connection, row.id)
             if large:
                 connection.execute(
                     "INSERT INTO blobs VALUES(?,?,'upper',?) "
@@ -67,12 +77,14 @@ class Snapshots:
                     (digest, len(content), created_ms),
                 )
             connection.execute(
-                "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?)",
+                "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     row.id,
                     row.generation + 1,
                     created_ms,
-                    base,
+                    None if template is None else template.id,
+                    None if warm is None else warm.id,
+                    origin,
                     mac,
                     digest,
                     len(content),
@@ -80,6 +92,7 @@ class Snapshots:
                     digest if large else None,
                 ),
             )
+            dropped.extend(self._drop_orphans(connection, former))
             return replace(written, generation=row.generation + 1)
 
         with ExitStack() as held:
@@ -92,41 +105,50 @@ class Snapshots:
 
     def find(self, instance_id: int) -> Snapshot | None:
         """The committed state of an instance, without its content."""
-        found = self._database.reader.execute(
-            "SELECT s.instance_id, s.generation, s.created_ms, s.base, s.mac, s.digest, "
-            "s.size_bytes, b.tier FROM snapshots s LEFT JOIN blobs b ON b.digest = s.blob "
-            "WHERE s.instance_id = ?",
-            (instance_id,),
-        ).fetchone()
-        return None if found is None else Snapshot(*found)
+        found = self._database.reader.execute(_FIND, (instance_id,)).fetchone()
+        return None if found is None else self._snapshot(found)
 
-    async def read(self, snapshot: Snapshot) -> bytes:
-        """The content of a snapshot, from whichever tier it is in, its checksum verified.
+    async def read(self, instance_id: int) -> tuple[Snapshot, bytes] | None:
+        """The committed state of an instance with its content, its checksum verified.
 
-        Raises MissingError if it was replaced meanwhile, DamagedError if it does not match.
+        Raises MissingError or DamagedError.
         """
+        sql = _FIND.replace("b.tier", "b.tier, s.inline")
+        found = self._database.reader.execute(sql, (instance_id,)).fetchone()
+        if found is None:
+            return None
+        snapshot, content = self._snapshot(found[:-1]), found[-1]
         if snapshot.tier is not None:
-            return await asyncio.to_thread(self._files.read, snapshot.digest, snapshot.tier)
-        found = self._database.reader.execute(
-            "SELECT inline FROM snapshots WHERE instance_id = ? AND generation = ?",
-            (snapshot.instance_id, snapshot.generation),
-        ).fetchone()
-        if found is None or found[0] is None:
-            raise MissingError(f"generation {snapshot.generation} was replaced meanwhile")
-        content: bytes = found[0]
-        if hashlib.sha256(content).digest() != snapshot.digest:
+            content = await asyncio.to_thread(self._files.read, snapshot.digest, snapshot.tier)
+        elif hashlib.sha256(content).digest() != snapshot.digest:
             raise DamagedError(
                 f"generation {snapshot.generation} does not match its checksum: it will not be "
                 "run; restore a backup"
             )
-        return content
+        return snapshot, content
+
+    def _snapshot(self, found: Any) -> Snapshot:
+        instance_id, generation, created_ms, template_id, warm_id, *rest = found
+        template = None if template_id is None else self._bases.by_id(template_id)
+        warm = None if warm_id is None else self._bases.by_id(warm_id)
+        return Snapshot(instance_id, generation, created_ms, template, warm, *rest)
 
     async def discard(self, instance_id: int) -> None:
         """Removes an instance's committed state; its generations go on counting."""
         dropped = await self._database.write(
-            lambda connection: _drop_snapshot(connection, instance_id)
+            lambda connection: self._drop_orphans(connection, _take(connection, instance_id))
         )
         await self._remove_files(dropped)
+
+    def _drop_orphans(
+        self, connection: apsw.Connection, former: tuple[bytes | None, int | None]
+    ) -> list[tuple[bytes, str]]:
+        """After a snapshot's row went: removes blobs and bases that only it needed."""
+        blob, template_id = former
+        digests = [] if blob is None else [blob]
+        if template_id is not None:
+            digests += self._bases.dropped_with(connection, template_id)
+        return [(digest, tier) for digest in digests for tier in drop_blob(connection, digest)]
 
     async def cool(self, unused_since_ms: int, keep_bytes: int) -> int:
         """Moves blobs to the lower tier: those not used since, then the oldest over `keep_bytes`.
@@ -159,11 +181,17 @@ class Snapshots:
         await self._remove_files([(digest, UPPER if moved else LOWER)])
         return moved
 
+    def blob_bytes(self) -> dict[str, int]:
+        """Of all files, templates and warm bases included, in each tier."""
+        sums = self._database.reader.execute("SELECT tier, sum(size_bytes) FROM blobs GROUP BY 1")
+        return {UPPER: 0, LOWER: 0, **{str(tier): int(size) for tier, size in sums}}
+
     async def drop_unreferenced(self, digests: Sequence[bytes] | None = None) -> None:
         """Removes blobs, of these or of all, that no snapshot refers to, with their files."""
         unreferenced = (
             "DELETE FROM blobs WHERE NOT EXISTS"
-            "(SELECT 1 FROM snapshots WHERE snapshots.blob = blobs.digest)"
+            "(SELECT 1 FROM snapshots WHERE snapshots.blob = blobs.digest) "
+            "AND NOT EXISTS(SELECT 1 FROM bases WHERE bases.blob = blobs.digest)"
         )
 
         def change(connection: apsw.Connection) -> None:
@@ -192,17 +220,9 @@ class Snapshots:
         await self._database.between_commits(action)
 
 
-def _drop_snapshot(connection: apsw.Connection, instance_id: int) -> list[tuple[bytes, str]]:
-    """Deletes an instance's snapshot row; gives the blob that nothing refers to any more."""
+def _take(connection: apsw.Connection, instance_id: int) -> tuple[bytes | None, int | None]:
+    """Deletes an instance's snapshot row; its blob and its template."""
     found = connection.execute(
-        "DELETE FROM snapshots WHERE instance_id = ? RETURNING blob", (instance_id,)
+        "DELETE FROM snapshots WHERE instance_id = ? RETURNING blob, template_id", (instance_id,)
     ).fetchone()
-    if found is None or found[0] is None:
-        return []
-    digest: bytes = found[0]
-    if connection.execute("SELECT 1 FROM snapshots WHERE blob = ?", (digest,)).fetchone():
-        return []
-    (tier,) = connection.execute(
-        "DELETE FROM blobs WHERE digest = ? RETURNING tier", (digest,)
-    ).fetchone() or (UPPER,)
-    return [(digest, tier)]
+    return found or (None, None)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from torpor.store.bases import Bases
 from torpor.store.blobs import BlobFiles
 from torpor.store.database import Database
 from torpor.store.disk import Disk
@@ -36,18 +37,27 @@ class Store:
         self.owners = Owners(self._database)
         self.instances = Instances(self._database)
         self.services = Services(self._database)
-        self.snapshots = Snapshots(self._database, self._files)
+        self.bases = Bases(self._database, self._files)
+        self.snapshots = Snapshots(self._database, self._files, self.bases)
         self.logs = Logs(self._database)
 
     def close(self) -> None:
         """Closes it, after what is under way is committed."""
         self._database.close()
 
+    def size_bytes(self) -> dict[str, int]:
+        """Of the database with its log, and of large snapshots in each tier."""
+        return {"database": self._database.size_bytes(), **self.snapshots.blob_bytes()}
+
     async def remove_instances(self, rows: Sequence[InstanceRow]) -> list[StoreError | None]:
         """Removes instances and everything that was kept for them, large snapshots included."""
         found = [self.snapshots.find(row.id) for row in rows]
-        digests = [one.digest for one in found if one is not None and one.tier is not None]
+        kept = [one for one in found if one is not None]
+        digests = [one.digest for one in kept if one.tier is not None]
         answers = await self.instances.remove(rows)
+        templates = {one.template.id for one in kept if one.template is not None}
+        for template_id in templates:
+            digests += await self.bases.drop_unneeded(template_id)
         if digests:
             await self.snapshots.drop_unreferenced(digests)
         return answers

@@ -5,6 +5,7 @@ from torpor.vmprocess.launch import Launched, launch
 from torpor.vmprocess.messages import (
     Boot,
     Ended,
+    Origin,
     Prepare,
     Ready,
     Refused,
@@ -18,6 +19,7 @@ __all__ = [
     "Boot",
     "Ended",
     "Launched",
+    "Origin",
     "Prepare",
     "Ready",
     "Refused",

@@ -132,6 +132,10 @@ class VMProcess:
         """Store the VM, which goes on."""
         return await self._store("checkpoint", generation, within_s, busy)
 
+    async def signal(self, number: int) -> None:
+        """Send a signal to the program of a running VM."""
+        await self._command("signal", {"number": number})
+
     async def link(self, link: int) -> None:
         """Give a running or stopped VM another link, in the place of the one from before.
 

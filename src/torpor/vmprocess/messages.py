@@ -57,12 +57,22 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """A state of an instance."""
+
+    uuid: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
     """Who a VM is to be."""
 
     uuid: str
     generation: int
     host_name: str = ""
+    origin: Origin | None = None
+    """What the delta was stored as, where that was another instance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,16 @@ impl ByteStream {
         self.writable |= flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
     }
 
+    /// Whether the far side has something for the guest: bytes, its end, or an answer to connect(2).
+    pub(super) fn has_word(&self) -> bool {
+        match self.phase {
+            Phase::Connecting => self.writable,
+            Phase::Offered => false,
+            // What epoll has said may be outdated.
+            Phase::Open => self.readable && !self.read_ended && !self.guest_closed && is_readable(&self.socket),
+        }
+    }
+
     /// Bytes that wait for the socket.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.to_write.len()
@@ -256,4 +266,10 @@ impl ByteStream {
     pub(super) fn socket(&self) -> impl AsFd + '_ {
         self.socket.as_fd()
     }
+}
+
+/// Whether recv(2) would give something: bytes, the end, an error.
+pub(super) fn is_readable(socket: &OwnedFd) -> bool {
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+    !matches!(rustix::net::recv(socket, &mut [0], flags), Err(Errno::AGAIN | Errno::INTR))
 }

@@ -3,6 +3,7 @@
 //! Each peer has a connected socket of the host's: so only who was written to can answer, and a refusal reaches the guest.
 //! A published port has the one socket that is bound to it.
 
+use super::bytes::is_readable;
 use super::names::Asker;
 use super::{Chunk, Reach, errno_of, guests_name, hosts_name};
 use crate::outbox::Outbox;
@@ -135,6 +136,11 @@ impl DatagramStream {
             Some(peer) => peer.readable = true,
             None => self.readable = true,
         }
+    }
+
+    /// Whether someone has something for the guest.
+    pub(super) fn has_word(&self) -> bool {
+        !self.pending.is_empty() || self.peers.iter().any(|peer| peer.readable && is_readable(&peer.socket))
     }
 
     /// Sends what there is to the guest; returns whether the message is full.

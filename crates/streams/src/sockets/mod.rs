@@ -263,19 +263,64 @@ impl Sockets {
         }
     }
 
+    /// Everything is reset.
+    pub fn reset(mut self) {
+        for (_, stream) in self.streams.drain() {
+            if let Stream::Bytes(bytes) = stream {
+                bytes.reset();
+            }
+        }
+    }
+
+    /// Resets one stream, which the guest no longer knows as we do.
+    pub fn abort(&mut self, number: u32) {
+        if self.streams.contains_key(&number) {
+            self.end_stream(number, true);
+            self.last_word(number, errno_of(Errno::CONNRESET));
+        }
+    }
+
+    /// The policy from now on; what is connected stays so.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
+    /// All streams that are open.
+    #[must_use]
+    pub fn stream_count(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Those of them that are connections.
+    #[must_use]
+    pub fn connection_count(&self) -> usize {
+        self.streams.values().filter(|stream| matches!(stream, Stream::Bytes(_))).count()
+    }
+
+    /// Whether someone outside has something to say to a guest that may not be spoken to: bytes, an end, an answer.
+    #[must_use]
+    pub fn has_word(&self) -> bool {
+        self.active.iter().any(|number| match self.streams.get(number) {
+            Some(Stream::Bytes(bytes)) => bytes.has_word(),
+            Some(Stream::Datagrams(datagrams)) => datagrams.has_word(),
+            None => false,
+        })
+    }
+
     fn activate(&mut self, number: u32) {
         if self.is_active.insert(number) {
             self.active.push_back(number);
         }
     }
 
-    /// Takes in what epoll has to say.
-    pub fn look(&mut self) {
+    /// Takes in what epoll has to say; returns whether there may be more.
+    pub fn look(&mut self) -> bool {
         let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 128];
         let count = match epoll::wait(&self.epoll, &mut events[..], Some(&rustix::event::Timespec::default())) {
             Ok(count) => count,
+            Err(Errno::INTR) => return true,
             // Nothing else can go wrong with a descriptor of our own; the next call would say the same.
-            Err(_) => return,
+            Err(_) => return false,
         };
         for event in &events[..count] {
             let (flags, token) = (event.flags, event.data.u64());
@@ -294,6 +339,7 @@ impl Sockets {
                 _ => self.caller_ready(token),
             }
         }
+        count == events.len()
     }
 
     fn stream_ready(&mut self, number: u32, token: u64, flags: EventFlags) {

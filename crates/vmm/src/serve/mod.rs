@@ -341,6 +341,18 @@ fn take(shared: &Shared, received: protocol::Received) {
             }
             return;
         }
+        (&Command::Signal { number: number @ 1..=64 }, State::Running) => {
+            let handle = inner.handle;
+            drop(inner);
+            if let Some(handle) = handle {
+                handle.signal(number);
+            }
+            return shared.ok(id, json!({}), &[]);
+        }
+        (Command::Signal { .. }, State::Running) => {
+            drop(inner);
+            return shared.refuse(id, "bad_request", "signals are numbered 1 to 64");
+        }
         (Command::Link {}, State::Running) => {
             inner.deadline = Some(Instant::now() + LINKED_WITHIN);
             let handle = inner.handle;

@@ -66,6 +66,11 @@ pub enum Command {
     Standby(Stop),
     /// The same, but the VM goes on at once.
     Checkpoint(Stop),
+    /// Sends a signal to the program that a running VM was booted for.
+    Signal {
+        /// 1 to 64.
+        number: u32,
+    },
     /// Gives a VM that runs or is stopped another link, the descriptor. Connections of the former one are reset.
     Link {},
     /// Stores a booted VM that is ready as a template; the reply has the file as its descriptor. It stays stopped.
@@ -136,12 +141,25 @@ pub struct Restore {
     /// Host name; empty leaves it.
     #[serde(default)]
     pub host_name: String,
+    /// Whom the delta is of, where that is another instance, whose branch this one is.
+    #[serde(default)]
+    pub origin: Option<Origin>,
     /// Whether there is a delta; without one the VM is a clone of its template.
     #[serde(default)]
     pub delta: bool,
     /// Whether a link for console frames comes with it.
     #[serde(default)]
     pub console: bool,
+}
+
+/// A state of an instance.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The instance.
+    pub uuid: Uuid,
+    /// The number of its state.
+    pub generation: u64,
 }
 
 /// See [`Command::Standby`].

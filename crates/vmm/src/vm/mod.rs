@@ -37,7 +37,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use thiserror::Error;
 use timer::Timer;
 use torpor_abi::ring::CorruptRing;
@@ -188,6 +188,8 @@ struct Machine {
     /// For names in backtraces.
     kernel: Cow<'static, [u8]>,
     inbox: Mutex<Inbox>,
+    /// Signals that the controller sends to the guest's first program: bit N - 1 for signal N.
+    signals: AtomicU64,
     gate: Gate,
     /// Of a VM process that serves.
     served: Option<Serving>,
@@ -268,13 +270,31 @@ impl Machine {
         send_waiting(message, &self.link)
     }
 
+    /// Has a signal, 1 to 64, sent to the guest's first program.
+    fn signal(&self, number: u32) {
+        self.signals.fetch_or(1 << (number - 1), Ordering::SeqCst);
+        // A counter that is full has been written to.
+        let _ = self.notify.write(1);
+    }
+
+    /// The next signal that is to be sent.
+    fn take_signal(&self) -> Option<u32> {
+        let asked = self.signals.load(Ordering::SeqCst);
+        let number = asked.trailing_zeros() + 1;
+        (asked != 0).then(|| {
+            self.signals.fetch_and(!(1 << (number - 1)), Ordering::SeqCst);
+            number
+        })
+    }
+
     /// The link is of no use any more: the VM goes on without, and what the guest sends waits for the next one. False where
     /// a VM does not go on without.
     fn unlink(&self, why: &str) -> Result<bool, Fatal> {
         let Some(served) = &self.served else { return Ok(false) };
-        served.is_unlinked.store(true, Ordering::SeqCst);
-        self.replace_link(&served.nobody.0)?;
-        served.watcher.unlinked(why);
+        if !served.is_unlinked.swap(true, Ordering::SeqCst) {
+            self.replace_link(&served.nobody.0)?;
+            served.watcher.unlinked(why);
+        }
         Ok(true)
     }
 
@@ -311,6 +331,8 @@ impl Machine {
         if let Some(served) = &self.served {
             // Nobody may be reading: what is sent without waiting is all.
             let _ = self.transmit();
+            // That the link ends here is seen at its other end, however long a controller is waited for.
+            let _ = self.replace_link(&served.nobody.0);
             served.watcher.ended(&end);
             process::exit()
         }

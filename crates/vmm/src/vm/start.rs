@@ -16,6 +16,7 @@ use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use torpor_abi::boot::flags;
 use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_TABLES_BYTES, BOOT_TABLES_GPA, IMAGE_GPA, PAGE_BYTES, ram_bytes};
 use torpor_streams::ledger::Ledger;
@@ -159,6 +160,7 @@ pub(super) fn assemble(
         debug_exits: parts.debug_exits,
         kernel: parts.kernel,
         inbox: Mutex::default(),
+        signals: AtomicU64::new(0),
         gate: Gate::default(),
         served: parts.served,
     };

@@ -13,7 +13,7 @@ from torpor.controller import Code, ItemError
 from torpor.controller.errors import from_store
 from torpor.controller.events import now_ms
 from torpor.controller.quotas import Quotas, checked_quotas
-from torpor.controller.requests import Request
+from torpor.controller.requests import Reference, Request
 from torpor.controller.rules import check_name
 from torpor.store import Owner, StoreError, Token
 
@@ -95,7 +95,25 @@ async def get_status(call: Call) -> dict[str, Any]:
             states = counts.setdefault(live.row.kind, {})
             states[live.row.state] = states.get(live.row.state, 0) - 1
             states[live.state] = states.get(live.state, 0) + 1
-    return {"counts": counts, "quotas": msgspec.to_builtins(Quotas.of(owner))}
+    return {
+        "counts": counts,
+        "quotas": msgspec.to_builtins(Quotas.of(owner)),
+        "public_ports": {
+            str(port): seen for port, seen in call.service.controller.public_ports.items()
+        },
+        "proxy": "connected" if call.service.controller.links.connected() else "absent",
+    }
+
+
+@operation("POST", "/torpor/v1/prepare", "prepare", "Have templates of configurations made",
+           group=GROUP, form="each", key="instances", answer=Item, body=Reference, array=True,
+           body_needed=True)  # fmt: skip
+async def prepare(call: Call, item: Reference) -> Item:
+    """The next start of an instance like this one makes its template, if there is none."""
+    controller = call.service.controller
+    row = controller.find(call.principal.owner, "instance", item)
+    controller.prepare(row)
+    return Item(status="success", uuid=row.uuid, name=row.name)
 
 
 class ResolveQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

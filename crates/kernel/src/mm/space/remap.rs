@@ -109,11 +109,12 @@ impl AddressSpace {
     }
 
     fn grow_in_place(&self, area: &Area, old_end: u64, grown: u64) -> bool {
-        let mut areas = self.areas.borrow_mut();
         let Some(new_end) = old_end.checked_add(grown).filter(|end| *end <= USER_END) else { return false };
+        let mut areas = self.areas.borrow_mut();
         if old_end != area.end || areas.overlapping(old_end, new_end).next().is_some() {
             return false;
         }
+        self.make_room(old_end, new_end);
         let mut more = area.clone();
         more.backing = continued(area, old_end);
         (more.start, more.end) = (old_end, new_end);
@@ -141,11 +142,13 @@ impl AddressSpace {
             Move::Near(new) if new >= USER_BASE && !self.is_mapped(new, new_bytes) => new,
             _ => self.find_place(old, new_bytes, area)?,
         };
+        self.make_room(new, new + new_bytes);
         let mut moved = area.clone();
         moved.backing = continued(area, old);
         (moved.start, moved.end) = (new, new + new_bytes);
         moved.window_pages.set(0);
         let mut flush = Flush::default();
+        self.hide_copies(old, old + old_bytes, &mut flush);
         let result = self.move_entries(old, old + old_bytes, new, &mut flush);
         self.finish(flush);
         result?;

@@ -140,6 +140,11 @@ impl Handle {
         self.0.raise();
     }
 
+    /// Has a signal, 1 to 64, sent to the guest's first program.
+    pub fn signal(self, number: u32) {
+        self.0.signal(number);
+    }
+
     /// Takes the request back.
     pub fn cancel_stop(self) {
         self.0.control().quiesce().store(quiesce::NONE, Ordering::SeqCst);

@@ -192,6 +192,7 @@ impl Vm {
         }
         *machine.ledger.lock().expect("no holder panics") = Ledger::new(self.tty);
         machine.inbox.lock().expect("no holder panics").reset();
+        machine.signals.store(0, Ordering::SeqCst);
         machine.timer.reset(&machine.memory).map_err(Fatal::system("timerfd_settime"))?;
         self.progress.forget_events();
         // The first thing that the guest does is to look at everything.

@@ -1,0 +1,144 @@
+//! Clients' connections of HTTP/1, from accept(2) to close(2).
+
+use super::client::{Connection, Transport};
+use super::forward::{Door, answer};
+use super::headers::Entrance;
+use super::tunnel;
+use crate::limits::{CLIENTS_MAX, HEAD_MAX_BYTES, HEADERS_MAX, LINGER_MAX_BYTES, LINGER_TIME};
+use crate::proxy::Proxy;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+/// After accept(2) has failed (no descriptors, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const REQUEST_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// Counts clients.
+#[derive(Default)]
+pub struct Clients(Cell<usize>);
+
+impl Clients {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.get()
+    }
+}
+
+struct Counted(Rc<Proxy>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let clients = &self.0.clients.0;
+        clients.set(clients.get() - 1);
+    }
+}
+
+/// Accepts clients of one service port for ever.
+pub async fn accept(proxy: Rc<Proxy>, listener: TcpListener, port: u16) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, peer)) => {
+                if proxy.clients.count() >= CLIENTS_MAX {
+                    continue;
+                }
+                proxy.clients.0.set(proxy.clients.count() + 1);
+                let counted = Counted(proxy.clone());
+                tokio::task::spawn_local(async move {
+                    // It fails only where the client has gone.
+                    let _ = socket.set_nodelay(true);
+                    serve(counted.0.clone(), socket, peer, port, false).await;
+                    drop(counted);
+                });
+            }
+            // One that went away again is no reason to pause.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                eprintln!("torpor-proxy: accepting connections: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one client.
+pub async fn serve<T>(proxy: Rc<Proxy>, socket: T, peer: SocketAddr, port: u16, secure: bool)
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let connection = Connection::new(false);
+    let entrance = Entrance { peer: peer.ip(), public_port: proxy.public_port(port), secure };
+    let door = Door { proxy, port, entrance };
+    let client = connection.clone();
+    let service = service_fn(move |request| Box::pin(answer(door.clone(), client.clone(), request)));
+    let mut http = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_buf_size(HEAD_MAX_BYTES)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(Transport::new(socket, connection.clone())), service);
+    let timed_out = tokio::select! {
+        // Errors are the client's: it was answered, or has gone.
+        _ = poll_fn(|cx| http.poll_without_shutdown(cx)) => false,
+        () = connection.watchdog() => true,
+    };
+    let parts = http.into_parts();
+    drop(parts.service);
+    let mut transport = parts.io.into_inner();
+    if let Some(tunnel) = connection.tunnel.take() {
+        if let Ok(Ok(mut guest)) = tunnel.guest.await {
+            let mut socket = transport.into_inner();
+            // Whoever broke it knows; the other side is closed with it.
+            let _ = tunnel::join(&mut socket, &mut guest.stream, (parts.read_buf, guest.read)).await;
+        }
+        drop(tunnel.busy);
+        return;
+    }
+    if timed_out {
+        if !connection.has_begun_head() {
+            return;
+        }
+        if transport.write_all(REQUEST_TIMEOUT).await.is_err() {
+            return;
+        }
+    }
+    linger(&mut transport).await;
+}
+
+/// Closes in order: bytes of the client's that nobody reads would turn the close into a reset, and the last answer may be
+/// lost with that.
+async fn linger<T: AsyncRead + AsyncWrite + Unpin>(transport: &mut Transport<T>) {
+    if transport.has_ended() || transport.shutdown().await.is_err() {
+        return;
+    }
+    let mut buffer = [0; 2048];
+    let read = async {
+        let mut total = 0;
+        while total < LINGER_MAX_BYTES {
+            match transport.read(&mut buffer).await {
+                Ok(len) if len > 0 => total += len,
+                _ => break,
+            }
+        }
+    };
+    // Too slow is as good as gone.
+    let _ = tokio::time::timeout(LINGER_TIME, read).await;
+}
+
+/// Listens on an address.
+///
+/// # Errors
+/// What bind(2) and listen(2) give.
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { tokio::net::TcpSocket::new_v6() } else { tokio::net::TcpSocket::new_v4() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4096)
+}

@@ -1,0 +1,414 @@
+//! An instance that runs, or sleeps with connections open: its link, what is in flight on it, and when it may sleep.
+
+use crate::control::AskError;
+use crate::control::messages::{Attach, ScaleToZero, Sleep, Slept, Which};
+use crate::http::upstream::Pool;
+use crate::limits::{IDLE_AGAIN, LINK_END_TIME, UNUSED_TIME};
+use crate::link::{Link, Owner};
+use crate::proxy::Proxy;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use torpor_streams::ledger::Violation;
+use torpor_streams::policy::{Policy, Scope};
+use uuid::Uuid;
+
+/// Where an instance is between running and sleeping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Requests may be sent to it.
+    Running,
+    /// torpord parks it: no new requests, those in flight may end.
+    Draining,
+    /// Nothing is sent: `idle` was asked, or torpord has parked it.
+    Quiet,
+    /// It has no VM; its connections are kept.
+    Asleep,
+    /// It is over.
+    Gone,
+}
+
+/// What holds an instance awake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A request, from its first byte to the guest to the last one of the answer.
+    Request,
+    /// A connection that a client has open through to the guest.
+    Connection,
+    /// Someone who has waited for it to wake and has not had a turn yet.
+    Waiter,
+}
+
+/// See the module's text.
+pub struct Instance {
+    /// Its name in the API.
+    pub id: Uuid,
+    /// Its link.
+    pub link: Rc<Link>,
+    /// Idle connections of HTTP to it.
+    pub pool: Pool,
+    settings: RefCell<Attach>,
+    proxy: Weak<Proxy>,
+    phase: Cell<Phase>,
+    requests: Cell<usize>,
+    connections: Cell<usize>,
+    waiters: Cell<usize>,
+    /// Someone had a turn since it was attached.
+    used: Cell<bool>,
+    served: Cell<u64>,
+    /// Since when nothing is in flight.
+    quiet_since: Cell<Instant>,
+    attached_at: Cell<Instant>,
+    /// Until when the watcher waits; it looks by itself then.
+    looks_at: Cell<Option<Instant>>,
+    changed: Notify,
+    /// The last request in flight has ended.
+    ended: Notify,
+}
+
+/// Holds an instance awake while it exists.
+pub struct Busy {
+    instance: Rc<Instance>,
+    kind: Kind,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let count = self.instance.count(self.kind);
+        count.set(count.get() - 1);
+        if count.get() == 0 {
+            self.instance.quiet_since.set(Instant::now());
+            self.instance.touch();
+            self.instance.ended.notify_waiters();
+        }
+    }
+}
+
+impl Busy {
+    /// Whom it holds awake.
+    #[must_use]
+    pub fn instance(&self) -> &Rc<Instance> {
+        &self.instance
+    }
+
+    /// The same as another kind.
+    #[must_use]
+    pub fn into_kind(self, kind: Kind) -> Self {
+        self.instance.busy(kind)
+    }
+}
+
+/// The egress policy that torpord names.
+///
+/// # Errors
+/// A text that names the entry.
+pub fn policy(egress: &crate::control::messages::Egress) -> Result<Policy, String> {
+    let nets = |texts: &[String]| {
+        let parse = |text: &String| {
+            let net = text.parse().or_else(|_| text.parse().map(|ip: std::net::IpAddr| ip.into()));
+            net.map_err(|_| format!("egress: {text}: no network"))
+        };
+        texts.iter().map(parse).collect::<Result<Vec<_>, _>>()
+    };
+    let scope = if egress.private { Scope::Private } else { Scope::Public };
+    Ok(Policy { scope, allow: nets(&egress.allow)?, deny: nets(&egress.deny)? })
+}
+
+impl Instance {
+    /// An instance over a new link; its tasks run from here on.
+    ///
+    /// # Errors
+    /// A text for torpord.
+    pub fn start(proxy: &Rc<Proxy>, attach: Attach, socket: OwnedFd) -> Result<Rc<Self>, String> {
+        let policy = policy(&attach.egress)?;
+        let link = Link::new(attach.instance, attach.generation, socket, policy).map_err(|error| error.to_string())?;
+        let instance = Rc::new(Self {
+            id: attach.instance,
+            link,
+            pool: Pool::default(),
+            settings: RefCell::new(attach),
+            proxy: Rc::downgrade(proxy),
+            phase: Cell::new(Phase::Running),
+            requests: Cell::new(0),
+            connections: Cell::new(0),
+            waiters: Cell::new(0),
+            used: Cell::new(false),
+            served: Cell::new(0),
+            quiet_since: Cell::new(Instant::now()),
+            attached_at: Cell::new(Instant::now()),
+            looks_at: Cell::new(None),
+            changed: Notify::new(),
+            ended: Notify::new(),
+        });
+        let owner: Rc<dyn Owner> = instance.clone();
+        instance.link.set_owner(Rc::downgrade(&owner));
+        tokio::task::spawn_local(instance.link.clone().pump());
+        tokio::task::spawn_local(instance.clone().watch());
+        Ok(instance)
+    }
+
+    /// It runs again: its connections go on over a new link.
+    ///
+    /// # Errors
+    /// A text for torpord.
+    pub fn resume(&self, attach: Attach, socket: OwnedFd) -> Result<(), String> {
+        let policy = policy(&attach.egress)?;
+        self.link.resume(socket, attach.generation, policy).map_err(|error: io::Error| error.to_string())?;
+        self.settings.replace(attach);
+        self.phase.set(Phase::Running);
+        self.quiet_since.set(Instant::now());
+        self.attached_at.set(Instant::now());
+        self.used.set(false);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// It is over: everything open is reset.
+    pub fn end(&self) {
+        self.phase.set(Phase::Gone);
+        self.link.reset();
+        self.pool.clear();
+        self.changed.notify_one();
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// Of what generation it runs, or slept.
+    #[must_use]
+    pub fn which(&self) -> Which {
+        Which { instance: self.id, generation: self.settings.borrow().generation }
+    }
+
+    /// Whose requests it takes.
+    #[must_use]
+    pub fn group(&self) -> Option<Uuid> {
+        self.settings.borrow().group
+    }
+
+    /// Requests that are in flight.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.requests.get()
+    }
+
+    /// Connections that clients have open through to it.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.get()
+    }
+
+    /// Requests so far.
+    #[must_use]
+    pub fn served(&self) -> u64 {
+        self.served.get()
+    }
+
+    /// When it was attached.
+    #[must_use]
+    pub fn attached_at(&self) -> Instant {
+        self.attached_at.get()
+    }
+
+    fn count(&self, kind: Kind) -> &Cell<usize> {
+        match kind {
+            Kind::Request => &self.requests,
+            Kind::Connection => &self.connections,
+            Kind::Waiter => &self.waiters,
+        }
+    }
+
+    /// Holds it awake.
+    #[must_use]
+    pub fn busy(self: &Rc<Self>, kind: Kind) -> Busy {
+        let count = self.count(kind);
+        count.set(count.get() + 1);
+        if kind == Kind::Request {
+            self.served.set(self.served.get() + 1);
+        }
+        self.used.set(self.used.get() || kind != Kind::Waiter);
+        Busy { instance: self.clone(), kind }
+    }
+
+    /// The watcher looks again, where it would do so too late.
+    fn touch(&self) {
+        let late = |at: Instant| self.looks_at.get().is_none_or(|looks_at| at < looks_at);
+        if self.sleep_at().is_some_and(late) {
+            self.changed.notify_one();
+        }
+    }
+
+    fn scale_to_zero(&self) -> ScaleToZero {
+        self.settings.borrow().scale_to_zero
+    }
+
+    /// When it may sleep, if nothing happens until then.
+    fn sleep_at(&self) -> Option<Instant> {
+        let ScaleToZero { policy, cooldown_ms } = self.scale_to_zero();
+        if self.phase.get() != Phase::Running || self.requests.get() > 0 || self.waiters.get() > 0 {
+            return None;
+        }
+        let since = match policy {
+            Sleep::Off => return None,
+            Sleep::On if self.connections.get() > 0 || self.link.outgoing() > 0 => return None,
+            Sleep::On => self.quiet_since.get(),
+            Sleep::Idle => self.quiet_since.get().max(self.link.last_traffic()),
+        };
+        let at = since + Duration::from_millis(cooldown_ms);
+        let used = self.used.get() || self.link.last_traffic() > self.attached_at.get();
+        // Whoever it was woken for is about to come.
+        Some(if used { at } else { at.max(self.attached_at.get() + UNUSED_TIME) })
+    }
+
+    /// Puts the instance to sleep whenever it may.
+    async fn watch(self: Rc<Self>) {
+        while self.phase.get() != Phase::Gone {
+            let at = self.sleep_at();
+            self.looks_at.set(at);
+            match at {
+                Some(at) if at <= Instant::now() => self.fall_asleep().await,
+                Some(at) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(at.into()) => {}
+                        () = self.changed.notified() => {}
+                    }
+                }
+                None => self.changed.notified().await,
+            }
+        }
+    }
+
+    async fn fall_asleep(self: &Rc<Self>) {
+        let Some(proxy) = self.proxy.upgrade() else { return };
+        // No connection of the proxy's own outlives an incarnation.
+        self.pool.clear_on(&self.link);
+        self.be_quiet();
+        let which = self.which();
+        let slept: Slept = loop {
+            proxy.control.present().await;
+            if self.phase.get() != Phase::Quiet {
+                return;
+            }
+            match proxy.control.ask("idle", &which).await {
+                Ok(slept) => break slept,
+                // Asked again of the next torpord, which may have let it go on or detached it already.
+                Err(AskError::Lost) => {}
+                Err(AskError::Refused(refusal)) => {
+                    break Slept { parked: false, why: Some(refusal.message) };
+                }
+            }
+        };
+        if self.phase.get() != Phase::Quiet || self.which() != which {
+            return;
+        }
+        if slept.parked {
+            self.park().await;
+        } else {
+            self.go_on();
+            if self.requests.get() == 0 {
+                self.quiet_since.set(Instant::now() + IDLE_AGAIN);
+            }
+        }
+    }
+
+    /// Nothing is sent any more.
+    pub fn be_quiet(&self) {
+        self.link.quiet();
+        self.phase.set(Phase::Quiet);
+    }
+
+    /// No new requests are taken.
+    pub fn drain(&self) {
+        if self.phase.get() == Phase::Running {
+            self.phase.set(Phase::Draining);
+        }
+    }
+
+    /// Waits until no request is in flight.
+    pub async fn drained(&self) {
+        while self.requests.get() > 0 && self.phase.get() == Phase::Draining {
+            let ended = self.ended.notified();
+            if self.requests.get() > 0 {
+                ended.await;
+            }
+        }
+    }
+
+    /// It goes on as before.
+    pub fn go_on(&self) {
+        if matches!(self.phase.get(), Phase::Quiet | Phase::Draining) {
+            self.link.go_on();
+            self.phase.set(Phase::Running);
+            self.quiet_since.set(Instant::now());
+            self.changed.notify_one();
+        }
+    }
+
+    /// Its state is committed: what it has open is kept, and without anything open it is forgotten. Waits for the link's
+    /// end.
+    pub async fn park(self: &Rc<Self>) {
+        let which = self.which();
+        // Whether it came in time is seen there.
+        let _ = tokio::time::timeout(LINK_END_TIME, self.link.wire_end()).await;
+        if self.which() == which {
+            self.settle();
+        }
+    }
+
+    /// The same, at once: torpord is done with the link, so its end is there.
+    pub fn settle(self: &Rc<Self>) {
+        let Some(proxy) = self.proxy.upgrade() else { return };
+        if !matches!(self.phase.get(), Phase::Quiet | Phase::Draining) {
+            return;
+        }
+        let ended = self.link.drain();
+        if !ended {
+            eprintln!("torpor-proxy: instance {}: its VM process did not close the link", self.id);
+        }
+        if ended && self.link.has_connections() {
+            self.phase.set(Phase::Asleep);
+            // Something may have been said meanwhile.
+            self.link.look_again();
+        } else {
+            proxy.forget_instance(self);
+        }
+    }
+}
+
+impl Owner for Instance {
+    fn output(&self, bytes: &[u8]) {
+        if let Some(proxy) = self.proxy.upgrade() {
+            proxy.output.borrow_mut().take(&proxy.control, self.which(), bytes);
+        }
+    }
+
+    fn has_word(&self) {
+        if matches!(self.phase.get(), Phase::Quiet | Phase::Asleep)
+            && let Some(proxy) = self.proxy.upgrade()
+        {
+            proxy.wake_for_word(self.id);
+        }
+    }
+
+    fn outgoing_ended(&self) {
+        self.quiet_since.set(self.quiet_since.get().max(Instant::now()));
+        self.touch();
+    }
+
+    fn ended(&self, violation: Option<Violation>) {
+        let Some(proxy) = self.proxy.upgrade() else { return };
+        if let Some(violation) = &violation {
+            eprintln!("torpor-proxy: instance {}: its VM process broke the protocol: {violation}", self.id);
+        }
+        if matches!(self.phase.get(), Phase::Running | Phase::Draining) || violation.is_some() {
+            proxy.control.tell("link_lost", &self.which());
+            proxy.forget_instance(self);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! A connection to a port of the guest, as the proxy reads and writes it.
+
+use super::{ECONNRESET, Inner, Link};
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use torpor_abi::frame::{CONNECTION_WINDOW_BYTES, Header, MAX_PAYLOAD_BYTES, kind};
+
+/// What the link keeps of a connection until its [`Stream`] is dropped.
+pub(super) struct Half {
+    received: VecDeque<u8>,
+    pub(super) opened: bool,
+    /// The guest sends no more bytes.
+    ended: bool,
+    /// The guest, or the link's end, has closed it; with an errno or 0.
+    closed: Option<u32>,
+    /// CLOSE was sent, or is about to be.
+    pub(super) said_close: bool,
+    said_shutdown: bool,
+    /// Bytes of ours so far.
+    sent_bytes: u64,
+    /// Read, and not handed back.
+    pub(super) consumed_bytes: u32,
+    pub(super) window_bytes: u32,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Default for Half {
+    fn default() -> Self {
+        Self {
+            received: VecDeque::new(),
+            opened: false,
+            ended: false,
+            closed: None,
+            said_close: false,
+            said_shutdown: false,
+            sent_bytes: 0,
+            consumed_bytes: 0,
+            window_bytes: CONNECTION_WINDOW_BYTES,
+            reader: None,
+            writer: None,
+        }
+    }
+}
+
+impl Half {
+    /// A frame of the guest.
+    pub(super) fn take(&mut self, header: &Header, payload: &[u8]) {
+        match header.kind {
+            kind::DATA => {
+                self.received.extend(payload);
+                if let Some(reader) = self.reader.take() {
+                    reader.wake();
+                }
+                return;
+            }
+            kind::OPENED => self.opened = true,
+            kind::SHUTDOWN => self.ended = true,
+            kind::CLOSE => self.closed = self.closed.or(Some(header.argument)),
+            _ => {}
+        }
+        self.wake();
+    }
+
+    /// Nothing more comes or goes.
+    pub(super) fn end(&mut self, errno: u32) {
+        self.closed = self.closed.or(Some(errno));
+        self.wake();
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.closed.is_some() || self.said_close
+    }
+
+    pub(super) fn growth_bytes(&self) -> usize {
+        (self.window_bytes - CONNECTION_WINDOW_BYTES) as usize
+    }
+
+    pub(super) fn wake(&mut self) {
+        self.wake_writer();
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
+    pub(super) fn wake_writer(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
+    }
+}
+
+fn keep(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    if !slot.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        *slot = Some(cx.waker().clone());
+    }
+}
+
+fn closed_error(errno: u32) -> io::Error {
+    let errno = if errno == 0 { 32 } else { errno.min(4095) };
+    io::Error::from_raw_os_error(errno as i32)
+}
+
+/// See the module's text. Dropping it closes the connection.
+pub struct Stream {
+    link: Rc<Link>,
+    number: u32,
+}
+
+impl Stream {
+    pub(super) fn new(link: Rc<Link>, number: u32) -> Self {
+        Self { link, number }
+    }
+
+    /// By which [`Link::close`] knows it.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Waits until the guest has accepted.
+    ///
+    /// # Errors
+    /// The errno that it refused with.
+    pub async fn opened(&self) -> io::Result<()> {
+        std::future::poll_fn(|cx| {
+            let mut inner = self.link.inner.borrow_mut();
+            let Some(half) = inner.streams.get_mut(&self.number) else { return Poll::Ready(Err(closed_error(0))) };
+            match (half.opened, half.closed) {
+                (true, _) => Poll::Ready(Ok(())),
+                (false, Some(errno)) => Poll::Ready(Err(closed_error(errno))),
+                (false, None) => {
+                    keep(&mut half.reader, cx);
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl Inner {
+    fn poll_write(&mut self, number: u32, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let held = self.hold();
+        let Some(half) = self.streams.get_mut(&number) else { return Poll::Ready(Err(closed_error(0))) };
+        if let Some(errno) = half.closed {
+            return Poll::Ready(Err(closed_error(errno)));
+        }
+        let Some(wire) = self.wire.as_mut().filter(|_| !held && half.opened) else {
+            keep(&mut half.writer, cx);
+            return Poll::Pending;
+        };
+        let len = wire.out.ledger.free_bytes(number).min(MAX_PAYLOAD_BYTES).min(bytes.len() as u32);
+        if len == 0 && !bytes.is_empty() || !wire.out.message.fits(len) {
+            keep(&mut half.writer, cx);
+            return Poll::Pending;
+        }
+        half.sent_bytes += u64::from(len);
+        wire.push(Header { stream: number, kind: kind::DATA, len, argument: 0 }, &bytes[..len as usize]);
+        self.send();
+        Poll::Ready(Ok(len as usize))
+    }
+
+    fn poll_shutdown(&mut self, number: u32, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let Some(half) = self.streams.get_mut(&number) else { return Poll::Ready(Ok(())) };
+        if half.is_over() || half.said_shutdown {
+            return Poll::Ready(Ok(()));
+        }
+        let held = self.hold();
+        let Some(half) = self.streams.get_mut(&number) else { return Poll::Ready(Ok(())) };
+        let Some(wire) = self.wire.as_mut().filter(|wire| !held && half.opened && wire.out.message.fits(0)) else {
+            keep(&mut half.writer, cx);
+            return Poll::Pending;
+        };
+        half.said_shutdown = true;
+        wire.push(Header { stream: number, kind: kind::SHUTDOWN, len: 0, argument: 0 }, &[]);
+        self.send();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read(&mut self, number: u32, cx: &Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some(half) = self.streams.get_mut(&number) else { return Poll::Ready(Ok(())) };
+        if half.received.is_empty() {
+            return match half.closed {
+                Some(errno) if errno != 0 => Poll::Ready(Err(closed_error(errno))),
+                Some(_) => Poll::Ready(Ok(())),
+                None if half.ended => Poll::Ready(Ok(())),
+                None => {
+                    keep(&mut half.reader, cx);
+                    Poll::Pending
+                }
+            };
+        }
+        let (front, back) = half.received.as_slices();
+        let mut len = front.len().min(into.remaining());
+        into.put_slice(&front[..len]);
+        let more = back.len().min(into.remaining());
+        into.put_slice(&back[..more]);
+        len += more;
+        half.received.drain(..len);
+        if half.received.is_empty() && half.received.capacity() > CONNECTION_WINDOW_BYTES as usize {
+            half.received = VecDeque::new();
+        }
+        half.consumed_bytes += len as u32;
+        self.credit(number);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.link.inner.borrow_mut().poll_read(self.number, cx, into)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = self.link.inner.borrow_mut().poll_write(self.number, cx, bytes);
+        if result.is_ready() {
+            self.link.last_traffic.set(Instant::now());
+        } else {
+            self.link.report_word();
+        }
+        result
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = self.link.inner.borrow_mut().poll_shutdown(self.number, cx);
+        self.link.report_word();
+        result
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let mut inner = self.link.inner.borrow_mut();
+        let errno = inner.streams.get(&self.number).map_or(0, |half| {
+            // Bytes that nobody has read: a close would lose them in silence.
+            if half.received.is_empty() || half.closed.is_some() { 0 } else { ECONNRESET }
+        });
+        inner.farewell(self.number, errno);
+        inner.streams.remove(&self.number);
+        inner.send();
+        drop(inner);
+        self.link.report_word();
+    }
+}

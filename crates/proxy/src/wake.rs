@@ -1,0 +1,169 @@
+//! Waking instances: one request to torpord, however many clients wait for it.
+
+use crate::control::AskError;
+use crate::control::messages::{Wake, Woken};
+use crate::host::Host;
+use crate::instance::{Busy, Kind};
+use crate::limits::{WAITING_MAX, WAITING_PER_HOST_MAX, WAKE_TIME};
+use crate::proxy::Proxy;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// Between two requests while torpord is busy: the first pause, doubled each time, and the longest.
+const BUSY_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+/// What is to be woken.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Whoever has this name.
+    Host(Host, u16),
+    /// An instance that is known.
+    Instance(Uuid),
+}
+
+/// Why nothing was woken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody has the name, or offers the port.
+    Unknown,
+    /// It may not be woken.
+    Stopped(String),
+    /// For too long, or too many wait.
+    Busy(&'static str),
+    /// It could not be woken.
+    Failed(String),
+}
+
+/// A request to torpord that is under way.
+struct Call {
+    waiters: Cell<usize>,
+    result: RefCell<Option<Result<Woken, Failure>>>,
+    done: Notify,
+    /// Keeps what was woken awake until all who waited have had their turn.
+    hold: RefCell<Option<Busy>>,
+}
+
+/// Whom, and whom not.
+type Key = (Target, Vec<Uuid>);
+
+/// See the module's text.
+#[derive(Default)]
+pub struct Wakes {
+    calls: RefCell<HashMap<Key, Rc<Call>>>,
+    waiting: Cell<usize>,
+    asked: Cell<u64>,
+}
+
+/// One who waits; counted as long as it exists.
+struct Waiter<'a> {
+    wakes: &'a Wakes,
+    call: &'a Call,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.wakes.waiting.set(self.wakes.waiting.get() - 1);
+        self.call.waiters.set(self.call.waiters.get() - 1);
+    }
+}
+
+impl Wakes {
+    /// Requests that wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.get()
+    }
+
+    /// Wakes that torpord was asked for.
+    #[must_use]
+    pub fn asked(&self) -> u64 {
+        self.asked.get()
+    }
+
+    /// Wakes `target`, but none of `not`; joins who waits for the same.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn wake(&self, proxy: &Rc<Proxy>, target: Target, not: &[Uuid]) -> Result<Woken, Failure> {
+        let key = (target, not.to_vec());
+        let known = self.calls.borrow().get(&key).cloned();
+        let call = known.unwrap_or_else(|| {
+            let call = Rc::new(Call {
+                waiters: Cell::new(0),
+                result: RefCell::default(),
+                done: Notify::new(),
+                hold: RefCell::default(),
+            });
+            self.calls.borrow_mut().insert(key.clone(), call.clone());
+            tokio::task::spawn_local(run(proxy.clone(), key, call.clone()));
+            call
+        });
+        if call.waiters.get() >= WAITING_PER_HOST_MAX || self.waiting.get() >= WAITING_MAX {
+            return Err(Failure::Busy("too many requests wait for it"));
+        }
+        call.waiters.set(call.waiters.get() + 1);
+        self.waiting.set(self.waiting.get() + 1);
+        let _waiter = Waiter { wakes: self, call: &call };
+        loop {
+            let done = call.done.notified();
+            if let Some(result) = &*call.result.borrow() {
+                return result.clone();
+            }
+            done.await;
+        }
+    }
+}
+
+async fn run(proxy: Rc<Proxy>, key: Key, call: Rc<Call>) {
+    let ask = ask(&proxy, &key.0, &key.1);
+    let result = tokio::time::timeout(WAKE_TIME, ask).await;
+    let result = result.unwrap_or(Err(Failure::Busy("it could not be woken in time")));
+    if let (Err(Failure::Unknown), Target::Host(host, port)) = (&result, &key.0) {
+        proxy.routes.borrow_mut().miss(host, *port);
+    }
+    proxy.wakes.calls.borrow_mut().remove(&key);
+    if let Ok(woken) = &result {
+        let instance = proxy.routes.borrow().instance(woken.instance).cloned();
+        if let Some(instance) = instance.filter(|instance| instance.which().generation == woken.generation) {
+            // Taken back, whichever of both answers is read first.
+            instance.go_on();
+            call.hold.replace(Some(instance.busy(Kind::Waiter)));
+        }
+    }
+    call.result.replace(Some(result));
+    call.done.notify_waiters();
+}
+
+async fn ask(proxy: &Rc<Proxy>, target: &Target, not: &[Uuid]) -> Result<Woken, Failure> {
+    let (host, port, instance) = match target {
+        Target::Host(host, port) => (Some(host.to_string()), Some(*port), None),
+        Target::Instance(instance) => (None, None, Some(*instance)),
+    };
+    let wake = Wake { host, port, instance, not: not.to_vec() };
+    let mut pause = BUSY_PAUSE.0;
+    loop {
+        proxy.control.present().await;
+        proxy.wakes.asked.set(proxy.wakes.asked.get() + 1);
+        let asked_at = Instant::now();
+        match proxy.control.ask::<Woken>("wake", &wake).await {
+            Ok(woken) => {
+                proxy.wake_times.borrow_mut().add(asked_at.elapsed());
+                return Ok(woken);
+            }
+            Err(AskError::Lost) => {}
+            Err(AskError::Refused(refusal)) => match &refusal.code[..] {
+                "unknown" => return Err(Failure::Unknown),
+                "stopped" => return Err(Failure::Stopped(refusal.message)),
+                "busy" => {
+                    tokio::time::sleep(pause).await;
+                    pause = BUSY_PAUSE.1.min(2 * pause);
+                }
+                _ => return Err(Failure::Failed(refusal.message)),
+            },
+        }
+    }
+}

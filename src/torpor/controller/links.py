@@ -1,0 +1,102 @@
+"""The links between VMs and the proxy, as the lifecycle sees them.
+
+A link is a socket pair: one end for the VM process, the far end for the proxy. It belongs to an
+instance at a generation (docs/proxy-socket.md).
+"""
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torpor.controller.model import Policy
+
+Why = Literal["stopped", "deleted", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What the proxy is told of a VM that runs."""
+
+    instance: str
+    name: str
+    generation: int
+    group: str | None
+    """Uuid of its service group."""
+    resumed: bool
+    """It goes on where it was put down, with the connections that it had."""
+    policy: Policy
+    cooldown_ms: int
+
+
+class Links(Protocol):
+    """The way to the proxy. Nothing here waits for it but `park`."""
+
+    def connected(self) -> bool:
+        """Whether there is a proxy."""
+
+    def pair(self) -> tuple[socket.socket, socket.socket] | None:
+        """The VM's end and the far end; None where there is no proxy to take it."""
+
+    def attach(self, what: Attachment, far: socket.socket) -> None:
+        """Hands the far end over and closes it here."""
+
+    def detach(self, instance: str, generation: int, why: Why, *, parked: bool) -> None:
+        """The VM is gone; with `parked` its connections wait for the next attach."""
+
+    async def park(self, instance: str, generation: int, drain_ms: int) -> None:
+        """Has the proxy send nothing more on a link, after waiting for requests in flight."""
+
+    def go_on(self, instance: str, generation: int) -> None:
+        """Takes that back."""
+
+    async def listen(self, port: int) -> None:
+        """Has the proxy listen on a port. Raises ItemError if it is occupied."""
+
+    def group(self, document: dict[str, Any]) -> None:
+        """Says what a service group is now."""
+
+    def forget(self, hosts: Sequence[str]) -> None:
+        """Has the proxy ask again what these host names lead to."""
+
+    async def stats(self, after: str | None) -> dict[str, Any] | None:
+        """A page of the proxy's counters, that behind an instance; None where there is no proxy."""
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """A link."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+
+
+class NoLinks:
+    """Where there is no proxy: VMs run, and nobody reads what they say."""
+
+    def connected(self) -> bool:
+        return False
+
+    def pair(self) -> None:
+        return None
+
+    def attach(self, what: Attachment, far: socket.socket) -> None:  # noqa: ARG002
+        far.close()
+
+    def detach(self, instance: str, generation: int, why: Why, *, parked: bool) -> None:  # noqa: ARG002
+        return
+
+    async def park(self, instance: str, generation: int, drain_ms: int) -> None:  # noqa: ARG002
+        return
+
+    def go_on(self, instance: str, generation: int) -> None:  # noqa: ARG002
+        return
+
+    async def listen(self, port: int) -> None:  # noqa: ARG002
+        return
+
+    def group(self, document: dict[str, Any]) -> None:  # noqa: ARG002
+        return
+
+    def forget(self, hosts: Sequence[str]) -> None:  # noqa: ARG002
+        return
+
+    async def stats(self, after: str | None) -> dict[str, Any] | None:  # noqa: ARG002
+        return None

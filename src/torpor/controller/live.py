@@ -1,0 +1,75 @@
+"""What is kept in memory of an instance that is more than its row."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import msgspec
+
+from torpor.controller.events import now_ms
+from torpor.controller.model import (
+    APPLICATION_EXIT,
+    CRASH,
+    KILLED_FOR_USER,
+    OUT_OF_MEMORY,
+    STOPPED_BY_USER,
+    Config,
+    Facts,
+    ScaleToZero,
+)
+from torpor.controller.vm import Exit, VmProcess
+from torpor.store import Base, InstanceRow, State
+
+DEFAULT_POLICY = ScaleToZero()
+
+
+@dataclass(eq=False, slots=True)
+class Live:
+    """An instance that is more than its row: it runs, comes or goes, or waits for a restart."""
+
+    row: InstanceRow
+    config: Config
+    facts: Facts
+    state: State
+    vm: VmProcess | None = None
+    attempt: int = 0
+    restart_at_ms: int = 0
+    restart: "asyncio.Task[None] | None" = None
+    stopping_for: int | None = None
+    """The stop reason to record when it has ended, if somebody asked for its end."""
+    woken: bool = False
+    """It came from standby, and its row still says so."""
+    link_generation: int = 0
+    """The generation that its link at the proxy belongs to."""
+    group: str | None = None
+    base: Base | None = None
+    """The template that its VM began with, kept while it runs."""
+    template_key: bytes | None = None
+    """Its configuration, if a template is to be made of it once it is ready."""
+    wanted: bool = False
+    """A request waits for it, or waited: a standby that is not committed is taken back."""
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it runs, or is gone."""
+    began_s: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    """When it was started last, by the event loop's clock."""
+    saved_s: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    """When its state was committed last, or it began."""
+
+    @property
+    def policy(self) -> ScaleToZero:
+        """When it goes to standby by itself."""
+        return self.config.scale_to_zero or DEFAULT_POLICY
+
+
+def facts_of_end(live: Live, result: Exit) -> Facts:
+    """What is recorded when a VM has ended."""
+    own_exit = result.kind == "exit"
+    reason = live.stopping_for
+    if reason is None:
+        reason = APPLICATION_EXIT if own_exit else CRASH
+    elif reason == STOPPED_BY_USER and not own_exit:
+        reason = KILLED_FOR_USER
+    code = OUT_OF_MEMORY if result.kind == "out-of-memory" else None
+    status = result.status if own_exit else (128 + result.status if result.status else None)
+    return msgspec.structs.replace(
+        live.facts, stop_reason=reason, stop_code=code, exit_code=status, stopped_ms=now_ms()
+    )

@@ -1,0 +1,107 @@
+"""What the proxy asks: who is to be woken for a request, and who may go to standby."""
+
+import asyncio
+
+from torpor.controller.console import Console
+from torpor.controller.errors import BusyError, Code, ItemError
+from torpor.controller.events import Events
+from torpor.controller.groups import ServiceGroups
+from torpor.controller.lifecycle import Lifecycle
+from torpor.controller.links import Links
+from torpor.controller.live import Live
+from torpor.controller.proxy import Link, Wake, WakeError, Woken
+from torpor.store import Store
+
+MORE = 8
+"""Sleeping instances of a group that are looked at beyond those that are ruled out."""
+
+
+class Router:
+    """The handler of the connection to the proxy."""
+
+    def __init__(
+        self,
+        store: Store,
+        lifecycle: Lifecycle,
+        groups: ServiceGroups,
+        links: Links,
+        console: Console,
+        events: Events,
+    ) -> None:
+        self._store = store
+        self._lifecycle = lifecycle
+        self._groups = groups
+        self._links = links
+        self._console = console
+        self._events = events
+
+    async def wake(self, wake: Wake) -> Woken:
+        """See Handler."""
+        try:
+            if wake.instance is not None:
+                row = self._store.instances.by_uuid(wake.instance)
+                if row is None:
+                    raise WakeError("unknown", f"No instance with uuid '{wake.instance}'")
+                live = await self._lifecycle.wake(row)
+            else:
+                live = await self._for_host(wake)
+        except BusyError as error:
+            raise WakeError("busy", str(error)) from error
+        except TimeoutError as error:
+            raise WakeError("failed", "the instance did not become ready in time") from error
+        except ItemError as error:
+            code = "stopped" if error.code is Code.WRONG_STATE else "failed"
+            raise WakeError(code, str(error)) from error
+        return Woken(live.group, live.row.uuid, live.link_generation)
+
+    async def _for_host(self, wake: Wake) -> Live:
+        host, port = wake.host or "", wake.port or 0
+        service_id = self._groups.route(host)
+        if service_id is None:
+            raise WakeError("unknown", f"No service has the domain '{host}'")
+        if port not in self._groups.ports(service_id):
+            raise WakeError("unknown", f"No service of '{host}' has port {port}")
+        lives = self._lifecycle.of_service(service_id)
+        usable = [live for live in lives if live.row.uuid not in wake.without]
+        for state in ("running", "starting"):
+            for live in usable:
+                # One that starts may have no VM just then: between its template and itself.
+                if live.state == state and (live.vm is not None or state == "starting"):
+                    return await self._lifecycle.wake(live.row)
+        awake = {live.row.id for live in lives}
+        limit = len(awake) + len(wake.without) + MORE
+        for row in self._store.instances.of_service(service_id, "standby", limit):
+            if row.id not in awake and row.uuid not in wake.without:
+                return await self._lifecycle.wake(row)
+        raise WakeError("stopped", f"No instance of '{host}' may be woken")
+
+    async def idle(self, link: Link) -> str | None:
+        """See Handler."""
+        row = self._store.instances.by_uuid(link.instance)
+        if row is None:
+            return None
+        return await self._lifecycle.idle(row, link.generation)
+
+    def output(self, instance: str, data: bytes) -> None:
+        """See Handler."""
+        row = self._store.instances.by_uuid(instance)
+        if row is not None:
+            self._console.output(row.id, data)
+            self._events.notify(instance)
+
+    async def connected(self, links: list[Link]) -> None:
+        """See Handler."""
+        await self._groups.proxy_is_new()
+        there = {(link.instance, link.generation) for link in links}
+        lives = [live for live in self._lifecycle.all_live() if live.vm is not None]
+        wanted = {(live.row.uuid, live.link_generation) for live in lives}
+        for instance, generation in there - wanted:
+            self._links.detach(instance, generation, "lost", parked=False)
+        for link in links:
+            if link.quiet and (link.instance, link.generation) in wanted:
+                self._links.go_on(link.instance, link.generation)
+        without = [live for live in lives if (live.row.uuid, live.link_generation) not in there]
+        await asyncio.gather(*(self._lifecycle.attach_again(live) for live in without))
+        for live in lives:
+            if live.row.service_id is not None:
+                self._groups.announce(live.row.service_id)

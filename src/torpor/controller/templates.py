@@ -1,0 +1,121 @@
+"""Templates that are made by themselves, and the warm bases that siblings teach.
+
+A template serves a configuration: owner, image, arguments, environment, size. It is made at the
+second start of that configuration, or when it was asked for, from a VM that has just become ready.
+"""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from torpor.controller.errors import ItemError
+from torpor.controller.live import Live
+from torpor.controller.saved import SavedStates, configuration_key
+from torpor.controller.vm import Machine, Saved, State, VmHost
+from torpor.store import Base, InstanceRow, Store, StoreError
+
+SEEN_MAX = 10_000
+"""Configurations of which is remembered that they were started once."""
+SIBLINGS = 5
+"""How many instances' deltas teach a warm base."""
+SIBLING_MAX_BYTES = 4 << 20
+"""Larger deltas teach nothing."""
+LEARNING_MAX = 256
+"""Templates whose siblings' deltas are collected at a time."""
+
+
+@dataclass(slots=True)
+class _Siblings:
+    """Deltas against a template alone, by instance; the newest of each."""
+
+    template: Base
+    deltas: dict[str, bytes] = field(default_factory=dict)
+    learning: bool = False
+
+
+class Templates:
+    """Which template an instance begins with, and which warm base VM processes rest at."""
+
+    def __init__(self, store: Store, saved: SavedStates, host: VmHost) -> None:
+        self._store = store
+        self._saved = saved
+        self._host = host
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._warm: dict[int, Base | None] = {}
+        self._siblings: OrderedDict[int, _Siblings] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Templates ----------------------------------------------------------------------------------
+
+    def begin_with(self, row: InstanceRow, machine: Machine) -> tuple[State | None, bytes | None]:
+        """The template that serves a configuration, or else the key of the one to make.
+
+        Neither at the first start of a configuration: it may be the only one.
+        """
+        if row.kind != "instance":
+            return None, None
+        key = configuration_key(machine)
+        template = self._store.bases.by_key(key)
+        if template is not None:
+            return State(template, None), None
+        again = key in self._seen
+        self._seen[key] = None
+        self._seen.move_to_end(key)
+        if len(self._seen) > SEEN_MAX:
+            self._seen.popitem(last=False)
+        return None, key if again else None
+
+    def ask_for(self, machine: Machine) -> None:
+        """The next start of this configuration makes its template, if there is none."""
+        self._seen[configuration_key(machine)] = None
+
+    async def add(self, row: InstanceRow, content: bytes, image: str, key: bytes | None) -> Base:
+        """Records a template that was just made. Raises StoreError."""
+        return await self._saved.add_template(row.owner_id, content, image, key)
+
+    # Warm bases ---------------------------------------------------------------------------------
+
+    def warm(self, template: Base) -> Base | None:
+        """The warm base at which processes of a template rest."""
+        if template.id not in self._warm:
+            self._warm[template.id] = self._store.bases.newest_warm(template.id)
+        return self._warm[template.id]
+
+    def stored(self, live: Live, saved: Saved) -> None:
+        """A delta was committed: it may teach a warm base."""
+        template = saved.template
+        if template is None or saved.warm is not None or not saved.content:
+            return
+        if self.warm(template) is not None or len(saved.content) > SIBLING_MAX_BYTES:
+            return
+        siblings = self._siblings.get(template.id)
+        if siblings is None:
+            siblings = self._siblings[template.id] = _Siblings(template)
+            if len(self._siblings) > LEARNING_MAX:
+                self._siblings.popitem(last=False)
+        siblings.deltas[live.row.uuid] = saved.content
+        if len(siblings.deltas) >= SIBLINGS and not siblings.learning:
+            siblings.learning = True
+            task = asyncio.get_running_loop().create_task(self._learn(siblings))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _learn(self, siblings: _Siblings) -> None:
+        template = siblings.template
+        try:
+            with self._saved.pinned(template):
+                content = await self._host.learn(template, list(siblings.deltas.values()))
+                self._warm[template.id] = await self._saved.add_warm(template, content)
+        except (ItemError, StoreError):
+            # Without a warm base all goes on, only with larger deltas; the next five try again.
+            siblings.deltas.clear()
+        finally:
+            siblings.learning = False
+        if self._warm.get(template.id) is not None:
+            self._siblings.pop(template.id, None)
+
+    async def close(self) -> None:
+        """Gives up what is being learnt."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

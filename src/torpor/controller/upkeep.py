@@ -1,0 +1,116 @@
+"""What torpord does by itself, now and then: checkpoints, and letting go of what is not needed."""
+
+import asyncio
+from dataclasses import dataclass
+
+from torpor.controller.errors import ItemError
+from torpor.controller.events import now_ms
+from torpor.controller.lifecycle import Lifecycle
+from torpor.controller.live import Live
+from torpor.controller.vm import VmHost
+from torpor.store import MissingError, Store, StoreError
+
+TICK_S = 1.0
+CHECKPOINTS_AT_ONCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long things are kept. A time of 0 is for ever, a size of 0 without bound."""
+
+    checkpoint_s: float = 0.0
+    """How often the state of a stateful instance that stays awake is committed."""
+    template_unused_s: float = 7 * 86400.0
+    """Templates that serve a configuration, and that nothing needs, go after this."""
+    templates_bytes: int = 10 << 30
+    """And the oldest of them while all take more than this."""
+    lower_after_s: float = 86400.0
+    """Snapshots in files go to the lower tier when they were not used for this long."""
+    upper_bytes: int = 0
+    """And the oldest of them while all take more than this."""
+    sweep_s: float = 60.0
+    """How often is looked for what may go."""
+
+
+class Upkeep:
+    """One task for each of these."""
+
+    def __init__(
+        self, store: Store, lifecycle: Lifecycle, host: VmHost, policy: Policy, *, tiered: bool
+    ) -> None:
+        self._store = store
+        self._lifecycle = lifecycle
+        self._host = host
+        self._policy = policy
+        self._tiered = tiered
+        self._slots = asyncio.Semaphore(CHECKPOINTS_AT_ONCE)
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            if self._policy.checkpoint_s:
+                tasks.create_task(self._checkpoints())
+            tasks.create_task(self._sweeps())
+
+    async def _checkpoints(self) -> None:
+        every_s = self._policy.checkpoint_s
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(TICK_S, every_s))
+            due = [
+                live
+                for live in self._lifecycle.all_live()
+                if live.policy.stateful
+                and live.state == "running"
+                and loop.time() - live.saved_s >= every_s
+            ]
+            await asyncio.gather(*(self._checkpoint(live) for live in due))
+
+    async def _checkpoint(self, live: Live) -> None:
+        async with self._slots:
+            try:
+                await self._lifecycle.checkpoint(live)
+            except ItemError:
+                # It is busy, or the disk is full: tried again when it is due again.
+                live.saved_s = asyncio.get_running_loop().time()
+
+    async def _sweeps(self) -> None:
+        while True:
+            await asyncio.sleep(self._policy.sweep_s)
+            try:
+                await self.sweep()
+            except StoreError:
+                continue  # a full disk, for one: the next sweep tries again
+
+    async def sweep(self) -> int:
+        """Lets go of templates and moves cold blobs down; how many went. Raises StoreError."""
+        dropped = await self._drop_templates()
+        if self._tiered:
+            unused_since_ms = now_ms() - int(self._policy.lower_after_s * 1000)
+            bound = self._policy.upper_bytes or (1 << 62)
+            try:
+                dropped += await self._store.snapshots.cool(unused_since_ms, bound)
+            except MissingError:
+                return dropped  # replaced meanwhile
+        return dropped
+
+    async def _drop_templates(self) -> int:
+        in_use = self._host.in_use()
+        await self._store.bases.touch(in_use, now_ms())
+        unneeded = [base for base in self._store.bases.unneeded() if base.id not in in_use]
+        limit_ms = now_ms() - int(self._policy.template_unused_s * 1000)
+        excess = sum(base.size_bytes for base in unneeded) - (
+            self._policy.templates_bytes or (1 << 62)
+        )
+        count = 0
+        for base in unneeded:
+            old = bool(self._policy.template_unused_s) and base.used_ms < limit_ms
+            # One without a key serves nobody any more: what it was of is gone.
+            if not old and excess <= 0 and base.key is not None:
+                continue
+            digests = await self._store.bases.drop(base)
+            if digests:
+                await self._store.snapshots.drop_unreferenced(digests)
+                excess -= base.size_bytes
+                count += 1
+        return count

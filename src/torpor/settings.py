@@ -1,0 +1,147 @@
+"""The server's part of config.toml in the data directory. Flags beat environment beats this file.
+
+[server]
+listen = "127.0.0.1:7400"        # the API
+domain_suffix = "localhost"      # of domains without a trailing dot
+lower_tier = "/slow/disk"        # a directory for cold snapshots; none if absent
+
+[proxy]
+http = "127.0.0.1:8080"          # services on port 80
+tls = "127.0.0.1:8443"           # services on port 443; "" for no TLS
+public_ports = { "80" = 80, "443" = 443 }   # what clients see, if not these ports
+
+[vms]
+memory_mb = 16000                # of all VM processes; 0 is three quarters of the host's
+resting_per_template = 32        # VM processes that rest, for one template and for all
+resting = 64
+reuse = true                     # false: every wake gets a fresh VM process
+checkpoint_s = 60                # of stateful instances that stay awake; 0 is never
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from torpor.controller.upkeep import Policy
+from torpor.errors import UsageError
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Seconds = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+_VARIABLES = {
+    "TORPOR_LISTEN": ("server", "listen"),
+    "TORPOR_PROXY": ("proxy", "http"),
+    "TORPOR_PROXY_TLS": ("proxy", "tls"),
+    "TORPOR_DOMAIN_SUFFIX": ("server", "domain_suffix"),
+}
+
+
+class ServerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The API and the store."""
+
+    listen: str = "127.0.0.1:7400"
+    domain_suffix: str = "localhost"
+    lower_tier: str = ""
+
+
+class ProxyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The proxy."""
+
+    http: str = "127.0.0.1:8080"
+    tls: str = ""
+    public_ports: dict[str, Port] = {}
+
+
+class VmsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """VM processes."""
+
+    memory_mb: Annotated[int, Meta(ge=0)] = 0
+    resting_per_template: Count = 32
+    resting: Count = 64
+    reuse: bool = True
+
+
+class KeepTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long things are kept."""
+
+    checkpoint_s: Seconds = 60.0
+    template_unused_s: Seconds = 604800.0
+    templates_mb: Count = 10_000
+    lower_after_s: Seconds = 86400.0
+    upper_mb: Annotated[int, Meta(ge=0)] = 0
+
+
+class ServerSettings(msgspec.Struct, frozen=True):
+    """All that can be set about a server; other tables of the file are others' business."""
+
+    server: ServerTable = ServerTable()
+    proxy: ProxyTable = ProxyTable()
+    vms: VmsTable = VmsTable()
+    keep: KeepTable = KeepTable()
+
+    def policy(self) -> Policy:
+        """What the controller's upkeep goes by."""
+        keep = self.keep
+        return Policy(
+            checkpoint_s=keep.checkpoint_s,
+            template_unused_s=keep.template_unused_s,
+            templates_bytes=keep.templates_mb * 1_000_000,
+            lower_after_s=keep.lower_after_s,
+            upper_bytes=keep.upper_mb * 1_000_000,
+        )
+
+    def public_ports(self) -> dict[int, int]:
+        """The ports that clients see in place of 80 and 443."""
+        seen = {80: port_of(self.proxy.http)}
+        if self.proxy.tls:
+            seen[443] = port_of(self.proxy.tls)
+        return seen | {int(port): public for port, public in self.proxy.public_ports.items()}
+
+
+def load_server_settings(
+    data_dir: Path, env: Mapping[str, str] = os.environ, **flags: str | None
+) -> ServerSettings:
+    """Reads the settings of a data directory; `flags` are named TABLE_KEY, None where not given.
+
+    Raises UsageError naming a wrong key or value.
+    """
+    path = data_dir / "config.toml"
+    try:
+        document = msgspec.toml.decode(path.read_bytes(), type=dict[str, object])
+    except FileNotFoundError:
+        document = {}
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path}: {error}") from error
+    beaten = {place: env[name] for name, place in _VARIABLES.items() if env.get(name)}
+    for flag, value in flags.items():
+        if value is not None:
+            table, _, key = flag.partition("_")
+            beaten[table, key] = value
+    for (table, key), value in beaten.items():
+        found = document.setdefault(table, {})
+        if isinstance(found, dict):
+            found[key] = value
+    try:
+        settings = msgspec.convert(document, ServerSettings)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}: {error}") from error
+    if set(settings.proxy.public_ports) - {"80", "443"}:
+        raise UsageError(f"{path}: [proxy] public_ports may have 80 and 443")
+    for name, address in (
+        ("[server] listen", settings.server.listen),
+        ("[proxy] http", settings.proxy.http),
+        ("[proxy] tls", settings.proxy.tls or "x:1"),
+    ):
+        if port_of(address) < 0:
+            raise UsageError(f"{name} is '{address}': must be HOST:PORT")
+    return settings
+
+
+def port_of(address: str) -> int:
+    """The port of HOST:PORT; -1 if it is none."""
+    host, _, port = address.rpartition(":")
+    return int(port) if host and port.isdigit() and int(port) < 65536 else -1

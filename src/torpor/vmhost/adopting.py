@@ -1,0 +1,72 @@
+"""VM processes that an earlier torpord left: found by their sockets, adopted or seen dead."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torpor.vmhost.worker import Worker
+from torpor.vmprocess import Status, VMProcess
+
+CONNECT_S = 2.0
+"""How long a process may take to listen on a socket that it has; it was just started, then."""
+QUERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A VM process that answered."""
+
+    worker: Worker
+    status: Status
+
+
+async def find_left(directory: Path) -> list[Left]:
+    """All that have a socket there and answer; the others are dead when this returns."""
+    names = [name for name in os.listdir(directory) if name.endswith(".sock")]  # noqa: PTH208 -- a few
+    found = await asyncio.gather(*(_look(directory / name) for name in names))
+    return [one for one in found if one is not None]
+
+
+async def _look(path: Path) -> Left | None:
+    process = await _connect(path)
+    if process is None:
+        _unlink(path)
+        return None
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        process.close()
+        _unlink(path)
+        return None
+    # The pid is that of whoever called listen(); if it answers after the pidfd was opened, it was
+    # alive then, and the pidfd is its own and not that of a later process with its number.
+    worker = Worker(process, path, None, pidfd)
+    try:
+        status = await asyncio.wait_for(process.query(), QUERY_S)
+    except (OSError, TimeoutError):
+        worker.kill()
+        await worker.dead()
+        return None
+    return Left(worker, status)
+
+
+async def _connect(path: Path) -> VMProcess | None:
+    """The process that listens there, or None when no process has the socket any more."""
+    while True:
+        try:
+            return await VMProcess.connect(str(path), timeout_s=CONNECT_S)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            if not _is_held(path):
+                return None
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether some process has the socket that was bound there."""
+    return any(line.endswith(path.name) for line in Path("/proc/net/unix").read_text().split("\n"))

@@ -1,0 +1,395 @@
+"""The VM processes of one torpord."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+from torpor.controller.errors import BusyError, Code, ItemError
+from torpor.controller.vm import (
+    BaseFinder,
+    BaseReader,
+    Found,
+    Identity,
+    Machine,
+    State,
+    VmListener,
+    VmProcess,
+    WarmBases,
+)
+from torpor.errors import TorporError
+from torpor.images import ImageStore
+from torpor.store import Base
+from torpor.vmhost.adopting import Left, find_left
+from torpor.vmhost.loaded import Loaded, Templates, memory_file, open_image, owner_digest
+from torpor.vmhost.pool import Limits, Pool
+from torpor.vmhost.vm import RunningVm, read_all
+from torpor.vmhost.worker import Rest, Worker
+from torpor.vmprocess import Boot, Origin, Prepare, Refused, Restore, launch
+
+T = TypeVar("T")
+DIRECTORY = "run/vm"
+LOADED_MAX_BYTES = 2 << 30
+"""Memory of templates that stay unpacked though no VM process is to be made of them."""
+MEMORY_SHARE = 0.75
+MEASURE_S = 1.0
+DEFAULT_ENV = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+}
+
+
+class Host:
+    """See torpor.controller.vm.VmHost."""
+
+    def __init__(self, data_dir: Path, limits: Limits = Limits()) -> None:  # noqa: B008 -- immutable
+        self._directory = data_dir / DIRECTORY
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._images = ImageStore(data_dir)
+        self._limits = limits
+        self._budget_bytes = limits.memory_bytes or int(_host_memory_bytes() * MEMORY_SHARE)
+        self._used_bytes = 0
+        self._workers: set[Worker] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._pool = Pool(limits, self._prepared)
+        self._pool.room = self.has_room
+        self._templates: Templates
+        self._warm: WarmBases
+        self._find: BaseFinder
+
+    def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
+        self._templates = Templates(self._images, read)
+        self._warm = warm
+        self._find = find
+
+    def start(self) -> None:
+        """Begins what goes on in the background."""
+        self._pool.start()
+        self._task(self._measure())
+
+    # Starting -----------------------------------------------------------------------------------
+
+    async def boot(
+        self, machine: Machine, listener: VmListener, link: socket.socket | None
+    ) -> VmProcess:
+        self._check_room()
+        environment = {**DEFAULT_ENV, **machine.env}
+        boot = Boot(
+            owner=owner_digest(machine.owner),
+            image=machine.image_digest.removeprefix("sha256:"),
+            memory_limit_bytes=machine.memory_mb << 20,
+            argv=machine.argv,
+            envp=tuple(f"{name}={value}" for name, value in environment.items()),
+            host_name=machine.hostname,
+            uuid=machine.instance.replace("-", ""),
+            workdir=machine.workdir,
+            user=machine.user,
+            template=True,
+        )
+        worker = await self._launched()
+        try:
+            image = open_image(machine.image)
+            try:
+                console = None if link is None else link.fileno()
+                await worker.process.boot(boot, image=image, console=console)
+            finally:
+                os.close(image)
+                if link is not None:
+                    link.close()
+            worker.listener = listener
+            await worker.process.run()
+        except (Refused, ConnectionError, OSError) as error:
+            worker.listener = None
+            worker.kill()
+            raise ItemError(Code.FAILED, f"The VM could not be started: {error}") from error
+        return RunningVm(worker, machine.instance, None, None, self._free)
+
+    async def restore(
+        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+    ) -> VmProcess:
+        try:
+            return await self._restore(who, state, listener, link)
+        finally:
+            if link is not None:
+                link.close()
+
+    async def _restore(
+        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+    ) -> VmProcess:
+        template = state.template
+        warm = state.warm or self._warm(template)
+        worker = self._pool.take(template, None if warm is None else warm.id)
+        restore = Restore(
+            uuid=who.instance.replace("-", ""),
+            generation=who.generation,
+            host_name=who.hostname,
+            origin=_origin(state.origin),
+        )
+        console = None if link is None else link.fileno()
+        delta = None if state.delta is None else memory_file("delta", state.delta)
+        try:
+            if worker is None or not self._limits.reuse:
+                self._check_room()
+                worker = await self._prepared(template, warm)
+            never_run = False
+            while True:
+                worker.listener = listener
+                try:
+                    await worker.process.restore(restore, delta=delta, console=console)
+                except (Refused, ConnectionError) as error:
+                    worker.listener = None
+                    busy = isinstance(error, Refused) and error.code == "busy"
+                    if isinstance(error, Refused) and error.code == "bad_snapshot":
+                        # It rests as before.
+                        self._pool.give(worker)
+                        raise
+                    worker.kill()
+                    if never_run:
+                        raise
+                    # So many page tables differ that only a VM that has never run takes them, or
+                    # the process has died: one more try, in a fresh one.
+                    never_run = busy
+                    worker = await self._prepared(template, warm, never_run=never_run)
+                    never_run = True
+                else:
+                    worker.serving = True
+                    return RunningVm(worker, who.instance, template, warm, self._free)
+        except (Refused, OSError, TorporError) as error:
+            self._pool.done(template.id)
+            if isinstance(error, ItemError):
+                raise
+            raise ItemError(Code.FAILED, f"The state could not be restored: {error}") from error
+        finally:
+            if delta is not None:
+                os.close(delta)
+
+    async def _launched(self) -> Worker:
+        launched = await launch(self._directory / f"{secrets.token_hex(8)}.sock")
+        worker = Worker.of_launched(launched)
+        self._keep(worker)
+        return worker
+
+    def _keep(self, worker: Worker) -> None:
+        worker.on_death = self._buried
+        self._workers.add(worker)
+
+    async def _prepared(
+        self, template: Base, warm: Base | None = None, *, never_run: bool = False
+    ) -> Worker:
+        """A process at rest on a template, with the warm base given or else the newest."""
+        warm = warm or self._warm(template)
+        worker = await self._launched()
+        try:
+            loaded = await self._templates.load(template, worker.process)
+            loaded.used_s = asyncio.get_running_loop().time()
+            warm_file = None if warm is None else await self._templates.load_warm(loaded, warm)
+            prepare = Prepare(
+                template=template.digest.hex(),
+                warm_base=None if warm is None else warm.digest.hex(),
+                never_run=never_run,
+            )
+            await worker.process.prepare(
+                prepare,
+                template=loaded.file,
+                memory=loaded.memory,
+                image=loaded.image,
+                warm_base=warm_file,
+            )
+        except BaseException:
+            worker.kill()
+            raise
+        worker.rest = Rest(template.id, None if warm is None else warm.id)
+        return worker
+
+    # Coming back to the pool --------------------------------------------------------------------
+
+    async def _free(self, worker: Worker) -> None:
+        """A VM is stopped and its state is safe, or not wanted."""
+        self._served(worker)
+        kept = False
+        if worker.rest is not None and self._limits.reuse:
+            # Whoever waits may go away; the process has to rest or end all the same.
+            kept = await asyncio.shield(self._task(self._reset(worker)))
+        if not kept:
+            worker.kill()
+            await worker.dead()
+
+    async def _reset(self, worker: Worker) -> bool:
+        """Puts a process back to rest; whether it can be used again."""
+        try:
+            rests = await worker.process.reset()
+        except (Refused, ConnectionError):
+            return False
+        if not rests or worker.rest is None or worker.rest.warm_id != self._warm_id(worker.rest):
+            return False
+        self._pool.give(worker)
+        return True
+
+    def _warm_id(self, rest: Rest) -> int | None:
+        loaded = self._templates.get(rest.template_id)
+        warm = None if loaded is None else self._warm(loaded.base)
+        return None if warm is None else warm.id
+
+    def _buried(self, worker: Worker) -> None:
+        self._workers.discard(worker)
+        self._served(worker)
+
+    def _served(self, worker: Worker) -> None:
+        if worker.serving and worker.rest is not None:
+            self._pool.done(worker.rest.template_id)
+        worker.serving = False
+
+    # Memory -------------------------------------------------------------------------------------
+
+    def has_room(self) -> bool:
+        """Whether the VM processes are within their memory budget."""
+        return self._used_bytes < self._budget_bytes
+
+    def _check_room(self) -> None:
+        while not self.has_room():
+            if not self._pool.evict_one():
+                raise BusyError(
+                    f"VMs use {self._used_bytes >> 20} MiB, and {self._budget_bytes >> 20} are "
+                    "allowed: try again later, or raise 'memory_mb' of [vms] in config.toml"
+                )
+            self._count()
+
+    def _count(self) -> None:
+        self._used_bytes = sum(
+            worker.private_bytes() for worker in self._workers if not worker.killed
+        )
+
+    async def _measure(self) -> None:
+        while True:
+            await asyncio.sleep(MEASURE_S)
+            self._count()
+            while not self.has_room() and self._pool.evict_one():
+                self._count()
+            self._unload()
+
+    def _unload(self) -> None:
+        """Lets go of templates that were not used lately, beyond what may stay unpacked."""
+        wanted = self._pool.resting_of()
+        idle = [one for one in self._templates.all() if not wanted.get(one.base.id)]
+        size = sum(one.memory_bytes for one in idle)
+        for one in sorted(idle, key=lambda one: one.used_s):
+            if size <= LOADED_MAX_BYTES:
+                return
+            size -= one.memory_bytes
+            self._templates.unload(one.base.id)
+
+    # Bases --------------------------------------------------------------------------------------
+
+    def warm_up(self, template: Base) -> None:
+        """Makes the first process of a template before anybody asks for it."""
+        self._pool.warm(template)
+
+    async def learn(self, template: Base, deltas: list[bytes]) -> bytes:
+        worker = await self._launched()
+        files: list[int] = []
+        try:
+            loaded: Loaded = await self._templates.load(template, worker.process)
+            files = [memory_file("delta", delta) for delta in deltas]
+            learnt = await worker.process.learn(
+                template.digest.hex(), template=loaded.file, memory=loaded.memory, deltas=files
+            )
+            return read_all(learnt)
+        except (Refused, OSError, TorporError) as error:
+            raise ItemError(Code.FAILED, f"No warm base was learnt: {error}") from error
+        finally:
+            for file in files:
+                os.close(file)
+            worker.kill()
+
+    def in_use(self) -> set[int]:
+        ids = self._templates.ids()
+        for worker in self._workers:
+            if worker.rest is not None:
+                ids.add(worker.rest.template_id)
+                if worker.rest.warm_id is not None:
+                    ids.add(worker.rest.warm_id)
+        return ids
+
+    # Restarts -----------------------------------------------------------------------------------
+
+    async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:
+        found: dict[str, Found] = {}
+        dying: list[Worker] = []
+        for left in await find_left(self._directory):
+            worker = left.worker
+            self._keep(worker)
+            adopted = await self._adopted(left, listener)
+            # Of two that say that they are the same instance, which must not be, neither is right.
+            if adopted is None or adopted.instance in found:
+                worker.listener = None
+                worker.kill()
+                dying.append(worker)
+            else:
+                found[adopted.instance] = adopted
+        await asyncio.gather(*(worker.dead() for worker in dying))
+        return list(found.values())
+
+    async def _adopted(
+        self, left: Left, listener: Callable[[str], VmListener | None]
+    ) -> Found | None:
+        worker, status = left.worker, left.status
+        if status.instance is None or status.state not in ("running", "stopped"):
+            return None
+        uuid = str(UUID(status.instance["uuid"]))
+        template, warm = self._base(status.template), self._base(status.warm_base)
+        if (template is None) is not (status.template is None):
+            return None
+        worker.listener = listener(uuid)
+        if worker.listener is None:
+            return None
+        if template is not None:
+            worker.rest = Rest(template.id, None if warm is None else warm.id)
+            self._pool.adopted(template)
+            worker.serving = True
+        return Found(
+            uuid,
+            status.instance["generation"],
+            RunningVm(worker, uuid, template, warm, self._free),
+            template,
+            stopped_for=status.stored_generation if status.state == "stopped" else None,
+            is_stopped=status.state == "stopped",
+        )
+
+    def _base(self, digest: str | None) -> Base | None:
+        return None if digest is None else self._find(bytes.fromhex(digest))
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._pool.close()
+        for worker in list(self._workers):
+            if worker.listener is not None and not worker.killed:
+                worker.leave()
+            else:
+                worker.kill()
+        for worker in list(self._workers):
+            if worker.killed:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(worker.dead(), 5)
+        self._templates.close()
+
+    def _task(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _origin(text: str) -> Origin | None:
+    uuid, _, generation = text.partition("/")
+    return Origin(uuid=uuid.replace("-", ""), generation=int(generation)) if uuid else None
+
+
+def _host_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,138 @@
+"""A VM that runs in a VM process, as the controller has it."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from torpor.controller.errors import BusyError, Code, ItemError
+from torpor.controller.vm import Saved, Usage
+from torpor.store import Base
+from torpor.vmhost.worker import Worker
+from torpor.vmprocess import Refused
+
+T = TypeVar("T")
+WHOLE_S = 10.0
+"""How long a VM may take to stop that is to be stored whole."""
+
+
+class RunningVm:
+    """One instance's time in a VM process."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        uuid: str,
+        template: Base | None,
+        warm: Base | None,
+        free: Callable[[Worker], Coroutine[Any, Any, None]],
+    ) -> None:
+        self.worker = worker
+        self.pid = worker.pid
+        self.started_ticks = worker.started_ticks
+        self._uuid = uuid
+        self._template = template
+        self._warm = warm
+        self._free = free
+
+    async def go_on(self) -> None:
+        await self._ask("go on", self.worker.process.run())
+
+    async def template(self) -> bytes:
+        try:
+            return await self._whole()
+        except BusyError:
+            # Something came in between, and has to get to the guest first.
+            await self.go_on()
+            return (await self.standby(0, busy=True, within_s=WHOLE_S)).content
+
+    async def _whole(self) -> bytes:
+        stored = await self._ask("be stored", self.worker.process.template(_hex(self._uuid)))
+        return read_all(stored.descriptor)
+
+    async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
+        process = self.worker.process
+        work = process.standby(generation, within_s=within_s, busy=busy)
+        stored = await self._ask("be put into standby", work)
+        content = read_all(stored.descriptor)
+        if self._template is None:
+            try:
+                content = await self._whole()
+            except ItemError:
+                await self.go_on()
+                raise
+        return Saved(content, self._template, self._warm, stored.next_deadline_ns)
+
+    async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
+        if self._template is None:
+            # A whole state can only be taken of a VM that is stopped.
+            saved = await self.standby(generation, busy=True, within_s=within_s)
+            await self.go_on()
+            return saved
+        work = self.worker.process.checkpoint(generation, within_s=within_s, busy=True)
+        stored = await self._ask("be checkpointed", work)
+        deadline_ns = stored.next_deadline_ns
+        return Saved(read_all(stored.descriptor), self._template, self._warm, deadline_ns)
+
+    async def release(self) -> None:
+        self.worker.listener = None
+        await self._free(self.worker)
+
+    async def stop(self, *, force: bool, timeout_s: float) -> None:
+        if not force and await self._terminate():
+            try:
+                await asyncio.wait_for(self.worker.dead(), timeout_s)
+            except TimeoutError:
+                pass
+            else:
+                return
+        self.worker.kill()
+        await self.worker.dead()
+
+    async def _terminate(self) -> bool:
+        """Sends SIGTERM to the program; whether it got it."""
+        try:
+            await self.worker.process.signal(signal.SIGTERM)
+        except (Refused, ConnectionError):
+            return False
+        return True
+
+    async def query(self) -> Usage:
+        worker = self.worker
+        return Usage(rss_bytes=worker.private_bytes(), cpu_time_ms=worker.cpu_time_ms())
+
+    async def link(self, end: socket.socket) -> None:
+        with end:
+            await self._ask("take another link", self.worker.process.link(end.fileno()))
+
+    async def _ask(self, what: str, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await work
+        except Refused as refused:
+            message = f"The VM cannot {what}: {refused.message}"
+            if refused.code == "busy":
+                raise BusyError(message) from refused
+            raise ItemError(Code.FAILED, message) from refused
+        except ConnectionError as error:
+            raise ItemError(Code.FAILED, f"The VM cannot {what}: {error}") from error
+
+
+def read_all(descriptor: int) -> bytes:
+    """All of a file that a VM process made; the descriptor is closed."""
+    try:
+        size = os.fstat(descriptor).st_size
+        content = os.pread(descriptor, size, 0)
+        while len(content) < size:
+            more = os.pread(descriptor, size - len(content), len(content))
+            if not more:
+                break
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def _hex(uuid: str) -> str:
+    return uuid.replace("-", "")

@@ -1,0 +1,167 @@
+"""One VM process as torpord has it: alive until it is seen dead, one instance after the other."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from torpor.controller.vm import Exit, VmListener
+from torpor.vmprocess import Ended, Launched, Ready, Unlinked, VMProcess
+
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+KERNEL_BYTES = 1 << 20
+"""What a VM costs the host's kernel besides its pages, with its process; rounded up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Where a process rests: ids of the template and of the warm base."""
+
+    template_id: int
+    warm_id: int | None
+
+
+class Worker:
+    """A VM process. `listener` is that of the instance that it is now, if it is one."""
+
+    def __init__(
+        self, process: VMProcess, path: Path, child: "subprocess.Popen[bytes] | None", pidfd: int
+    ) -> None:
+        self.process = process
+        self.path = path
+        self.pid = process.pid
+        self.started_ticks = started_ticks(process.pid)
+        self.rest: Rest | None = None
+        self.listener: VmListener | None = None
+        self.serving = False
+        """An instance of its template: it counts as in use."""
+        self.alive = True
+        self.killed = False
+        """By torpord: that is how it ends, and no loss."""
+        self.on_death: Callable[[Worker], None] = lambda _: None
+        self._child = child
+        self._pidfd = pidfd
+        self._died = asyncio.Event()
+        self._result: Ended | None = None
+        self._burial: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        loop.add_reader(pidfd, self._dead)
+        self._events = loop.create_task(self._hear())
+
+    @classmethod
+    def of_launched(cls, launched: Launched) -> Self:
+        """A process that was just started."""
+        return cls(
+            launched.process, launched.path, launched.child, os.pidfd_open(launched.process.pid)
+        )
+
+    def private_bytes(self) -> int:
+        """Memory that is this process's alone, as the kernel counts it, and the kernel's for it."""
+        try:
+            resident, shared = Path(f"/proc/{self.pid}/statm").read_text().split()[1:3]
+        except (OSError, ValueError):
+            return 0
+        return (int(resident) - int(shared)) * PAGE_BYTES + KERNEL_BYTES
+
+    def cpu_time_ms(self) -> int:
+        """Processor time that it has used."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0
+        return (int(fields[11]) + int(fields[12])) * 1000 // os.sysconf("SC_CLK_TCK")
+
+    def kill(self) -> None:
+        """Ends the process. Its listener hears of it when it is dead."""
+        self.killed = True
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def dead(self) -> None:
+        """Waits until the process is seen dead."""
+        await self._died.wait()
+
+    def leave(self) -> None:
+        """Lets go of a process, which runs on."""
+        self._events.cancel()
+        self._forget()
+        self.process.close()
+
+    async def _hear(self) -> None:
+        while True:
+            event = await self.process.events.get()
+            if isinstance(event, Ready):
+                if self.listener is not None:
+                    self.listener.ready()
+                continue
+            if isinstance(event, Unlinked):
+                # The proxy is gone; the next one is given another link.
+                continue
+            self._result = event
+            if event.reason == "lost":
+                # Gone, or of no use: either way it must not run on unseen.
+                self._signal_death()
+            return
+
+    def _signal_death(self) -> None:
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _dead(self) -> None:
+        """The pidfd became readable: the process is dead, and nothing of it runs any more."""
+        self.alive = False
+        if self._child is not None:
+            self._child.poll()
+        self._forget()
+        self._burial = asyncio.get_running_loop().create_task(self._bury())
+
+    async def _bury(self) -> None:
+        # What it said last may still be in its socket.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._events), 1.0)
+        self._events.cancel()
+        self.process.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)  # noqa: PTH108 -- quick, and pathlib's would be the same call
+        self._died.set()
+        listener, self.listener = self.listener, None
+        self.on_death(self)
+        if listener is not None:
+            result = exit_of(self._result, killed=self.killed)
+            if result.message:
+                listener.output(f"torpor: {result.message}\n".encode())
+            listener.ended(result)
+
+    def _forget(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def exit_of(ended: Ended | None, *, killed: bool) -> Exit:
+    """How a VM ended, from what its process said last."""
+    if ended is None or ended.reason == "lost":
+        return Exit("signal", signal.SIGKILL) if killed else Exit("lost")
+    if ended.reason == "exited":
+        if os.WIFSIGNALED(ended.status):
+            return Exit("signal", os.WTERMSIG(ended.status))
+        return Exit("exit", os.WEXITSTATUS(ended.status))
+    if ended.reason == "start_failed":
+        return Exit("exit", 127 if ended.status == 2 else 126, ended.message)
+    return Exit("crash", message=ended.message)
+
+
+def started_ticks(pid: int) -> int:
+    """The start time of a process, in clock ticks since the host's start; 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0

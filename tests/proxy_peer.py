@@ -1,0 +1,173 @@
+"""A stand-in for the proxy's end of its socket: keeps links, reads consoles, asks what it is told.
+
+For tests of torpord alone; end-to-end tests use the real proxy.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import socket
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_HEADER = struct.Struct("<4sHHII")
+_FRAME = struct.Struct("<IHHII")
+_DATA, _CREDIT = 1, 2
+
+
+@dataclass
+class PeerLink:
+    """A link, and what its VM said."""
+
+    instance: str
+    generation: int
+    end: socket.socket
+    attachment: dict[str, Any]
+    output: bytearray = field(default_factory=bytearray)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Refused(Exception):  # noqa: N818 -- an answer
+    """torpord refused; the code is the text's first word."""
+
+
+class ProxyPeer:
+    """Listens where the proxy does, and serves one torpord after the other."""
+
+    def __init__(self, data_dir: Path) -> None:
+        (data_dir / "run").mkdir(mode=0o700, exist_ok=True)
+        path = data_dir / "run" / "proxy.sock"
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.setblocking(False)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._connection: socket.socket | None = None
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._next_id = 1
+        self._tasks: list[asyncio.Task[None]] = []
+        self.links: dict[tuple[str, int], PeerLink] = {}
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.told: list[dict[str, Any]] = []
+        self.connected = asyncio.Event()
+
+    def start(self) -> None:
+        self._tasks.append(asyncio.create_task(self._accept()))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._listener.close()
+        if self._connection is not None:
+            self._connection.close()
+        for link in self.links.values():
+            link.end.close()
+
+    async def ask(self, name: str, **fields: Any) -> dict[str, Any]:
+        """A request to torpord. Raises Refused."""
+        id_, self._next_id = self._next_id, self._next_id + 1
+        answer = self._answers[id_] = asyncio.get_running_loop().create_future()
+        self._send({"id": id_, "ask": {name: fields}})
+        message = await asyncio.wait_for(answer, 60)
+        if "error" in message:
+            raise Refused(f"{message['error']['code']}: {message['error']['message']}")
+        return dict(message["ok"])
+
+    async def wake(self, **fields: Any) -> PeerLink:
+        """Wakes, and gives the link of what was woken."""
+        woken = await self.ask("wake", **fields)
+        return self.links[woken["instance"], woken["generation"]]
+
+    async def idle(self, link: PeerLink) -> bool:
+        answer = await self.ask("idle", instance=link.instance, generation=link.generation)
+        return bool(answer["parked"])
+
+    def _send(self, document: dict[str, Any]) -> None:
+        assert self._connection is not None
+        body = json.dumps(document).encode()
+        self._connection.send(_HEADER.pack(b"TPPX", 1, 0, len(body), 0) + body)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(self._listener)
+            connection.setblocking(False)
+            self._connection = connection
+            gone = asyncio.Event()
+            loop.add_reader(connection, self._readable, connection, gone)
+            await gone.wait()
+            loop.remove_reader(connection)
+            connection.close()
+            self._connection = None
+            self.connected.clear()
+
+    def _readable(self, connection: socket.socket, gone: asyncio.Event) -> None:
+        try:
+            datagram, descriptors, _, _ = socket.recv_fds(connection, 1 << 18, 4)
+        except BlockingIOError:
+            return
+        except OSError:
+            datagram = b""
+        if not datagram:
+            gone.set()
+            return
+        magic, version, count, length, zero = _HEADER.unpack_from(datagram)
+        body = datagram[_HEADER.size :]
+        assert (magic, version, zero) == (b"TPPX", 1, 0)
+        assert (count, length) == (len(descriptors), len(body))
+        message = json.loads(body)
+        if "tell" in message:
+            self.told.append(message["tell"])
+        elif "ask" in message:
+            ((name, fields),) = message["ask"].items()
+            self.asked.append((name, fields))
+            self._send({"id": message["id"], "ok": self._carry_out(name, fields, descriptors)})
+        else:
+            answer = self._answers.pop(message["id"])
+            answer.set_result(message)
+
+    def _carry_out(self, name: str, fields: dict[str, Any], descriptors: Any) -> dict[str, Any]:
+        if name == "hello":
+            self.connected.set()
+            links = [{"instance": i, "generation": g} for i, g in self.links]
+            return {"version": "test", "pid": os.getpid(), "links": links}
+        if name == "attach":
+            (descriptor,) = descriptors
+            end = socket.socket(fileno=descriptor)
+            end.setblocking(False)
+            link = PeerLink(fields["instance"], fields["generation"], end, fields)
+            self.links[link.instance, link.generation] = link
+            asyncio.get_running_loop().add_reader(end, self._frames, link)
+        if name == "park":
+            return {"in_flight": 0}
+        return {}
+
+    def _frames(self, link: PeerLink) -> None:
+        try:
+            message = link.end.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            asyncio.get_running_loop().remove_reader(link.end)
+            link.end.close()
+            if self.links.get((link.instance, link.generation)) is link:
+                del self.links[link.instance, link.generation]
+            link.closed.set()
+            return
+        while message:
+            stream, kind, _, length, _ = _FRAME.unpack_from(message)
+            payload = message[16 : 16 + length]
+            message = message[16 + (length + 7) // 8 * 8 :]
+            if kind == _DATA and stream in (1, 2):
+                link.output += payload
+                link.end.send(_FRAME.pack(stream, _CREDIT, 0, 0, length))
+                data = base64.b64encode(payload).decode()
+                notice = {"instance": link.instance, "generation": link.generation, "data": data}
+                if self._connection is not None:
+                    self._send({"tell": {"output": notice}})
