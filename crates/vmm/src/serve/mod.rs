@@ -54,6 +54,7 @@ impl State {
 #[derive(Debug)]
 struct Job {
     id: u64,
+    received_at: Instant,
     command: Command,
     descriptors: Vec<OwnedFd>,
 }
@@ -177,9 +178,12 @@ impl Watcher for Watching {
 pub fn run(control: OwnedFd, kvm: OwnedFd) -> Result<u8, Failure> {
     let fail = |what: &'static str| move |error: io::Error| Failure::new(format!("{what}: {error}"));
     // SAFETY: prctl(2) and mallopt(3) change settings of this process only. What is freed is overwritten: nothing of an
-    // instance may stay in the process behind it. Nobody who has no privilege may look into this process.
+    // instance may stay in the process behind it. Buffers for a usual delta come from memory that was in use before: new
+    // pages from the kernel cost more than what they are for. Nobody who has no privilege may look into this process.
     unsafe {
         libc::mallopt(libc::M_PERTURB, 0x5a);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 2 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 8 << 20);
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
     }
     let resources = Resources::open(kvm).map_err(|refusal| Failure::new(refusal.to_string()))?;
@@ -299,6 +303,7 @@ fn expire(shared: &Shared) {
 }
 
 fn take(shared: &Shared, received: protocol::Received) {
+    let received_at = Instant::now();
     let request: Request = match serde_json::from_slice(&received.body) {
         Ok(request) => request,
         Err(error) => {
@@ -334,7 +339,7 @@ fn take(shared: &Shared, received: protocol::Received) {
         (Command::Standby(stop) | Command::Checkpoint(stop), State::Running) => {
             inner.deadline = Some(Instant::now() + Duration::from_millis(stop.within_ms.into()));
             let (busy, handle) = (stop.busy, inner.handle);
-            inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+            inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
             drop(inner);
             if let Some(handle) = handle {
                 handle.request_stop(busy);
@@ -356,7 +361,7 @@ fn take(shared: &Shared, received: protocol::Received) {
         (Command::Link {}, State::Running) => {
             inner.deadline = Some(Instant::now() + LINKED_WITHIN);
             let handle = inner.handle;
-            inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+            inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
             drop(inner);
             if let Some(handle) = handle {
                 handle.request_stop(true);
@@ -369,7 +374,7 @@ fn take(shared: &Shared, received: protocol::Received) {
         }
         _ => {}
     }
-    inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+    inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
     drop(inner);
     shared.changed.notify_all();
 }
