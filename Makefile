@@ -31,8 +31,8 @@ build: $(VENV)/.installed ## .venv/bin/torpor and its binaries, release profile
 	    || install $(CARGO_TARGET)/release/$$binary $(BIN)/$$binary; \
 	done
 
-demo: build ## a Python and a Bun program in microVMs
-	$(BIN)/python -m tests.rootfs python bun
+demo: build ## examples/bun-counter is deployed, sleeps, and is woken by requests
+	@scripts/system-packages test
 	@$(BIN)/python -m tests.demo
 
 test: build ## everything that guards the project

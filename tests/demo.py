@@ -1,68 +1,111 @@
-"""`make demo`: a Python and a Bun program in microVMs, with how long they took to start."""
+"""`make demo`: a program is deployed, sleeps, and is woken by requests; its last line is the wake.
 
-import subprocess
+Everything is as a person would do it: `torpor up`, `torpor deploy examples/bun-counter`, requests.
+"""
+
+import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
-from tests.harness import TORPOR
-from tests.kvm import kvm_problem
-from tests.rootfs.build import root_image
+import apsw
 
-PYTHON_PROGRAM = """
-import os, platform, sqlite3
-db = sqlite3.connect("/tmp/demo.db")
-db.execute("create table t (n integer)")
-db.executemany("insert into t values (?)", [(n,) for n in range(1000)])
-print("  Python", platform.python_version(), "on", platform.system(), platform.machine(),
-      "host", os.uname().nodename)
-print("  sqlite3 sums 1000 rows to", db.execute("select sum(n) from t").fetchone()[0])
-"""
-BUN_PROGRAM = """
-const hello = (request) => new Response("hello from " + new URL(request.url).pathname);
-const server = Bun.serve({ port: 0, fetch: hello });
-const answer = await fetch(`http://127.0.0.1:${server.port}/bun`);
-console.log("  Bun", Bun.version, "serves itself over loopback:", await answer.text());
-process.exit(0);
-"""
-PROGRAMS = (
-    ("a Python program", "python", "256M", ("python3", "-c", PYTHON_PROGRAM)),
-    ("a Bun program", "bun", "1G", ("bun", "-e", BUN_PROGRAM)),
-)
-NOTHING = {"python": ("python3", "-c", "0"), "bun": ("bun", "-e", "0")}
+from tests.harness import REPOSITORY
+from tests.kvm import kvm_problem
+from tests.server import Server
+from torpor.bench import Report
+
+DATA = REPOSITORY / "build" / "demo"
+NAME = "counter"
+COOLDOWN_MS = 50
+WAKES = 100
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--wakes", type=int, default=WAKES)
+    wakes: int = parser.parse_args().wakes
     problem = kvm_problem()
     if problem is not None:
         print(f"demo: {problem}: this machine cannot run microVMs", file=sys.stderr)
         return 1
-    for title, root, memory, argv in PROGRAMS:
-        image = root_image(root)
-        prefix: list[str | Path] = [
-            TORPOR,
-            "vm",
-            "run",
-            "--memory",
-            memory,
-            "--name",
-            f"demo-{root}",
-            image,
-        ]
-        short = " ".join(word if "\n" not in word else "'...'" for word in argv)
-        print(f"\n{title}: torpor vm run --memory {memory} {image.name} {short}", flush=True)
-        began = time.perf_counter()
-        done = subprocess.run([*prefix, *argv], check=False, timeout=60)
-        whole_ms = (time.perf_counter() - began) * 1e3
-        if done.returncode != 0:
-            print(f"demo: {title} ended with exit status {done.returncode}", file=sys.stderr)
-            return 1
-        began = time.perf_counter()
-        subprocess.run([*prefix, *NOTHING[root]], check=True, timeout=60)
-        empty_ms = (time.perf_counter() - began) * 1e3
-        print(f"  {whole_ms:.0f} ms from command to exit; {empty_ms:.0f} ms for an empty program")
-    print("\nbuild/rootfs has the root file systems; `.venv/bin/torpor vm run --help` says more.")
-    return 0
+    DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with Server(DATA) as server:
+        print(f"server up: proxy on 127.0.0.1:{server.proxy_port}")
+        if NAME in server.instances():
+            server.torpor("instance", "rm", "--yes", NAME)
+        print("torpor deploy examples/bun-counter (the first time its base image is made) ...")
+        began_s = time.monotonic()
+        directory = str(REPOSITORY / "examples" / "bun-counter")
+        host = server.deploy("-n", NAME, "--cooldown", f"{COOLDOWN_MS}ms", directory, progress=True)
+        print(
+            f"deployed in {time.monotonic() - began_s:.1f} s: http://{host}:{server.proxy_port}\n"
+        )
+        show_sleep(server)
+        first = count(server, host)
+        print(f"\nfirst request: count {first}. Now {wakes} more, each after it fell asleep again:")
+        times_ms = [wake(server, host, first + number + 1) for number in range(wakes)]
+        print(f"count is {first + wakes}: it went on through {wakes} sleeps\n")
+        server.wait_for(NAME, "standby")
+        show_sleep(server)
+        print()
+        report = Report("wake")
+        report.samples("running", running(server, host, first + wakes), "ms")
+        report.samples(f"bun-counter-cooldown-{COOLDOWN_MS}ms", times_ms, "ms")
+        return report.finish()
+
+
+def count(server: Server, host: str) -> int:
+    """One request: the count that it answers."""
+    status, body = server.get(host)
+    if status != 200:
+        raise SystemExit(f"demo: {status} {body.decode(errors='replace')}")
+    return int(json.loads(body)["count"])
+
+
+def wake(server: Server, host: str, expected: int) -> float:
+    """A request for a sleeping VM: milliseconds from connect to the whole answer."""
+    server.wait_for(NAME, "standby")
+    began_s = time.perf_counter()
+    found = count(server, host)
+    took_ms = (time.perf_counter() - began_s) * 1e3
+    if found != expected:
+        raise SystemExit(f"demo: count {found} instead of {expected}")
+    return took_ms
+
+
+def running(server: Server, host: str, expected: int) -> list[float]:
+    """The same requests one right after the other: the VM does not sleep in between."""
+    times_ms = []
+    for number in range(21):
+        began_s = time.perf_counter()
+        found = count(server, host)
+        times_ms.append((time.perf_counter() - began_s) * 1e3)
+        if found != expected + number + 1:
+            raise SystemExit(f"demo: count {found} instead of {expected + number + 1}")
+    return times_ms[1:]
+
+
+def show_sleep(server: Server) -> None:
+    """What there is of an instance that sleeps."""
+    server.wait_for(NAME, "standby")
+    connection = apsw.Connection(str(server.data / "torpor.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    size, generation = connection.execute(
+        "SELECT s.size_bytes, s.generation FROM snapshots s JOIN instances i "
+        "ON i.id = s.instance_id WHERE i.name = ?", (NAME,)
+    ).fetchone() or (0, 0)  # fmt: skip
+    connection.close()
+    print(
+        f"{NAME} sleeps: no process is it, no memory is its own, {size / 1000:.1f} KB on disk "
+        f"(generation {generation})"
+    )
+    print(f"  VM processes that rest for whoever is woken next: {resting(server.data)}")
+
+
+def resting(data: Path) -> int:
+    """VM processes of this server."""
+    return len(list((data / "run" / "vm").glob("*.sock")))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 Every run that is left alone must print and end exactly as it does natively; a VM process that is
 killed must take nothing with it and leave nothing behind. SOAK_MINUTES sets the time (10).
+
+Then servers under load, two at a time, SOAK_SERVER_MINUTES each (3): every answer must be right,
+and once a third of the time is over the VM process must not grow any more.
 """
 
 import os
@@ -16,6 +19,7 @@ from pathlib import Path
 from tests.harness import TORPOR, Result, run_native
 from tests.kvm import kvm_problem
 from tests.rootfs.build import root_image
+from tests.servers import SERVERS, Server, anonymous_kib, put_under_load, running
 
 PROGRAMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("busybox", "256M", ("sh", "/srv/builtins.sh")),
@@ -30,6 +34,8 @@ PROGRAMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 KILLED_SHARE = 0.15
 RUN_LIMIT_S = 120.0
+GROWTH_KIB = 24 << 10
+"""More than programs' own caches and garbage collectors swing by from one third to the next."""
 
 
 class Soak:
@@ -82,6 +88,51 @@ class Soak:
         return f"{argv}: {result}\nnatively: {self.expected[program]}"
 
 
+class ServerSoak:
+    """Servers that are still to be put under load, and what failed; `lock` guards both."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.lock = threading.Lock()
+        self.left = list(SERVERS)
+        self.failures: list[str] = []
+
+    def work(self) -> None:
+        while True:
+            with self.lock:
+                if not self.left:
+                    return
+                server = self.left.pop(0)
+            try:
+                self.run(server)
+            except Exception as error:
+                with self.lock:
+                    self.failures.append(f"{server.name}: {error!r}")
+
+    def run(self, server: Server) -> None:
+        part_s = self.seconds / 3
+        with running(server) as (address, pid):
+            answers = put_under_load(server, address, part_s)
+            early_kib = anonymous_kib(pid)
+            answers += put_under_load(server, address, 2 * part_s)
+            late_kib = anonymous_kib(pid)
+        print(
+            f"soak: {server.name}: {answers} answers, {early_kib} then {late_kib} KiB", flush=True
+        )
+        if late_kib > early_kib + GROWTH_KIB:
+            raise MemoryError(f"the VM process grew from {early_kib} to {late_kib} KiB")
+
+
+def soak_servers() -> list[str]:
+    soak = ServerSoak(60 * float(os.environ.get("SOAK_SERVER_MINUTES", "3")))
+    workers = [threading.Thread(target=soak.work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return soak.failures
+
+
 def vm_processes() -> list[int]:
     """Processes of this user that run torpor-vmm."""
     found = []
@@ -109,6 +160,7 @@ def main() -> int:
         worker.start()
     for worker in workers:
         worker.join()
+    soak.failures += soak_servers()
     time.sleep(1)
     left = set(vm_processes()) - others
     if left:
@@ -116,7 +168,8 @@ def main() -> int:
     print(f"soak: {soak.runs} runs, {soak.killed} to be killed in the middle")
     for failure in soak.failures[:5]:
         print(f"soak: {failure}", file=sys.stderr)
-    print(f"{soak.runs - len(soak.failures)} passed, {len(soak.failures)} failed")
+    passed = soak.runs + len(SERVERS) - len(soak.failures)
+    print(f"{passed} passed, {len(soak.failures)} failed")
     return 1 if soak.failures else 0
 
 

@@ -6,23 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import DEFAULT_ENVIRONMENT, REPOSITORY, TORPOR, Result, run_command
+from tests.harness import REPOSITORY, TORPOR, Result, run_command
 from tests.images.checks import CHECKS
 from tests.images.running import in_vm
-from tests.rootfs.build import make_root
+from tests.images.standins import BASES, add_bases
 from torpor.images.build import Builder, BuildOptions
-from torpor.images.config import ImageConfig
-from torpor.images.convert import Layer, convert
-from torpor.images.limits import Limits
 from torpor.images.names import parse_reference
 from torpor.images.settings import ImageSettings
 from torpor.images.store import ImageStore
 from torpor.images.transports import ANONYMOUS
 
 pytestmark = pytest.mark.kvm
-
-BASES = {"busybox:1": "busybox", "oven/bun:1": "bun", "php:8.2-cli": "php"}
-"""Stand-ins for base images: the root file systems that all tests share."""
 
 DOCKERFILE = """\
 FROM busybox:1
@@ -42,18 +36,9 @@ CMD ["one", "two words"]
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
     """Base images, and the image `configured` of DOCKERFILE."""
-    subprocess.run([REPOSITORY / "scripts" / "system-packages", "build", "test"], check=True)
     directory = tmp_path_factory.mktemp("images")
     store = ImageStore(directory / "data")
-    for name, root in BASES.items():
-        archive = directory / f"{root}.tar"
-        in_root = ["-C", str(make_root(root)), "."]
-        subprocess.run(["tar", "--numeric-owner", "-cf", str(archive), *in_root], check=True)
-        config = ImageConfig(env=(f"PATH={DEFAULT_ENVIRONMENT['PATH']}",), cmd=("sh",))
-        with store.staging() as staging:
-            tag = parse_reference(name)
-            convert(store, staging, [Layer(archive, name)], config, limits=Limits(), tag=tag)
-        archive.unlink()
+    add_bases(store, directory, BASES)
     context = directory / "context"
     context.mkdir()
     build(store, context, "configured", DOCKERFILE)

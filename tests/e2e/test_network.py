@@ -28,10 +28,10 @@ GATEWAY = "192.0.2.1"
 
 
 @contextmanager
-def vm_with_port(
+def vm_process_with_port(
     root: str, guest_port: int, *argv: str, options: tuple[str, ...] = (), kind: str = "tcp"
-) -> Iterator[tuple[str, int]]:
-    """A microVM with a port published on a free one of ours; the address of that."""
+) -> Iterator[tuple[tuple[str, int], subprocess.Popen[bytes]]]:
+    """A microVM with a port published on a free one of ours: the address of that, its broker."""
     command: list[str | Path] = [TORPOR, "vm", "run", "-p", f"{LOCAL}:0:{guest_port}/{kind}"]
     command += [*options, root_image(root), *argv]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
@@ -42,9 +42,18 @@ def vm_with_port(
             assert said, line
             drain = threading.Thread(target=process.stderr.read, daemon=True)
             drain.start()
-            yield LOCAL, int(said[1])
+            yield (LOCAL, int(said[1])), process
         finally:
             process.kill()
+
+
+@contextmanager
+def vm_with_port(
+    root: str, guest_port: int, *argv: str, options: tuple[str, ...] = (), kind: str = "tcp"
+) -> Iterator[tuple[str, int]]:
+    """As `vm_process_with_port`; the address."""
+    with vm_process_with_port(root, guest_port, *argv, options=options, kind=kind) as (address, _):
+        yield address
 
 
 def greeted(address: tuple[str, int]) -> socket.socket:

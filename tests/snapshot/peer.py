@@ -149,9 +149,10 @@ class Peer:
                 self._news.clear()
                 await self._news.wait()
 
-    def be_quiet(self) -> None:
+    async def be_quiet(self) -> None:
         """Send nothing more, so that all that was sent is part of the state that is put down."""
         self._quiet = True
+        await self.until(lambda: not self._waiting)
 
     def park(self) -> None:
         """The VM is put down: read to the end what it has sent."""
@@ -212,6 +213,7 @@ class Peer:
                 return
             self._waiting.popleft()
         self._loop.remove_writer(self._ours)
+        self._news.set()
 
     def _readable(self) -> None:
         while self._ours is not None:

@@ -160,7 +160,7 @@ class Sibling:
 
     async def park(self, generation: int) -> bytes:
         """The same; the peer keeps its connections for the next `wake`."""
-        self.peer.be_quiet()
+        await self.peer.be_quiet()
         delta = await self.sleep(generation)
         self.peer.park()
         return delta

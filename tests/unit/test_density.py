@@ -6,6 +6,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -282,7 +283,8 @@ def with_server(handler: Handler, work: Callable[[Client], Awaitable[None]]) -> 
                 client.close()
                 await asyncio.gather(*(task for task in handlers if task), return_exceptions=True)
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 async def next_request(reader: asyncio.StreamReader) -> bytes:

@@ -20,7 +20,7 @@ use crate::task::process::Process;
 use crate::task::signal::{self, Signal, SignalInfo};
 use crate::task::status::WaitStatus;
 use crate::task::thread::Thread;
-use crate::{dev, event, host, mm, random, snapshot, syscall, task, time};
+use crate::{dev, event, host, mm, random, rewrite, snapshot, syscall, task, time};
 use alloc::format;
 use alloc::rc::{Rc, Weak};
 use alloc::string::String;
@@ -86,6 +86,9 @@ extern "C" fn kernel_main() -> ! {
     random::reseed(&info.seed);
     time::start(info.tsc_hz);
     syscall::dispatch::set_tracing(info.flags & flags::TRACE != 0);
+    if info.flags & flags::NO_REWRITE == 0 {
+        rewrite::enable();
+    }
     match first_thread(&boot) {
         Ok(thread) => {
             drop(boot);
@@ -249,6 +252,7 @@ fn over(status: WaitStatus) -> ! {
         if let Some(text) = syscall::trace::missing_summary() {
             host::stream::send_text(stream::TRACE, text.as_bytes());
         }
+        host::stream::send_text(stream::TRACE, rewrite::summary().as_bytes());
     }
     host::exit(torpor_abi::shared::exit::PROGRAM, status.0, "")
 }

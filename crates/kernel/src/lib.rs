@@ -27,6 +27,7 @@ pub mod ipc;
 pub mod mm;
 pub mod net;
 pub mod random;
+pub mod rewrite;
 #[cfg(not(feature = "hosted"))]
 pub mod snapshot;
 pub mod sync;

@@ -3,7 +3,7 @@
 use crate::control::AskError;
 use crate::control::messages::{Attach, ScaleToZero, Sleep, Slept, Which};
 use crate::http::upstream::Pool;
-use crate::limits::{IDLE_AGAIN, LINK_END_TIME};
+use crate::limits::{IDLE_AGAIN, LINK_END_TIME, UNUSED_TIME};
 use crate::link::{Link, Owner};
 use crate::proxy::Proxy;
 use std::cell::{Cell, RefCell};
@@ -38,6 +38,8 @@ pub enum Kind {
     Request,
     /// A connection that a client has open through to the guest.
     Connection,
+    /// Someone who has waited for it to wake and has not had a turn yet.
+    Waiter,
 }
 
 /// See the module's text.
@@ -53,12 +55,15 @@ pub struct Instance {
     phase: Cell<Phase>,
     requests: Cell<usize>,
     connections: Cell<usize>,
+    waiters: Cell<usize>,
+    /// Someone had a turn since it was attached.
+    used: Cell<bool>,
     served: Cell<u64>,
     /// Since when nothing is in flight.
     quiet_since: Cell<Instant>,
     attached_at: Cell<Instant>,
-    /// The watcher waits for a change.
-    watching: Cell<bool>,
+    /// Until when the watcher waits; it looks by itself then.
+    looks_at: Cell<Option<Instant>>,
     changed: Notify,
     /// The last request in flight has ended.
     ended: Notify,
@@ -129,10 +134,12 @@ impl Instance {
             phase: Cell::new(Phase::Running),
             requests: Cell::new(0),
             connections: Cell::new(0),
+            waiters: Cell::new(0),
+            used: Cell::new(false),
             served: Cell::new(0),
             quiet_since: Cell::new(Instant::now()),
             attached_at: Cell::new(Instant::now()),
-            watching: Cell::new(false),
+            looks_at: Cell::new(None),
             changed: Notify::new(),
             ended: Notify::new(),
         });
@@ -154,6 +161,7 @@ impl Instance {
         self.phase.set(Phase::Running);
         self.quiet_since.set(Instant::now());
         self.attached_at.set(Instant::now());
+        self.used.set(false);
         self.changed.notify_one();
         Ok(())
     }
@@ -212,6 +220,7 @@ impl Instance {
         match kind {
             Kind::Request => &self.requests,
             Kind::Connection => &self.connections,
+            Kind::Waiter => &self.waiters,
         }
     }
 
@@ -223,12 +232,14 @@ impl Instance {
         if kind == Kind::Request {
             self.served.set(self.served.get() + 1);
         }
+        self.used.set(self.used.get() || kind != Kind::Waiter);
         Busy { instance: self.clone(), kind }
     }
 
-    /// The watcher looks again, if it waits.
+    /// The watcher looks again, where it would do so too late.
     fn touch(&self) {
-        if self.watching.get() {
+        let late = |at: Instant| self.looks_at.get().is_none_or(|looks_at| at < looks_at);
+        if self.sleep_at().is_some_and(late) {
             self.changed.notify_one();
         }
     }
@@ -240,7 +251,7 @@ impl Instance {
     /// When it may sleep, if nothing happens until then.
     fn sleep_at(&self) -> Option<Instant> {
         let ScaleToZero { policy, cooldown_ms } = self.scale_to_zero();
-        if self.phase.get() != Phase::Running || self.requests.get() > 0 {
+        if self.phase.get() != Phase::Running || self.requests.get() > 0 || self.waiters.get() > 0 {
             return None;
         }
         let since = match policy {
@@ -249,26 +260,26 @@ impl Instance {
             Sleep::On => self.quiet_since.get(),
             Sleep::Idle => self.quiet_since.get().max(self.link.last_traffic()),
         };
-        Some(since + Duration::from_millis(cooldown_ms))
+        let at = since + Duration::from_millis(cooldown_ms);
+        let used = self.used.get() || self.link.last_traffic() > self.attached_at.get();
+        // Whoever it was woken for is about to come.
+        Some(if used { at } else { at.max(self.attached_at.get() + UNUSED_TIME) })
     }
 
     /// Puts the instance to sleep whenever it may.
     async fn watch(self: Rc<Self>) {
         while self.phase.get() != Phase::Gone {
-            match self.sleep_at() {
+            let at = self.sleep_at();
+            self.looks_at.set(at);
+            match at {
                 Some(at) if at <= Instant::now() => self.fall_asleep().await,
                 Some(at) => {
-                    // What ends the silence makes `sleep_at` later, so nobody has to tell.
                     tokio::select! {
                         () = tokio::time::sleep_until(at.into()) => {}
                         () = self.changed.notified() => {}
                     }
                 }
-                None => {
-                    self.watching.set(true);
-                    self.changed.notified().await;
-                    self.watching.set(false);
-                }
+                None => self.changed.notified().await,
             }
         }
     }

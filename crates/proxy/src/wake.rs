@@ -3,6 +3,7 @@
 use crate::control::AskError;
 use crate::control::messages::{Wake, Woken};
 use crate::host::Host;
+use crate::instance::{Busy, Kind};
 use crate::limits::{WAITING_MAX, WAITING_PER_HOST_MAX, WAKE_TIME};
 use crate::proxy::Proxy;
 use std::cell::{Cell, RefCell};
@@ -14,6 +15,8 @@ use uuid::Uuid;
 
 /// Between two requests while torpord is busy: the first pause, doubled each time, and the longest.
 const BUSY_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// The same while a group is at its limits.
+const SLOT_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 /// What is to be woken.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -42,26 +45,34 @@ struct Call {
     waiters: Cell<usize>,
     result: RefCell<Option<Result<Woken, Failure>>>,
     done: Notify,
+    /// Keeps what was woken awake until all who waited have had their turn.
+    hold: RefCell<Option<Busy>>,
 }
+
+/// Whom, and whom not.
+type Key = (Target, Vec<Uuid>);
 
 /// See the module's text.
 #[derive(Default)]
 pub struct Wakes {
-    calls: RefCell<HashMap<(Target, Vec<Uuid>), Rc<Call>>>,
+    calls: RefCell<HashMap<Key, Rc<Call>>>,
     waiting: Cell<usize>,
     asked: Cell<u64>,
 }
 
 /// One who waits; counted as long as it exists.
-struct Waiter<'a> {
-    wakes: &'a Wakes,
-    call: &'a Call,
+struct Counted<'a>(&'a Cell<usize>);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
 }
 
-impl Drop for Waiter<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.wakes.waiting.set(self.wakes.waiting.get() - 1);
-        self.call.waiters.set(self.call.waiters.get() - 1);
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -86,7 +97,12 @@ impl Wakes {
         let key = (target, not.to_vec());
         let known = self.calls.borrow().get(&key).cloned();
         let call = known.unwrap_or_else(|| {
-            let call = Rc::new(Call { waiters: Cell::new(0), result: RefCell::default(), done: Notify::new() });
+            let call = Rc::new(Call {
+                waiters: Cell::new(0),
+                result: RefCell::default(),
+                done: Notify::new(),
+                hold: RefCell::default(),
+            });
             self.calls.borrow_mut().insert(key.clone(), call.clone());
             tokio::task::spawn_local(run(proxy.clone(), key, call.clone()));
             call
@@ -94,9 +110,7 @@ impl Wakes {
         if call.waiters.get() >= WAITING_PER_HOST_MAX || self.waiting.get() >= WAITING_MAX {
             return Err(Failure::Busy("too many requests wait for it"));
         }
-        call.waiters.set(call.waiters.get() + 1);
-        self.waiting.set(self.waiting.get() + 1);
-        let _waiter = Waiter { wakes: self, call: &call };
+        let _counted = (Counted::new(&call.waiters), Counted::new(&self.waiting));
         loop {
             let done = call.done.notified();
             if let Some(result) = &*call.result.borrow() {
@@ -107,7 +121,27 @@ impl Wakes {
     }
 }
 
-async fn run(proxy: Rc<Proxy>, key: (Target, Vec<Uuid>), call: Rc<Call>) {
+impl Wakes {
+    /// Waits until an instance of a group at its limits can take a request; false where it takes too long, or too many
+    /// wait already.
+    pub async fn slot(&self, proxy: &Proxy, host: &Host, port: u16, until: Instant) -> bool {
+        if self.waiting.get() >= WAITING_MAX {
+            return false;
+        }
+        let _counted = Counted::new(&self.waiting);
+        let mut pause = SLOT_PAUSE.0;
+        while !proxy.has_slot(host, port) {
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(pause).await;
+            pause = SLOT_PAUSE.1.min(2 * pause);
+        }
+        true
+    }
+}
+
+async fn run(proxy: Rc<Proxy>, key: Key, call: Rc<Call>) {
     let ask = ask(&proxy, &key.0, &key.1);
     let result = tokio::time::timeout(WAKE_TIME, ask).await;
     let result = result.unwrap_or(Err(Failure::Busy("it could not be woken in time")));
@@ -115,6 +149,14 @@ async fn run(proxy: Rc<Proxy>, key: (Target, Vec<Uuid>), call: Rc<Call>) {
         proxy.routes.borrow_mut().miss(host, *port);
     }
     proxy.wakes.calls.borrow_mut().remove(&key);
+    if let Ok(woken) = &result {
+        let instance = proxy.routes.borrow().instance(woken.instance).cloned();
+        if let Some(instance) = instance.filter(|instance| instance.which().generation == woken.generation) {
+            // Taken back, whichever of both answers is read first.
+            instance.go_on();
+            call.hold.replace(Some(instance.busy(Kind::Waiter)));
+        }
+    }
     call.result.replace(Some(result));
     call.done.notify_waiters();
 }
@@ -132,7 +174,7 @@ async fn ask(proxy: &Rc<Proxy>, target: &Target, not: &[Uuid]) -> Result<Woken, 
         let asked_at = Instant::now();
         match proxy.control.ask::<Woken>("wake", &wake).await {
             Ok(woken) => {
-                proxy.wake_times.borrow_mut().add(asked_at.elapsed());
+                proxy.telemetry.wakes.borrow_mut().add(asked_at.elapsed());
                 return Ok(woken);
             }
             Err(AskError::Lost) => {}

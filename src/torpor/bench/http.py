@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import httptools
 
@@ -46,8 +46,7 @@ class _Connection(asyncio.Protocol):
         self._parser: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 -- a stream's
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not of that class
 
     def ask(self, request: bytes) -> "asyncio.Future[Answer]":
         """Sends a request; the answer, or LostError."""

@@ -1,6 +1,8 @@
 """What a server costs: processor time and memory of its processes, disk of its data directory."""
 
+import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +67,20 @@ def cpu_s(process: Process | None) -> float:
     return sum(map(int, fields[11:15])) / TICKS_S
 
 
+def spent_s(parts: Parts) -> dict[str, float]:
+    """Processor time of a server so far, by part; ended VM processes are torpord's children."""
+    ended_s = 0.0
+    if parts.torpord is not None:
+        with contextlib.suppress(OSError):
+            ended_s = sum(map(int, _fields(parts.torpord.pid)[13:15])) / TICKS_S
+    return {
+        "torpord": cpu_s(parts.torpord) - ended_s,
+        "proxy": cpu_s(parts.proxy),
+        "VMs": sum(map(cpu_s, parts.vms)) + ended_s,
+        "client": time.process_time(),
+    }
+
+
 def rss_bytes(process: Process | None) -> int:
     """Resident memory; 0 if it is gone."""
     if process is None:
@@ -88,6 +104,18 @@ def private_bytes(processes: Iterable[Process]) -> int:
             if line.startswith(("Private_Clean:", "Private_Dirty:")):
                 total += int(line.split()[1]) * 1024
     return total
+
+
+def anonymous_bytes(processes: Iterable[Process]) -> int:
+    """About the same, quickly: resident memory that no file stands behind."""
+    pages = 0
+    for process in processes:
+        try:
+            words = Path(f"/proc/{process.pid}/statm").read_text().split()
+        except OSError:
+            continue
+        pages += int(words[1]) - int(words[2])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def host_used_bytes() -> int:

@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,6 +84,15 @@ class Root:
     def environment(self) -> dict[str, str]:
         """What its program gets."""
         return dict(variable.split("=", 1) for variable in self.config.env)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory in memory, in this process's own mount namespace."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        mount("-t", "tmpfs", "tmpfs", directory)
+        yield Path(directory)
+        subprocess.run(["umount", "-l", directory], check=True)
 
 
 @contextmanager

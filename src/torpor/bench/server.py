@@ -6,6 +6,7 @@ Everything goes through the REST API and the proxy, as any client's requests do.
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,8 @@ from torpor.errors import TorporError
 from torpor.torpord import holder
 
 DEFAULT_PROXY = "127.0.0.1:8080"
-PROXY_FILE = "run/proxy.address"
+PROXY_FILE = "run/bench-proxy"
+"""Where a benchmark notes the address of the proxy of its own server."""
 PUBLIC_PORT = 80
 """The service port of every instance: plain HTTP."""
 BUSY_STATES = frozenset({"starting", "running", "draining", "stopping"})
@@ -57,21 +59,34 @@ class Target:
 
 
 @contextmanager
-def own_server(data_dir: Path, *options: str) -> Iterator[Target]:
+def own_server(data_dir: Path, config: str = "") -> Iterator[Target]:
     """A server on a data directory of its own, until the block ends; one that runs is taken over.
 
-    However the block ends, instances that run are put into standby first.
+    `config` becomes its config.toml. However the block ends, instances that run are put into
+    standby first.
     """
     command = [sys.executable, "-m", "torpor", "--data", str(data_dir)]
     # By this its processes are known among all others of the machine.
     environment = {**os.environ, "TORPOR_DATA": str(data_dir)}
     if holder(data_dir) is None:
-        addresses = ["--listen", "127.0.0.1:0", "--proxy", "127.0.0.1:0"]
-        _command([*command, "up", *addresses, *options], environment)
+        (data_dir / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data_dir / "config.toml").write_text(config)
+        # Not port 0: a torpord or proxy that is killed comes back where it was.
+        api, proxy = free_address(), free_address()
+        (data_dir / PROXY_FILE).write_text(proxy)
+        addresses = ["--listen", api, "--proxy", proxy, "--proxy-tls", ""]
+        _command([*command, "up", *addresses], environment)
     try:
         yield target_of(data_dir)
     finally:
         _command([*command, "down"], environment)
+
+
+def free_address() -> str:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextmanager
@@ -82,7 +97,7 @@ def running_server(api: str, proxy: str | None, data_dir: Path) -> Iterator[Targ
     """
     local = None
     with contextlib.suppress(TorporError):
-        local = target_of(data_dir)
+        local = target_of(data_dir, proxy)
     if local is not None and local.api == api.rstrip("/"):
         yield local
         return
@@ -92,13 +107,13 @@ def running_server(api: str, proxy: str | None, data_dir: Path) -> Iterator[Targ
     yield Target(api.rstrip("/"), token, proxy or DEFAULT_PROXY, None)
 
 
-def target_of(data_dir: Path) -> Target:
+def target_of(data_dir: Path, proxy: str | None = None) -> Target:
     """The server that runs on a data directory of this machine. Raises TorporError."""
     try:
         return Target(
             (data_dir / URL_FILE).read_text().strip(),
             (data_dir / "token").read_text().strip(),
-            (data_dir / PROXY_FILE).read_text().strip(),
+            proxy or (data_dir / PROXY_FILE).read_text().strip(),
             data_dir,
         )
     except FileNotFoundError as error:
@@ -231,6 +246,13 @@ class Api:
         answer = await self._http.get("/torpor/v1/status")
         counts = json.loads(_checked(answer))["data"]["counts"].get("instance", {})
         return {str(state): int(number) for state, number in counts.items() if number}
+
+    async def wakes(self) -> int:
+        """How many wakes the proxy has asked for since it was started."""
+        load = await self.get("/torpor/v1/load")
+        if not load["proxy"]:
+            raise WrongServerError("the proxy does not answer torpord, so wakes cannot be counted")
+        return int(str(load["wakes"]))
 
     async def get(self, path: str) -> dict[str, object]:
         """The data of any other operation."""

@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -139,7 +137,7 @@ def peers(data: str | None, runs: int, app: str | None, out: Path | None) -> int
 
     What is not installed has no row. Needs root.
     """
-    from torpor.bench import Report, apps, refuse_debug_build
+    from torpor.bench import Report, apps, native, refuse_debug_build
     from torpor.bench.peers import microvms, outside
     from torpor.bench.server import Shape, own_server
 
@@ -147,13 +145,67 @@ def peers(data: str | None, runs: int, app: str | None, out: Path | None) -> int
     directory = _directory(out, "peers")
     (application,) = _inside_namespaces(data, [app or apps.example("bun-counter")])
     report = Report("peers", directory)
-    with _scratch() as scratch:
+    with native.scratch() as scratch:
         outside(report, application, scratch, runs)
     own = _fresh(directory)
     image = apps.put(application, data_dir(data), own, say)
     shape = Shape(image, application.port, cooldown_ms=0)
     with own_server(own) as target:
         _run(microvms(report, target, shape, runs), directory)
+    return report.finish()
+
+
+@bench.command()
+@click.option("--instances", type=click.IntRange(2), default=1000, show_default=True)
+@click.option("--wakes", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option(
+    "--also", multiple=True, metavar="DIR|IMAGE",
+    default=("node-express", "python-fastapi", "go-http", "nginx-static"),
+    help="Other programs, for a row each (default: four of examples/).",
+)  # fmt: skip
+@app_option
+@out_option
+@click.pass_obj
+def wake(
+    data: str | None,
+    instances: int,
+    wakes: int,
+    also: tuple[str, ...],
+    app: str | None,
+    out: Path | None,
+) -> int:
+    """Wake sleeping instances, alone and under load; compare with the running program.
+
+    Needs root, and the program wrk.
+    """
+    from torpor.bench import Report, apps, refuse_debug_build
+    from torpor.bench.plots import histogram
+    from torpor.bench.running import Running
+    from torpor.bench.server import Shape, own_server
+    from torpor.bench.wake_cases import Cases
+
+    refuse_debug_build()
+    directory = _directory(out, "wake")
+    others = [apps.example(one) if Path("examples", one).is_dir() else one for one in also]
+    found = _inside_namespaces(data, [app or apps.example("bun-counter"), *others])
+    report, own = Report("wake", directory), _fresh(directory)
+    shapes = {
+        one: Shape(apps.put(one, data_dir(data), own, say), one.port, cooldown_ms=0)
+        for one in found
+    }
+    counter, *rest = found
+    with own_server(own) as target:
+        cases = Cases(report, target, directory, _Progress(), wakes, instances)
+
+        async def measure() -> None:
+            await Running(report, target).measure(counter, shapes[counter])
+            await cases.counter(shapes[counter])
+            for one in rest:
+                await cases.other(one, shapes[one], min(wakes, 500))
+
+        _run(measure(), directory)
+    title = "from request to answer of instances that slept"
+    histogram(directory / "wake.png", cases.histogram, title=title, x="ms", most=10.0)
     return report.finish()
 
 
@@ -174,17 +226,6 @@ def _inside_namespaces(data: str | None, sources: "list[str]") -> "list[App]":
         native.enter_namespaces()
     native.loopback_up()
     return [apps.find(images, source) for source in sources]
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """A directory in memory, in this process's own mount namespace."""
-    from torpor.bench.native import mount
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        mount("-t", "tmpfs", "tmpfs", scratch)
-        yield Path(scratch)
-        subprocess.run(["umount", "-l", scratch], check=True)
 
 
 def _fresh(directory: Path) -> Path:

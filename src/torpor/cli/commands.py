@@ -24,6 +24,7 @@ _LAZY: dict[str, tuple[str, str]] = {
     "template": ("torpor.cli.template", "instances that others are cloned from"),
     "token": ("torpor.cli.account", "make and revoke API tokens"),
     "top": ("torpor.cli.top", "show what runs, wakes and sizes, live"),
+    "units": ("torpor.cli.units", "write systemd units of the server"),
     "up": ("torpor.cli.server", "start the server"),
 }
 """Top-level command: the module that defines it, and one line of help."""

@@ -29,6 +29,7 @@ _OPTIONS = (
     _Option(("-i", "--interactive"), "", "connect standard input"),
     _Option(("-t", "--tty"), "", "give the program a terminal"),
     _Option(("--trace",), "FILE", "print system calls as strace does (to FILE)", True),
+    _Option(("--no-rewrite",), "", "leave system call instructions as they are"),
     _Option(("-m", "--memory"), "SIZE", "memory of the VM, as 256M or 2G (default 256M)"),
     _Option(("-e", "--env"), "K=V", "set a variable; K alone takes it from here"),
     _Option(("-w", "--workdir"), "DIR", "working directory in the VM"),
@@ -185,7 +186,8 @@ def _vmm_arguments(line: _CommandLine, program: _Program) -> list[str]:
         raise UsageError(f"nothing to run: {line.image} names no program, so give one after it")
 
     words = ["run"]
-    words += [flag for flag in ("-i", "-t") if _BY_NAME[flag].names[-1] in line.options]
+    flags = ("-i", "-t", "--no-rewrite")
+    words += [flag for flag in flags if _BY_NAME[flag].names[-1] in line.options]
     trace = line.last("--trace")
     if trace is not None:
         words.append(f"--trace={trace}" if trace else "--trace")

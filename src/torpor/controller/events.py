@@ -66,6 +66,10 @@ class Events:
                 subscription.offer(event)
         self.notify(event.uuid)
 
+    def subscribed(self) -> bool:
+        """Whether anybody hears of events."""
+        return bool(self._subscriptions)
+
     def notify(self, uuid: str) -> None:
         """Wakes all that wait for an object, without an event."""
         for waiter in self._waiters.get(uuid, ()):

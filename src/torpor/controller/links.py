@@ -98,5 +98,5 @@ class NoLinks:
     def forget(self, hosts: Sequence[str]) -> None:  # noqa: ARG002
         return
 
-    async def stats(self, after: str | None) -> dict[str, Any] | None:
+    async def stats(self, after: str | None) -> dict[str, Any] | None:  # noqa: ARG002
         return None

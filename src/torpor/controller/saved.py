@@ -54,9 +54,15 @@ class SavedStates:
 
     async def read(self, row: InstanceRow) -> State:
         """The committed state of an instance. Raises MissingError or DamagedError."""
+        state = await self._read(row)
+        if state is None:
+            raise MissingError(f"{row.kind} '{row.name}' has no saved state")
+        return state
+
+    async def _read(self, row: InstanceRow) -> State | None:
         found = await self._store.snapshots.read(row.id)
         if found is None:
-            raise MissingError(f"{row.kind} '{row.name}' has no saved state")
+            return None
         snapshot, content = found
         template, warm = snapshot.template, snapshot.warm
         if template is None:
@@ -74,8 +80,10 @@ class SavedStates:
     async def state(self, row: InstanceRow, config: Config) -> State | None:
         """What a VM of this instance begins with; None for a cold start, or a clone of what serves
         its configuration."""
-        if row.state == "standby" and self._store.snapshots.find(row.id) is not None:
-            return await self.read(row)
+        if row.state == "standby":
+            own = await self._read(row)
+            if own is not None:
+                return own
         if not config.template:
             return None
         source = self._store.instances.by_uuid(config.template)

@@ -11,12 +11,16 @@ from torpor.store.errors import MissingError, NameTakenError
 from torpor.store.instances import uuid_text
 from torpor.store.records import Owner, Token
 
+KNOWN_MAX = 10_000
+
 
 class Owners:
     """The owners and tokens tables."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._known: dict[int, Owner] = {}
+        """Owners that were asked for; each wake asks for one."""
 
     async def add(self, name: str) -> Owner:
         """Makes an owner. Raises NameTakenError."""
@@ -41,9 +45,15 @@ class Owners:
 
     def by_id(self, owner_id: int) -> Owner:
         """The owner of this id. Raises MissingError."""
-        for owner in self._select("id = ?", owner_id):
-            return owner
-        raise MissingError("the user of this token is gone")
+        owner = self._known.get(owner_id)
+        if owner is None:
+            for owner in self._select("id = ?", owner_id):
+                if len(self._known) >= KNOWN_MAX:
+                    self._known.clear()
+                self._known[owner_id] = owner
+                return owner
+            raise MissingError("the user of this token is gone")
+        return owner
 
     def find(self, *, uuid: str = "", name: str = "") -> Owner:
         """The owner of this uuid or name. Raises MissingError."""
@@ -72,6 +82,7 @@ class Owners:
             connection.execute("UPDATE owners SET quotas=? WHERE id=?", (document, owner_id))
 
         await self._database.write(change)
+        self._known.pop(owner_id, None)
 
     async def add_token(self, token: Token, hash_: bytes) -> None:
         """Records a token by its hash. Raises NameTakenError."""

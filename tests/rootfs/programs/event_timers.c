@@ -4,8 +4,11 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sched.h>
 #include <stdint.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -197,10 +200,43 @@ static void refused(void) {
     }
 }
 
+static void by_proc(void) {
+    TITLE("a process by its directory in /proc");
+    int self = open("/proc/self", O_DIRECTORY), other = open("/proc", O_DIRECTORY), inner = open("/proc/self/task", O_DIRECTORY);
+    SHOW(syscall(SYS_pidfd_send_signal, self, 0, NULL, 0)), SHOW(syscall(SYS_pidfd_send_signal, other, 0, NULL, 0));
+    SHOW(syscall(SYS_pidfd_send_signal, inner, 0, NULL, 0)), SHOW(syscall(SYS_pidfd_getfd, self, 0, 0));
+    int child = fork();
+    if (child == 0)
+        _exit(0);
+    char path[32];
+    sprintf(path, "/proc/%d", child);
+    int gone = open(path, O_DIRECTORY);
+    waitpid(child, NULL, 0);
+    SHOW(syscall(SYS_pidfd_send_signal, gone, 0, NULL, 0));
+}
+
+static void not_open(void) {
+    TITLE("a descriptor that is no more than a path");
+    int path = open("/", O_PATH), epoll = epoll_create1(0), event = eventfd(0, 0);
+    struct itimerspec setting = {{0, 0}, {1, 0}};
+    sigset_t set;
+    sigemptyset(&set);
+    SHOW(timerfd_settime(path, 0, &setting, NULL)), SHOW(timerfd_gettime(path, &setting));
+    SHOW(signalfd(path, &set, 0));
+    SHOW(epoll_ctl(path, EPOLL_CTL_ADD, event, &(struct epoll_event){0}));
+    SHOW(epoll_ctl(epoll, EPOLL_CTL_ADD, path, &(struct epoll_event){0}));
+    SHOW(epoll_wait(path, &(struct epoll_event){0}, 1, 0));
+    SHOW(inotify_add_watch(path, "/", IN_CREATE)), SHOW(inotify_rm_watch(path, 1));
+    SHOW(syscall(SYS_pidfd_send_signal, path, 0, NULL, 0)), SHOW(syscall(SYS_pidfd_getfd, path, 0, 0));
+    SHOW(vmsplice(path, NULL, 0, 0)), SHOW(setns(path, 0));
+}
+
 int main(void) {
     timers();
     signals();
     processes();
     refused();
+    by_proc();
+    not_open();
     return 0;
 }

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -107,6 +108,13 @@ static void remapping(void) {
     char *place = anonymous(4 * PAGE);
     CHECK("mremap to a fixed place", mremap(b, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place);
     CHECK("moved with content", strcmp(place, "content") == 0);
+    char *shared = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    strcpy(shared, "in both");
+    /* The hint is an argument of the call that the C library leaves out. */
+    char *twin = (char *)syscall(SYS_mremap, shared, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0);
+    CHECK("mremap lets shared memory stay", twin != MAP_FAILED && !strcmp(twin, "in both") && !strcmp(shared, "in both"));
+    CHECK("mremap takes no crooked hint",
+          fails_with((void *)syscall(SYS_mremap, shared, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 1), EINVAL));
     CHECK("mremap of nothing is EFAULT", fails_with(mremap(b, PAGE, 2 * PAGE, MREMAP_MAYMOVE), EFAULT));
 }
 

@@ -125,6 +125,61 @@ static void refused(void) {
     close(c);
 }
 
+/* A socket that does not wait and is refused. */
+static int refused_later(void) {
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), unused = listener(1);
+    struct sockaddr_in address = local(port_of(unused));
+    close(unused);
+    SHOW(connect(fd, (void *)&address, sizeof address));
+    struct pollfd p = {fd, POLLIN, 0};
+    poll(&p, 1, 1000);
+    return fd;
+}
+
+static void refused_while_nobody_waits(void) {
+    TITLE("refused while nobody waits");
+    char buffer[4] = "";
+    int fd = refused_later();
+    events("refused", fd);
+    SHOW(read(fd, buffer, 4));
+    events("read", fd);
+    SHOW(read(fd, buffer, 4)), SHOW(send(fd, buffer, 4, MSG_NOSIGNAL));
+    close(fd);
+    fd = refused_later();
+    SHOW(send(fd, buffer, 4, MSG_NOSIGNAL)), SHOW(send(fd, buffer, 4, MSG_NOSIGNAL)), SHOW(read(fd, buffer, 4));
+    close(fd);
+    fd = refused_later();
+    SHOW(option(fd, SOL_SOCKET, SO_ERROR));
+    events("asked", fd);
+    struct sockaddr_in address = local(1);
+    SHOW(connect(fd, (void *)&address, sizeof address)), SHOW(connect(fd, (void *)&address, sizeof address));
+    close(fd);
+    fd = refused_later();
+    SHOW(listen(fd, 1)), SHOW(recv(fd, buffer, 4, MSG_PEEK)), SHOW(recv(fd, buffer, 4, MSG_PEEK));
+    close(fd);
+    fd = refused_later();
+    struct sockaddr none = {AF_UNSPEC, ""};
+    SHOW(connect(fd, &none, sizeof none));
+    events("given up", fd);
+    SHOW(read(fd, buffer, 4)), SHOW(read(fd, buffer, 4));
+    close(fd);
+}
+
+/* Writable again once three quarters of the buffer are free. */
+static void writable(void) {
+    TITLE("writable");
+    int ends[2];
+    static char bytes[65536];
+    socketpair(AF_UNIX, SOCK_STREAM, 0, ends);
+    SHOW(write(ends[0], bytes, 20000));
+    events("a little", ends[0]);
+    SHOW(write(ends[0], bytes, 65536));
+    events("much", ends[0]);
+    SHOW(recv(ends[1], bytes, 65536, MSG_WAITALL));
+    events("a little", ends[0]);
+    close(ends[0]), close(ends[1]);
+}
+
 static void ports(void) {
     TITLE("ports");
     int a = listener(5), b = socket(AF_INET, SOCK_STREAM, 0);
@@ -296,6 +351,8 @@ int main(void) {
     half_close();
     resets();
     refused();
+    refused_while_nobody_waits();
+    writable();
     ports();
     options();
     datagrams();

@@ -34,6 +34,8 @@ unsafe extern "C" {
     pub(super) fn switch_stacks(from: *mut u64, to: u64);
     /// Loads CR3 through the gate.
     pub(super) fn gate_load_cr3(cr3: u64);
+    /// Where islands jump to, with the return address in rcx: see [`crate::rewrite`].
+    pub(super) fn entry_fast();
     /// `invlpg` through the gate.
     pub(super) fn gate_invlpg(address: u64);
     /// The `iretq` frame that the system call stub loads; its stack pointer is the current thread's kernel stack top.
@@ -205,6 +207,27 @@ entry_syscall:
     save_vectors
     mov %rsp, %rdi
     call handle_syscall
+    jmp return_to_user
+
+    # As `syscall` does it: rcx is the return address already, r11 takes the flags. Theirs are the flags until popf.
+    .globl entry_fast
+    .balign 16
+entry_fast:
+    mov %rsp, saved_user_rsp(%rip)
+    mov syscall_frame+24(%rip), %rsp
+    pushq ${user_data}
+    pushq saved_user_rsp(%rip)
+    pushfq
+    mov (%rsp), %r11
+    pushq ${user_code}
+    push %rcx
+    push %rax
+    pushq $0x202
+    popfq
+    push_regs %rax, %rcx
+    save_vectors
+    mov %rsp, %rdi
+    call handle_fast_syscall
     # falls through
 
 return_to_user:
@@ -233,7 +256,18 @@ return_to_user:
     pop %rsi
     pop %rdi
     add $8, %rsp
-    iretq
+    # `popf` and `jmp` cost less than `iretq`, and do where the registers are as after `syscall` and nothing is traced.
+    cmp %rcx, (%rsp)
+    jne 2f
+    cmp %r11, 16(%rsp)
+    jne 2f
+    test $0x100, %r11d
+    jnz 2f
+    add $16, %rsp
+    popfq
+    mov (%rsp), %rsp
+    jmp *%rcx
+2:  iretq
 return_end:
 3:  mov %rsp, %rdi
     xor %ebp, %ebp
@@ -276,6 +310,7 @@ entry_event:
     lea return_to_user(%rip), %rax
     movabs ${event_top}, %rcx
     mov %rax, -40(%rcx)
+    movq $0x202, -24(%rcx)
 5:  pop %rcx
     pop %rax
     movabs ${event_top_frame}, %rsp

@@ -8,6 +8,7 @@ use crate::mm::space::{FaultAccess, FaultOutcome};
 use crate::task::sched;
 use crate::task::signal::{self, Fault};
 use crate::time::{self, Instant};
+use crate::{rewrite, task};
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
 use torpor_abi::layout::USER_END;
@@ -22,10 +23,25 @@ crate::global! {
     static ANNOUNCED: Announced = Announced { deadline_ns: Cell::new(u64::MAX), tick_at: Cell::new(Instant::FAR) };
 }
 
-/// A system call. The result is in `rax` when this returns.
+/// A system call that trapped. The result is in `rax` when this returns.
 #[unsafe(no_mangle)]
-extern "C" fn handle_syscall() {
+extern "C" fn handle_syscall(regs: *const UserRegs) {
     sched::enter_kernel();
+    // SAFETY: the entry built the frame at the top of this thread's kernel stack; nothing changes it meanwhile.
+    if rewrite::count_trap(unsafe { (*regs).rip }, super::tlb::active().0) {
+        // SAFETY: as above.
+        let regs = unsafe { regs.read() };
+        rewrite::rewrite(&task::current().process.space(), &regs, entry::entry_fast as *const () as u64);
+    }
+    crate::syscall::entry::system_call();
+    before_return();
+}
+
+/// A system call that came by an island.
+#[unsafe(no_mangle)]
+extern "C" fn handle_fast_syscall() {
+    sched::enter_kernel();
+    rewrite::count_fast();
     crate::syscall::entry::system_call();
     before_return();
 }
@@ -38,11 +54,21 @@ extern "C" fn handle_return() {
 
 /// A host event interrupted the program.
 #[unsafe(no_mangle)]
-extern "C" fn handle_event() {
+extern "C" fn handle_event(regs: *mut UserRegs) {
     // The frame is copied and the handler's stack is free: the next may come.
     host::control().interrupt_busy.store(0, Ordering::SeqCst);
     sched::enter_kernel();
+    leave_island(regs);
     before_return();
+}
+
+/// Registers of a program that was interrupted are those of its own code.
+fn leave_island(regs: *mut UserRegs) {
+    let thread = task::current();
+    if let Some(space) = thread.process.try_space() {
+        // SAFETY: the entry built the frame at the top of this thread's kernel stack; nobody else refers to it now.
+        rewrite::leave_island(&space, unsafe { &mut *regs });
+    }
 }
 
 /// First thing that a new thread does on its kernel stack.
@@ -143,8 +169,9 @@ fn before_return() {
 
 /// An exception that the program caused.
 #[unsafe(no_mangle)]
-extern "C" fn handle_exception(regs: *const UserRegs, vector: u64, error: u64) {
+extern "C" fn handle_exception(regs: *mut UserRegs, vector: u64, error: u64) {
     sched::enter_kernel();
+    leave_island(regs);
     // SAFETY: the entry built the frame at the top of this thread's kernel stack; it is read before anything changes it.
     let regs = &unsafe { regs.read() };
     match vector {

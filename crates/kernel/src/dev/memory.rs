@@ -62,6 +62,10 @@ impl FileOps for Device {
         }
     }
 
+    fn knows_nowait(&self, _file: &OpenFile) -> bool {
+        *self != Device::Full
+    }
+
     fn seekable(&self) -> bool {
         true
     }

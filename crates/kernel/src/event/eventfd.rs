@@ -52,6 +52,10 @@ impl EventFd {
 }
 
 impl FileOps for EventFd {
+    fn knows_nowait(&self, _file: &OpenFile) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -94,6 +94,10 @@ fn encode(info: &SignalInfo) -> [u8; INFO_BYTES] {
 }
 
 impl FileOps for SignalFd {
+    fn knows_nowait(&self, _file: &OpenFile) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -287,6 +287,10 @@ impl Drop for TimerFd {
 }
 
 impl FileOps for TimerFd {
+    fn knows_nowait(&self, _file: &OpenFile) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -1,6 +1,6 @@
 //! Descriptor tables.
 
-use super::file::OpenFile;
+use super::file::{OpenFile, OpenFlags};
 use super::lock;
 use crate::errno::{Errno, Result};
 use alloc::rc::Rc;
@@ -33,6 +33,15 @@ impl FdTable {
         let slots = self.slots.borrow();
         let slot = usize::try_from(fd).ok().and_then(|fd| slots.get(fd)).and_then(Option::as_ref);
         slot.map(|slot| Rc::clone(&slot.file)).ok_or(Errno::EBADF)
+    }
+
+    /// As [`FdTable::get`], of a file that is open for more than its path (O_PATH).
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn opened(&self, fd: i32) -> Result<Rc<OpenFile>> {
+        self.get(fd)
+            .and_then(|file| if file.flags.get().contains(OpenFlags::PATH) { Err(Errno::EBADF) } else { Ok(file) })
     }
 
     /// Puts a description at the lowest free descriptor that is at least `from` and below `limit` (RLIMIT_NOFILE).

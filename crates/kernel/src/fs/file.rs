@@ -106,6 +106,11 @@ pub trait FileOps: Any {
         Err(Errno::EINVAL)
     }
 
+    /// Whether preadv2(2) takes RWF_NOWAIT of the file; EOPNOTSUPP otherwise.
+    fn knows_nowait(&self, _file: &OpenFile) -> bool {
+        false
+    }
+
     /// Whether the file has positions (lseek(2), pread(2)); ESPIPE otherwise.
     fn seekable(&self) -> bool {
         false

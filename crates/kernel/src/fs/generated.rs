@@ -4,6 +4,7 @@ use super::file::{FileOps, OpenFile, OpenFlags};
 use super::inode::{DirEntry, FileType, FsStatistics, Inode, Metadata, SetMetadata, Timestamp};
 use crate::errno::{Errno, Result};
 use crate::mm::user::{Dest, Source};
+use crate::task::process::Process;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::String;
@@ -208,6 +209,11 @@ pub trait Listing {
 
     /// The inode of a name; its number should be [`ino_of`] the directory's.
     fn find(&self, name: &[u8]) -> Option<Rc<dyn Inode>>;
+
+    /// The process that the directory is of, in /proc; ESRCH once it is gone.
+    fn process(&self) -> Option<Result<Rc<Process>>> {
+        None
+    }
 }
 
 /// A directory.

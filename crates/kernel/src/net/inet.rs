@@ -117,6 +117,8 @@ pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bo
         // A connection that can't wait learns of it through SO_ERROR, as over a real network.
         socket.error.set(Some(Errno::ECONNREFUSED));
         socket.connecting.set(true);
+        socket.read_ended.set(true);
+        socket.write_ended.set(true);
         socket.queue.wake_all(Events::ERR | Events::HUP | Events::WRITABLE);
         Err(Errno::EINPROGRESS)
     };

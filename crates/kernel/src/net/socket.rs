@@ -258,7 +258,12 @@ impl Socket {
             Some(connection) if !connection.is_opened() => {
                 return Some(if nonblocking { Err(Errno::EALREADY) } else { outside::await_connection(self) });
             }
-            None if !self.is_connected() => return None,
+            None if !self.is_connected() && !self.connecting.get() => return None,
+            None if !self.is_connected() => {
+                // It has failed, and somebody has asked why.
+                self.disconnect();
+                return Some(Err(Errno::ECONNABORTED));
+            }
             _ => {}
         }
         Some(if self.connecting.replace(false) { Ok(()) } else { Err(Errno::EISCONN) })
@@ -341,7 +346,7 @@ impl Socket {
         if self.kind == Kind::Datagram {
             return Err(Errno::EOPNOTSUPP);
         }
-        if self.is_connected() {
+        if self.is_connected() || self.connecting.get() {
             return Err(Errno::EINVAL);
         }
         let backlog = usize::try_from(backlog).unwrap_or(usize::MAX).min(MAX_BACKLOG);
@@ -444,7 +449,9 @@ impl Socket {
             self.read_ended.set(false);
             self.write_ended.set(false);
             self.connecting.set(false);
-            self.error.set(was_connected.then_some(Errno::ECONNRESET));
+            if was_connected {
+                self.error.set(Some(Errno::ECONNRESET));
+            }
             drop(self.incoming.take_all());
         }
         reset_pending(state);
@@ -597,6 +604,13 @@ impl Socket {
         peer.incoming.limit_bytes.get().min(self.send_buffer_bytes.get()).saturating_sub(peer.incoming.used_bytes())
     }
 
+    /// Whether a connection is told to be writable: Unix sockets while at most a quarter of the buffer is in use, TCP while a
+    /// quarter is free.
+    fn may_write(&self, peer: &Socket) -> bool {
+        let quarter = self.send_buffer_bytes.get() / 4;
+        if self.is_unix() { peer.incoming.used_bytes() <= quarter } else { self.send_room(peer) > quarter }
+    }
+
     fn poll(&self) -> Events {
         if let State::Listening(listener) = &*self.state.borrow() {
             let ready = if listener.pending.is_empty() { Events::empty() } else { Events::READABLE };
@@ -627,7 +641,7 @@ impl Socket {
                 return ready;
             }
             match self.peer() {
-                Some(peer) if self.send_room(&peer) > self.send_buffer_bytes.get() / 4 => ready |= Events::WRITABLE,
+                Some(peer) if self.may_write(&peer) => ready |= Events::WRITABLE,
                 Some(_) => {}
                 None => ready |= Events::WRITABLE,
             }
@@ -785,6 +799,10 @@ impl Drop for SocketFile {
 }
 
 impl FileOps for SocketFile {
+    fn knows_nowait(&self, _file: &OpenFile) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -63,6 +63,9 @@ impl Socket {
             return Err(Errno::EINVAL);
         }
         if self.kind != Kind::Datagram && !self.is_connected() {
+            if let Some(error) = self.take_error_if(self.is_inet()) {
+                return Err(error);
+            }
             if self.is_inet() && self.read_ended.get() && !self.is_listening() {
                 return Ok(Received::end());
             }
@@ -191,8 +194,13 @@ impl Socket {
         let mut sent = 0;
         loop {
             let rights = if sent == 0 { passed.clone() } else { Passed { rights: Vec::new(), sender: passed.sender } };
-            let step = self.wait(nonblocking, deadline, &self.queue, || self.try_send_stream(src, &rights).transpose());
+            let step = self.wait(nonblocking, deadline, &self.queue, || {
+                // The error is the next call's, which has sent nothing yet.
+                let is_next_calls = sent > 0 && self.is_inet() && self.error.get().is_some();
+                if is_next_calls { Some(Ok(0)) } else { self.try_send_stream(src, &rights).transpose() }
+            });
             match step {
+                Ok(0) if sent > 0 => return Ok(sent),
                 Ok(n) => sent += n,
                 Err(_) if sent > 0 => return Ok(sent),
                 Err(error) => return Err(error),

@@ -6,7 +6,7 @@ use crate::arch::trap;
 use crate::fs::context::FsContext;
 use crate::fs::proc;
 use crate::task::{pid, uts};
-use crate::{host, random, time};
+use crate::{host, random, rewrite, time};
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use core::sync::atomic::Ordering;
@@ -53,6 +53,7 @@ impl Before {
 pub(super) fn restored(before: &Before) {
     let handover = handover();
     trap::forget_events();
+    rewrite::restored();
     let slept_ns = handover.slept_ns.load(Ordering::Relaxed);
     time::resume(
         handover.tsc_hz.load(Ordering::Relaxed),

@@ -311,11 +311,7 @@ fn chmod(target: &Target, mode: u32) -> Result<u64> {
 }
 
 fn opened(fd: i32) -> Result<Target> {
-    let file = current().files().get(fd)?;
-    if file.flags.get().contains(crate::fs::file::OpenFlags::PATH) {
-        return Err(Errno::EBADF);
-    }
-    Ok(Target::of(&file))
+    current().files().opened(fd).map(|file| Target::of(&file))
 }
 
 fn sys_chmod(args: Args) -> Result<u64> {

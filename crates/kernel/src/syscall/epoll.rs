@@ -72,8 +72,8 @@ fn sys_epoll_ctl(args: Args) -> Result<u64> {
         Interest::new(u32::from_ne_bytes([e0, e1, e2, e3]), u64::from_ne_bytes(data))
     };
     let files = task::current().files();
-    let this = files.get(epfd)?;
-    let target = files.get(fd)?;
+    let this = files.opened(epfd)?;
+    let target = files.opened(fd)?;
     if target.ops.wait_queue().is_none() {
         return Err(Errno::EPERM);
     }
@@ -103,7 +103,7 @@ fn sys_epoll_pwait2(args: Args) -> Result<u64> {
 }
 
 fn wait(epfd: i32, events: UserAddr, max: i32, deadline: Option<Instant>, mask: Option<SignalSet>) -> Result<u64> {
-    let file = task::current().files().get(epfd)?;
+    let file = task::current().files().opened(epfd)?;
     if !(1..=MAX_EVENTS).contains(&max) {
         return Err(Errno::EINVAL);
     }

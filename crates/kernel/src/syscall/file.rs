@@ -52,8 +52,7 @@ pub(super) const CALLS: &[Syscall] = &[
 
 /// The description behind a descriptor that is not O_PATH.
 pub(super) fn file(fd: i32) -> Result<Rc<OpenFile>> {
-    let file = current().files().get(fd)?;
-    if file.flags.get().contains(OpenFlags::PATH) { Err(Errno::EBADF) } else { Ok(file) }
+    current().files().opened(fd)
 }
 
 /// A path argument.

@@ -52,7 +52,7 @@ fn sys_inotify_add_watch(args: Args) -> Result<u64> {
     if mask & KNOWN == 0 {
         return Err(Errno::EINVAL);
     }
-    let file = task::current().files().get(args.i32(0))?;
+    let file = task::current().files().opened(args.i32(0))?;
     if mask & linux::IN_MASK_ADD != 0 && mask & linux::IN_MASK_CREATE != 0 {
         return Err(Errno::EINVAL);
     }
@@ -68,6 +68,6 @@ fn sys_inotify_add_watch(args: Args) -> Result<u64> {
 }
 
 fn sys_inotify_rm_watch(args: Args) -> Result<u64> {
-    let file = task::current().files().get(args.i32(0))?;
+    let file = task::current().files().opened(args.i32(0))?;
     if Inotify::of(&file)?.remove(args.i32(1)) { Ok(0) } else { Err(Errno::EINVAL) }
 }

@@ -2,7 +2,7 @@
 
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
-use crate::fs::file::{OpenFile, OpenFlags};
+use crate::fs::file::OpenFile;
 use crate::mm::addr::{PAGE_BYTES, USER_END, UserAddr};
 use crate::mm::pte::Prot;
 use crate::mm::space::{
@@ -89,10 +89,7 @@ fn sys_mmap(args: Args) -> Result<u64> {
         return Err(Errno::EINVAL);
     }
     let anonymous = flags & linux::MAP_ANONYMOUS != 0;
-    let file = if anonymous { None } else { Some(task::current().files().get(args.i32(4))?) };
-    if file.as_ref().is_some_and(|file| file.flags.get().contains(OpenFlags::PATH)) {
-        return Err(Errno::EBADF);
-    }
+    let file = if anonymous { None } else { Some(task::current().files().opened(args.i32(4))?) };
     let fixed = flags & (linux::MAP_FIXED | linux::MAP_FIXED_NOREPLACE) != 0;
     if bytes > u64::MAX - PAGE_BYTES {
         return Err(Errno::ENOMEM);
@@ -240,9 +237,10 @@ fn sys_mremap(args: Args) -> Result<u64> {
     if flags & !(MAY_MOVE | FIXED | KEEP) != 0 || flags & (FIXED | KEEP) != 0 && flags & MAY_MOVE == 0 {
         return Err(Errno::EINVAL);
     }
-    let moving = match flags & (MAY_MOVE | FIXED) {
+    let moving = match flags & (MAY_MOVE | FIXED | KEEP) {
         0 => Move::Never,
         MAY_MOVE => Move::May,
+        kept if kept & FIXED == 0 => Move::Near(args.u64(4)),
         _ => Move::To(args.u64(4)),
     };
     space().remap(old, old_bytes, new_bytes, moving, flags & KEEP != 0, &MemoryLimits::current())

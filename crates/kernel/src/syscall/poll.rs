@@ -121,7 +121,7 @@ fn poll(addr: UserAddr, count: u32, deadline: Option<Instant>) -> Result<u64> {
     for entry in bytes.as_chunks::<POLLFD_BYTES>().0 {
         let fd = i32::from_ne_bytes([entry[0], entry[1], entry[2], entry[3]]);
         let wanted = Events::from_bits_truncate(u16::from_ne_bytes([entry[4], entry[5]]).into());
-        let file = if fd < 0 { None } else { files.get(fd).ok().filter(|file| !is_path(file)) };
+        let file = if fd < 0 { None } else { files.opened(fd).ok() };
         let ready = if fd >= 0 && file.is_none() { Events::NVAL } else { Events::empty() };
         polled.push(Polled { file, wanted: wanted | Events::ERR | Events::HUP, ready });
     }

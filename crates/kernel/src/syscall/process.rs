@@ -230,7 +230,7 @@ fn sys_waitid(args: Args) -> Result<u64> {
         linux::P_PGID if id == 0 => Which::Group(current().process.group().pgid()),
         linux::P_PGID if id > 0 => Which::Group(id.cast_unsigned()),
         linux::P_PIDFD if id >= 0 => {
-            let file = current().files().get(id)?;
+            let file = current().files().opened(id)?;
             let process = pidfd::process_of(&file)?;
             if file.nonblocking() {
                 would_block = !options.contains(Options::NOHANG);
@@ -332,7 +332,7 @@ fn sys_pidfd_getfd(args: Args) -> Result<u64> {
     if args.u32(2) != 0 {
         return Err(Errno::EINVAL);
     }
-    let process = pidfd::process_of(&*current().files().get(args.i32(0))?)?;
+    let process = pidfd::process_of(&*current().files().opened(args.i32(0))?)?;
     let thread = process.any_thread().ok_or(Errno::ESRCH)?;
     check_inspection(&thread)?;
     let file = thread.try_files().ok_or(Errno::ESRCH)?.get(args.i32(1))?;

@@ -3,6 +3,7 @@
 use super::poll::{sigset, timespec_deadline};
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
+use crate::fs::proc::process::process_of;
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task::process::Process;
@@ -240,8 +241,9 @@ fn sys_pidfd_send_signal(args: Args) -> Result<u64> {
     if flags & !(THREAD | THREAD_GROUP | PROCESS_GROUP) != 0 || flags.count_ones() > 1 {
         return Err(Errno::EINVAL);
     }
-    let file = current().files().get(args.i32(0))?;
-    let target = pidfd::process_of(&file)?;
+    let file = current().files().opened(args.i32(0))?;
+    // A directory of /proc is as good: older than pidfd_open(2).
+    let target = pidfd::process_of(&file).or_else(|_| process_of(&file))?;
     let number = args.i32(1);
     let given = if args.addr(2).is_null() { None } else { Some(user_info(args.addr(2))?) };
     if let Some((code, bytes)) = &given {

@@ -37,7 +37,7 @@ fn open(args: Args, flags: u32) -> Result<u64> {
     if fd == -1 {
         return install(signalfd(signals, flags), flags);
     }
-    let file = task::current().files().get(fd)?;
+    let file = task::current().files().opened(fd)?;
     SignalFd::of(&file)?.set(signals);
     Ok(fd as u64)
 }

@@ -163,10 +163,7 @@ fn open_socket(socket: Rc<Socket>, flags: OpenFlags) -> Rc<OpenFile> {
 
 /// The socket behind a descriptor, and whether its operations must not block.
 fn socket(fd: i32) -> Result<(Rc<Socket>, bool)> {
-    let file = current().files().get(fd)?;
-    if file.flags.get().contains(OpenFlags::PATH) {
-        return Err(Errno::EBADF);
-    }
+    let file = current().files().opened(fd)?;
     let socket = file.ops.as_any().downcast_ref::<SocketFile>().map(|s| Rc::clone(&s.0)).ok_or(Errno::ENOTSOCK)?;
     Ok((socket, file.nonblocking()))
 }

@@ -35,10 +35,8 @@ pub(super) const CALLS: &[Syscall] = &[
 const FLAGS: u32 = 0xf;
 const NONBLOCK: u32 = 0x2;
 
-/// The description behind a descriptor that is not O_PATH.
 fn opened(fd: i32) -> Result<Rc<OpenFile>> {
-    let file = task::current().files().get(fd)?;
-    if file.flags.get().contains(OpenFlags::PATH) { Err(Errno::EBADF) } else { Ok(file) }
+    task::current().files().opened(fd)
 }
 
 fn check_modes(from: &OpenFile, to: &OpenFile) -> Result<()> {
@@ -127,7 +125,7 @@ fn sys_tee(args: Args) -> Result<u64> {
 
 fn sys_vmsplice(args: Args) -> Result<u64> {
     let nonblock = check_flags(args.u32(3))?;
-    let file = task::current().files().get(args.i32(0))?;
+    let file = opened(args.i32(0))?;
     let segments = segments(args)?;
     if segments.iter().all(|segment| segment.len == 0) {
         return Ok(0);

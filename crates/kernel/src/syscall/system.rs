@@ -148,7 +148,7 @@ fn sys_unshare(args: Args) -> Result<u64> {
 }
 
 fn sys_setns(args: Args) -> Result<u64> {
-    let file = current().files().get(args.i32(0))?;
+    let file = current().files().opened(args.i32(0))?;
     let wanted = CloneFlags::from_bits(u64::from(args.u32(1)));
     let wanted = wanted.filter(|flags| CloneFlags::NAMESPACES.contains(*flags)).ok_or(Errno::EINVAL)?;
     match NamespaceFile::kind_of(&file) {

@@ -51,7 +51,7 @@ fn sys_timerfd_settime(args: Args) -> Result<u64> {
     let [interval_sec, interval_nsec, sec, nsec] = user::read::<[i64; 4]>(args.addr(2))?;
     let flags = SetFlags::from_bits(args.u32(1)).ok_or(Errno::EINVAL)?;
     let setting = Setting { interval_ns: nanoseconds(interval_sec, interval_nsec)?, value_ns: nanoseconds(sec, nsec)? };
-    let file = task::current().files().get(args.i32(0))?;
+    let file = task::current().files().opened(args.i32(0))?;
     let timer = TimerFd::of(&file)?;
     check_alarm(timer.clock())?;
     let old = timer.set(setting, flags);
@@ -59,7 +59,7 @@ fn sys_timerfd_settime(args: Args) -> Result<u64> {
 }
 
 fn sys_timerfd_gettime(args: Args) -> Result<u64> {
-    let file = task::current().files().get(args.i32(0))?;
+    let file = task::current().files().opened(args.i32(0))?;
     write(args.addr(1), TimerFd::of(&file)?.get())
 }
 

@@ -249,16 +249,15 @@ fn sys_pwritev(args: Args) -> Result<u64> {
 /// linux/fs.h; newer than the constants at hand.
 const RWF_NOAPPEND: u32 = 0x20;
 
-const RW_FLAGS_GAP: &str = "RWF_ATOMIC, RWF_DONTCACHE and, for files with positions, RWF_NOWAIT give EOPNOTSUPP";
+const RW_FLAGS_GAP: &str = "RWF_ATOMIC and RWF_DONTCACHE give EOPNOTSUPP";
 
 /// Runs `act` with the status flags as the RWF_* `flags` of preadv2(2) want them for this one call. Everything is memory
-/// here, so that RWF_HIPRI, RWF_DSYNC and RWF_SYNC ask for nothing; and no file with positions can say that it would have
-/// to wait, as on a tmpfs.
+/// here, so that RWF_HIPRI, RWF_DSYNC and RWF_SYNC ask for nothing.
 fn with_rw_flags<T>(file: &OpenFile, flags: u32, act: impl FnOnce() -> Result<T>) -> Result<T> {
     const IDLE: u32 = linux::RWF_HIPRI | linux::RWF_DSYNC | linux::RWF_SYNC;
     const BOTH: u32 = linux::RWF_APPEND | RWF_NOAPPEND;
     let nowait = flags & linux::RWF_NOWAIT != 0;
-    if flags & !(IDLE | BOTH | linux::RWF_NOWAIT) != 0 || (nowait && file.ops.seekable()) {
+    if flags & !(IDLE | BOTH | linux::RWF_NOWAIT) != 0 || (nowait && !file.ops.knows_nowait(file)) {
         return Err(Errno::EOPNOTSUPP);
     }
     if flags & BOTH == BOTH {

@@ -273,7 +273,7 @@ pub fn leave_kernel() {
 impl Scheduler {
     /// Notes the time since the last call as its spender's. All that entries and returns need, so it is quick.
     fn note_time(&self) {
-        let now = time::now();
+        let now = time::now_roughly();
         let ns = now.0.saturating_sub(self.accounted_to.replace(now).0);
         let total = match self.spender.get() {
             Spender::Program => &self.uncharged_ns[0],

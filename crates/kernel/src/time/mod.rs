@@ -76,6 +76,15 @@ pub fn now() -> Instant {
     CLOCK.with(|c| c.monotonic(tsc()))
 }
 
+/// CLOCK_MONOTONIC at about this point of the program, for accounting: the processor may read the clock earlier.
+#[must_use]
+pub fn now_roughly() -> Instant {
+    #[cfg(not(feature = "hosted"))]
+    return CLOCK.with(|c| c.monotonic(crate::arch::tsc::read_roughly()));
+    #[cfg(feature = "hosted")]
+    now()
+}
+
 /// Frequency of the TSC as announced at boot.
 #[must_use]
 pub fn tsc_hz() -> u64 {

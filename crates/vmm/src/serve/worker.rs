@@ -132,7 +132,7 @@ impl Worker {
             let mut inner = self.shared.lock();
             (inner.job.take(), inner.deadline.take())
         };
-        if let Some(Job { command: Command::Standby(stop) | Command::Checkpoint(stop), .. }) = &job
+        if let Some(Job { command: Command::Standby(stop), .. }) = &job
             && let Err(Refusal::Busy(_)) = vm.settle()
             && deadline.is_some_and(|deadline| deadline > Instant::now())
         {
@@ -147,11 +147,14 @@ impl Worker {
         }
         match job {
             Some(Job { id, command: Command::Standby(stop), .. }) => {
-                let done = self.store(&stop, false);
+                let done = self.standby(&stop);
                 self.answer(id, done);
             }
             Some(Job { id, command: Command::Checkpoint(stop), .. }) => {
-                let done = self.store(&stop, true);
+                vm.pause();
+                let captured = vm.capture_delta(self.uuid, stop.generation, false);
+                vm.go_on();
+                let done = self.stored(&stop, captured);
                 self.answer(id, done);
             }
             Some(Job { id, command: Command::Link {}, descriptors }) => {
@@ -169,19 +172,21 @@ impl Worker {
         }
     }
 
-    /// Stores the state of a guest that has just been stopped.
-    fn store(&mut self, stop: &Stop, go_on: bool) -> Done {
+    /// Stores the state of a guest that has just been stopped, and leaves it so.
+    fn standby(&mut self, stop: &Stop) -> Done {
         let vm = self.vm.as_mut().expect("it ran");
-        let captured = vm.settle().and_then(|()| vm.capture_delta(self.uuid, stop.generation));
-        if captured.is_ok() {
-            self.shared.lock().stored_generation = Some(stop.generation);
+        let captured = vm.settle().and_then(|()| vm.capture_delta(self.uuid, stop.generation, true));
+        match &captured {
+            Ok(_) => self.shared.lock().state = State::Stopped,
+            Err(_) => vm.go_on(),
         }
-        if go_on || captured.is_err() {
-            vm.go_on();
-        } else {
-            self.shared.lock().state = State::Stopped;
-        }
-        reply_with(captured?)
+        self.stored(stop, captured)
+    }
+
+    fn stored(&self, stop: &Stop, captured: Result<Captured, Refusal>) -> Done {
+        let captured = captured?;
+        self.shared.lock().stored_generation = Some(stop.generation);
+        reply_with(captured)
     }
 
     fn carry_out(&mut self, job: Job) -> Done {
@@ -201,9 +206,8 @@ impl Worker {
             // One that was stopped before, for a controller that has lost the answer.
             (Command::Standby(stop), State::Stopped) => {
                 let vm = self.vm.as_mut().expect("it is stopped");
-                let captured = vm.capture_delta(self.uuid, stop.generation)?;
-                self.shared.lock().stored_generation = Some(stop.generation);
-                reply_with(captured)
+                let captured = vm.capture_delta(self.uuid, stop.generation, true);
+                self.stored(&stop, captured)
             }
             (Command::Link {}, State::Stopped) => self.link(&mut descriptors),
             (Command::Template { uuid }, State::Stopped) => self.template(uuid),

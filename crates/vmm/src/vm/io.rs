@@ -52,26 +52,37 @@ impl Inbox {
 /// Keeps the I/O thread away from the guest while its memory is put together.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
-    closed: Mutex<bool>,
+    state: Mutex<GateState>,
     opened: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct GateState {
+    is_closed: bool,
+    /// How often it was closed.
+    closings: u64,
+}
+
 impl Gate {
-    /// I/O thread: waits until the gate is open and holds it so; also returns whether it was closed.
-    fn pass(&self) -> (MutexGuard<'_, bool>, bool) {
-        let guard = self.closed.lock().expect("no holder panics");
-        let waited = *guard;
-        (self.opened.wait_while(guard, |closed| *closed).expect("no holder panics"), waited)
+    fn lock(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    /// I/O thread: waits until the gate is open and holds it so.
+    fn pass(&self) -> MutexGuard<'_, GateState> {
+        self.opened.wait_while(self.lock(), |state| state.is_closed).expect("no holder panics")
     }
 
     /// From the return of this call on the I/O thread touches neither guest memory nor what is kept of it.
     pub(super) fn close(&self) {
-        *self.closed.lock().expect("no holder panics") = true;
+        let mut state = self.lock();
+        state.is_closed = true;
+        state.closings += 1;
     }
 
     /// Lets the I/O thread go on.
     pub(super) fn open(&self) {
-        *self.closed.lock().expect("no holder panics") = false;
+        self.lock().is_closed = false;
         self.opened.notify_all();
     }
 }
@@ -90,6 +101,7 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
     let notify = unsafe { BorrowedFd::borrow_raw(machine.notify.as_raw_fd()) };
     let mut behind = false;
     loop {
+        let closings = machine.gate.pass().closings;
         let mut link_events = PollFlags::empty();
         link_events.set(PollFlags::IN, machine.inbox.lock().expect("no holder panics").is_empty());
         link_events.set(PollFlags::OUT, behind && !machine.is_unlinked());
@@ -110,9 +122,9 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
             Err(error) => return Err(Fatal::system("poll")(error)),
         }
         let [link, notify, timer] = descriptors.map(|descriptor| descriptor.revents());
-        let (_open, waited) = machine.gate.pass();
-        if waited {
-            // What poll(2) said was of another guest.
+        let open = machine.gate.pass();
+        if open.closings != closings {
+            // What poll(2) said was of another guest, or another link.
             behind = false;
             continue;
         }
@@ -131,7 +143,8 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
         if notified || link.contains(PollFlags::OUT) {
             behind = !transmit(machine)?;
         }
-        if link.intersects(PollFlags::HUP | PollFlags::ERR) {
+        // What its other end has said before it went still counts.
+        if link.intersects(PollFlags::HUP | PollFlags::ERR) && !link.contains(PollFlags::IN) {
             if machine.unlink("its other end was closed")? {
                 continue;
             }
@@ -162,7 +175,7 @@ fn transmit(machine: &Machine) -> Result<bool, Fatal> {
 }
 
 /// Moves messages of the broker into the guest's ring until there are no more, or no room.
-fn receive_frames(machine: &Machine, inbox: &mut Inbox) -> Result<(), Fatal> {
+pub(super) fn receive_frames(machine: &Machine, inbox: &mut Inbox) -> Result<(), Fatal> {
     let wants_room = machine.control().rx_wants_room();
     wants_room.store(0, Ordering::SeqCst);
     let mut any = false;

@@ -296,9 +296,10 @@ impl Machine {
     fn unlink(&self, why: &str) -> Result<bool, Fatal> {
         let Some(served) = &self.served else { return Ok(false) };
         let Some((nobody, _)) = &served.nobody else { return Ok(false) };
-        served.is_unlinked.store(true, Ordering::SeqCst);
-        self.replace_link(nobody)?;
-        served.watcher.unlinked(why);
+        if !served.is_unlinked.swap(true, Ordering::SeqCst) {
+            self.replace_link(nobody)?;
+            served.watcher.unlinked(why);
+        }
         Ok(true)
     }
 
@@ -335,9 +336,11 @@ impl Machine {
     /// Ends the process. What the program wrote is sent before, all of it, unless the guest has broken the protocol.
     fn finish(&self, end: End) -> ! {
         if let Some(served) = &self.served {
-            if served.nobody.is_some() {
+            if let Some((nobody, _)) = &served.nobody {
                 // Nobody may be reading: what is sent without waiting is all.
                 let _ = self.transmit();
+                // That the link ends here is seen at its other end, however long a controller is waited for.
+                let _ = self.replace_link(nobody);
             }
             served.watcher.ended(&end);
             if served.nobody.is_some() {

@@ -262,6 +262,10 @@ impl Drop for PipeEnd {
 }
 
 impl FileOps for PipeEnd {
+    fn knows_nowait(&self, file: &OpenFile) -> bool {
+        file.location.is_none() // pipes, not FIFOs
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -3,7 +3,7 @@
 mod memory;
 pub mod namespace;
 mod net;
-mod process;
+pub mod process;
 mod status;
 mod sysctl;
 mod system;

@@ -5,6 +5,7 @@ use super::{memory, number, status};
 use crate::errno::{Errno, Result};
 use crate::fs::anonymous;
 use crate::fs::context::{FsContext, Location};
+use crate::fs::file::OpenFile;
 use crate::fs::generated::{Attributes, Directory, Home, Link, Listing, TextFile, Write, ino_of};
 use crate::fs::inode::{FileType, Inode};
 use crate::fs::{mount, path};
@@ -213,7 +214,20 @@ impl ProcessListing {
     }
 }
 
+/// The process whose directory was opened.
+///
+/// # Errors
+/// EBADF if something else was; ESRCH.
+pub fn process_of(file: &OpenFile) -> Result<Rc<Process>> {
+    let inode = file.location.as_ref().map(|location| &location.inode).ok_or(Errno::EBADF)?;
+    inode.as_any().downcast_ref::<Directory>().and_then(|directory| directory.listing.process()).ok_or(Errno::EBADF)?
+}
+
 impl Listing for ProcessListing {
+    fn process(&self) -> Option<Result<Rc<Process>>> {
+        self.subject.tid.is_none().then(|| self.subject.process())
+    }
+
     fn names(&self) -> Vec<(Vec<u8>, FileType)> {
         let name = |name: &&str| name.as_bytes().to_vec();
         let directories = DIRECTORIES.iter().filter(|n| self.subject.tid.is_none() || **n != "task");

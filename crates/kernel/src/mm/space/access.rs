@@ -8,6 +8,7 @@ use crate::errno::{Errno, Result};
 use crate::mm::addr::{Gpa, PAGE_BYTES, USER_BASE, USER_END, UserAddr};
 use crate::mm::phys;
 use crate::mm::pte::Kind;
+use crate::rewrite::text;
 
 /// How [`AddressSpace::read_memory`] and [`AddressSpace::write_memory`] treat protection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +25,8 @@ fn piece(address: u64, len: usize) -> usize {
 }
 
 impl AddressSpace {
-    /// Makes sure that a page can be accessed; gives where its byte at `address` is.
+    /// Makes sure that a page can be accessed; gives where its byte at `address` is: in the image, if the program's text
+    /// is rewritten there.
     fn make_ready(
         &self,
         address: u64,
@@ -46,7 +48,8 @@ impl AddressSpace {
                     _ => pte.is_present() || forced,
                 };
                 if ready {
-                    return Ok(Gpa(pte.gpa().0 + address % (pte.pages() * PAGE_BYTES)));
+                    let page = if pte.kind() == Kind::Foreign { text::original(pte.gpa()) } else { pte.gpa() };
+                    return Ok(Gpa(page.0 + address % (pte.pages() * PAGE_BYTES)));
                 }
             }
             self.try_fault(address, access, forced)?;
@@ -164,10 +167,12 @@ pub(in crate::mm) fn read(address: UserAddr, dst: &mut [u8]) -> core::result::Re
     if !crate::mm::tlb::is_active(space.root()) {
         return space.read_memory(address.0, dst, Respect::Protection);
     }
-    space.each_piece(address.0, dst.len(), FaultAccess::Read, |at, done, len| {
+    space.each_piece(address.0, dst.len(), FaultAccess::Read, |at, gpa, done, len| {
+        // Rewritten text is read where its original is.
+        let from = if space.text_at(at).is_some() { phys::pointer(gpa) } else { at as *mut u8 };
         // SAFETY: `make_ready` made the page present for CPL 3, where the kernel runs, and flushed what was older;
         // nothing happened since. The program's memory is never a Rust object.
-        unsafe { copy(at as *const u8, dst[done..].as_mut_ptr(), len) };
+        unsafe { copy(from, dst[done..].as_mut_ptr(), len) };
     })
 }
 
@@ -178,7 +183,7 @@ pub(in crate::mm) fn write(address: UserAddr, src: &[u8]) -> core::result::Resul
     if !crate::mm::tlb::is_active(space.root()) {
         return space.write_memory(address.0, src, Respect::Protection);
     }
-    space.each_piece(address.0, src.len(), FaultAccess::Write, |at, done, len| {
+    space.each_piece(address.0, src.len(), FaultAccess::Write, |at, _, done, len| {
         // SAFETY: as for `read`; the page is writable.
         unsafe { copy(src[done..].as_ptr(), at as *mut u8, len) };
     })
@@ -211,26 +216,26 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 
 #[cfg(not(feature = "hosted"))]
 impl AddressSpace {
-    /// Calls `copy` with address, offset and length of each page's part of a range, once it can be accessed.
+    /// Calls `copy` with address, place in memory, offset and length of each page's part of a range, once it can be accessed.
     fn each_piece(
         &self,
         address: u64,
         len: usize,
         access: FaultAccess,
-        mut copy: impl FnMut(u64, usize, usize),
+        mut copy: impl FnMut(u64, Gpa, usize, usize),
     ) -> core::result::Result<(), usize> {
         let mut done = 0;
         while done < len {
             let at = address.wrapping_add(done as u64);
             let piece = piece(at, len - done);
-            self.make_ready(at, access, Respect::Protection).map_err(|outcome| {
+            let gpa = self.make_ready(at, access, Respect::Protection).map_err(|outcome| {
                 if outcome == FaultOutcome::OutOfMemory {
                     // As where the program itself touches memory that can't be had.
                     crate::task::oom::kill();
                 }
                 done
             })?;
-            copy(at, done, piece);
+            copy(at, gpa, done, piece);
             done += piece;
         }
         Ok(())

@@ -145,6 +145,12 @@ impl Area {
         matches!(self.backing, Backing::Anonymous)
     }
 
+    /// Whether the kernel laid it out for programs to read ([vdso]): it does not grow or lie twice.
+    #[must_use]
+    pub fn is_kernels(&self) -> bool {
+        matches!(&self.backing, Backing::Object(ObjectMapping { label: Label::Name(name), .. }) if name.starts_with('['))
+    }
+
     fn attachment(&self) -> Option<&Attachment> {
         match &self.backing {
             Backing::Object(ObjectMapping { label: Label::Segment(attachment), .. }) => Some(attachment),

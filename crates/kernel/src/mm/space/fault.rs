@@ -5,7 +5,7 @@
 
 use super::area::{Area, AreaFlags, Backing, ObjectMapping};
 use super::{AddressSpace, MemoryLimits, STACK_GUARD_BYTES};
-use crate::mm::addr::{PAGE_BYTES, USER_BASE, USER_END, UserAddr};
+use crate::mm::addr::{Gpa, PAGE_BYTES, USER_BASE, USER_END, UserAddr};
 use crate::mm::frame::{self, BLOCK_FRAMES, Content, NoMemory, Pfn, RUN_FRAMES};
 use crate::mm::pages::{Access, Page, PageError};
 use crate::mm::phys;
@@ -82,6 +82,12 @@ impl AddressSpace {
             return Err(FaultOutcome::Denied);
         }
         let write = access == FaultAccess::Write;
+        if write {
+            // Only a forced write can meet one: it is the image's page that is copied.
+            let mut flush = Flush::default();
+            self.hide_copies(page, page + PAGE_BYTES, &mut flush);
+            self.finish(flush);
+        }
         let present = self.table.borrow().lookup(page);
         match present {
             None => self.bring_in(&area, page, write),
@@ -133,6 +139,7 @@ impl AddressSpace {
         if end - new_start > limits.stack {
             new_start = page;
         }
+        self.make_room(new_start, start);
         areas.grow_down(start, new_start);
         areas.find(page).cloned().ok_or(FaultOutcome::Unmapped)
     }
@@ -334,8 +341,10 @@ impl AddressSpace {
         }
         let Some((gpa, count)) = run.filter(|(_, count)| *count > 0) else { return false };
         let run_end = (start + count as u64 * PAGE_BYTES).min(end);
+        let text = self.text_shown(area, start, gpa);
         let pte = |address: u64| {
-            let at = crate::mm::addr::Gpa(gpa.0 + (address - start));
+            let copy = text.and_then(|(text, offset)| text.copy(offset + (address - start)));
+            let at = copy.unwrap_or(Gpa(gpa.0 + (address - start)));
             Pte::new(at, Kind::Foreign, area.prot, false)
         };
         let mapped = self.table.borrow_mut().fill(start, run_end, |address| Some(pte(address)));

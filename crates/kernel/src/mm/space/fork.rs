@@ -22,6 +22,7 @@ impl AddressSpace {
         child.heap.set(self.heap.get());
         let mut flush = Flush::default();
         let copied = self.copy_into(&child, &mut flush);
+        self.copy_texts(&child);
         // Pages that became read-only must be so before the parent goes on, also if the copy failed half-way.
         self.finish(flush);
         copied?;

@@ -79,6 +79,7 @@ impl AddressSpace {
         if let Placement::Fixed(_) = placement {
             self.unmap(start, bytes)?;
         }
+        self.make_room(start, start + bytes);
         self.areas.borrow_mut().insert(Area::new(start, start + bytes, prot, flags, backing));
         let lock = flags.contains(AreaFlags::LOCKED) && !flags.contains(AreaFlags::LOCK_ON_FAULT);
         if (populate || lock) && !prot.is_empty() {
@@ -187,6 +188,7 @@ impl AddressSpace {
         if splits && self.areas.borrow().count() >= MAX_AREAS {
             return Err(Errno::ENOMEM);
         }
+        self.make_room(start, end);
         let mut flush = Flush::default();
         let zapped = self.zap(start, end, true, &mut flush);
         self.finish(flush);

@@ -22,6 +22,7 @@ mod map;
 mod protect;
 mod remap;
 mod report;
+mod rewritten;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -129,6 +130,8 @@ pub struct AddressSpace {
     /// mlockall(MCL_FUTURE): flags of areas to come.
     lock_future: Cell<AreaFlags>,
     faults: Cell<u64>,
+    /// Text with islands.
+    texts: RefCell<Vec<rewritten::Mapped>>,
 }
 
 crate::global! {
@@ -197,6 +200,7 @@ impl AddressSpace {
             peak_resident: Cell::new(0),
             lock_future: Cell::new(AreaFlags::empty()),
             faults: Cell::new(0),
+            texts: RefCell::default(),
         });
         SPACES.with(|spaces| {
             let mut spaces = spaces.borrow_mut();
@@ -233,6 +237,7 @@ impl AddressSpace {
     pub fn clear(&self) {
         let removed = self.areas.borrow_mut().clear();
         self.table.borrow_mut().clear();
+        self.texts.borrow_mut().clear();
         for resident in &self.resident {
             resident.set(0);
         }

@@ -66,6 +66,7 @@ impl AddressSpace {
         if (at > area.start || piece_end < area.end) && self.areas.borrow().count() + 1 >= MAX_AREAS {
             return Err(Errno::ENOMEM);
         }
+        self.hide_copies(at, piece_end, flush);
         let mut table = self.table.borrow_mut();
         table.split_at(at, flush)?;
         if piece_end < USER_END {

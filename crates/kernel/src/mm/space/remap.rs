@@ -4,7 +4,7 @@ use super::area::{Area, AreaFlags, Backing};
 use super::map::{check_overcommit, is_accountable};
 use super::{AddressSpace, Flush, MAX_AREAS, MemoryLimits, page_round_up};
 use crate::errno::{Errno, Result};
-use crate::mm::addr::{PAGE_BYTES, USER_END};
+use crate::mm::addr::{PAGE_BYTES, USER_BASE, USER_END};
 use crate::mm::pte::Pte;
 use alloc::vec::Vec;
 use torpor_abi::layout::LARGE_PAGE_BYTES;
@@ -16,6 +16,8 @@ pub enum Move {
     Never,
     /// It may (MREMAP_MAYMOVE).
     May,
+    /// It does, there if that is free (MREMAP_DONTUNMAP without MREMAP_FIXED).
+    Near(u64),
     /// It goes there (MREMAP_FIXED).
     To(u64),
 }
@@ -43,7 +45,7 @@ impl AddressSpace {
         if keep && old_bytes != new_bytes {
             return Err(Errno::EINVAL);
         }
-        if let Move::To(new) = moving {
+        if let Move::To(new) | Move::Near(new) = moving {
             let apart = |a: u64, a_bytes: u64, b: u64| a.checked_add(a_bytes).is_some_and(|end| end <= b);
             if new % PAGE_BYTES != 0
                 || new > USER_END - new_bytes
@@ -60,7 +62,7 @@ impl AddressSpace {
             // A second mapping of the same pages makes sense for shared memory only.
             return Err(Errno::EINVAL);
         }
-        if keep && !area.is_anonymous() {
+        if keep && area.is_kernels() {
             return Err(Errno::EINVAL);
         }
         let mut old_bytes = old_bytes;
@@ -92,7 +94,7 @@ impl AddressSpace {
         }
         match moving {
             Move::Never => Err(Errno::ENOMEM),
-            Move::May | Move::To(_) => {
+            Move::May | Move::Near(_) | Move::To(_) => {
                 let new = self.move_area(&area, old, old_bytes, new_bytes, moving, keep)?;
                 self.lock_grown(&area, new + old_bytes, new + new_bytes);
                 Ok(new)
@@ -107,11 +109,12 @@ impl AddressSpace {
     }
 
     fn grow_in_place(&self, area: &Area, old_end: u64, grown: u64) -> bool {
-        let mut areas = self.areas.borrow_mut();
         let Some(new_end) = old_end.checked_add(grown).filter(|end| *end <= USER_END) else { return false };
+        let mut areas = self.areas.borrow_mut();
         if old_end != area.end || areas.overlapping(old_end, new_end).next().is_some() {
             return false;
         }
+        self.make_room(old_end, new_end);
         let mut more = area.clone();
         more.backing = continued(area, old_end);
         (more.start, more.end) = (old_end, new_end);
@@ -136,13 +139,16 @@ impl AddressSpace {
                 self.unmap(new, new_bytes)?;
                 new
             }
+            Move::Near(new) if new >= USER_BASE && !self.is_mapped(new, new_bytes) => new,
             _ => self.find_place(old, new_bytes, area)?,
         };
+        self.make_room(new, new + new_bytes);
         let mut moved = area.clone();
         moved.backing = continued(area, old);
         (moved.start, moved.end) = (new, new + new_bytes);
         moved.window_pages.set(0);
         let mut flush = Flush::default();
+        self.hide_copies(old, old + old_bytes, &mut flush);
         let result = self.move_entries(old, old + old_bytes, new, &mut flush);
         self.finish(flush);
         result?;
@@ -162,7 +168,7 @@ impl AddressSpace {
     fn find_place(&self, old: u64, new_bytes: u64, area: &Area) -> Result<u64> {
         let areas = self.areas.borrow();
         let large = area.is_anonymous() && new_bytes >= LARGE_PAGE_BYTES;
-        let low = crate::mm::addr::USER_BASE;
+        let low = USER_BASE;
         let top = self.layout.mmap_top;
         // Congruent to the old place modulo 2 MiB, so that large pages move as they are.
         let phase = if large { old % LARGE_PAGE_BYTES } else { 0 };

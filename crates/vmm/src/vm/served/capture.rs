@@ -1,5 +1,6 @@
 //! Storing a quiesced VM: the pages that differ from its base, but for free memory and what is no part of the state.
 
+use super::super::io::receive_frames;
 use super::super::memory::Gpa;
 use super::super::timer::now_ns;
 use super::super::{Fatal, wait_writable};
@@ -44,7 +45,11 @@ impl Vm {
             wait_writable(&self.machine.link, Some(&Timespec { tv_sec: 0, tv_nsec: 10_000_000 }));
         }
         self.machine.gate.close();
-        let inbox_is_empty = self.machine.inbox.lock().expect("no holder panics").is_empty();
+        // What the I/O thread did not get to see is taken here: it may not get to it between one stop and the next.
+        let mut inbox = self.machine.inbox.lock().expect("no holder panics");
+        receive_frames(self.machine, &mut inbox)?;
+        let inbox_is_empty = inbox.is_empty();
+        drop(inbox);
         let ring_is_empty = control.rx_head().load(Ordering::SeqCst) == control.rx_tail().load(Ordering::SeqCst);
         if inbox_is_empty && ring_is_empty {
             return Ok(());
@@ -53,23 +58,30 @@ impl Vm {
         Err(Refusal::Busy("input is on its way to the guest".into()))
     }
 
+    /// For a capture after which the VM goes on over its link: what is on its way stays on its way. No stream goes on from
+    /// what is captured, since its other end goes on with this VM.
+    pub fn pause(&mut self) {
+        self.machine.gate.close();
+    }
+
     /// All of a VM that was booted, as a template.
     ///
     /// # Errors
     /// [`Refusal::Host`].
     pub fn capture_template(&mut self, uuid: Uuid) -> Result<Captured, Refusal> {
-        self.capture(Kind::Template, uuid, 0)
+        self.capture(Kind::Template, uuid, 0, String::new())
     }
 
-    /// What a VM of a template differs by.
+    /// What a VM of a template differs by; `with_streams` after [`Vm::settle`].
     ///
     /// # Errors
     /// [`Refusal::Host`].
-    pub fn capture_delta(&mut self, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
-        self.capture(Kind::Delta, uuid, generation)
+    pub fn capture_delta(&mut self, uuid: Uuid, generation: u64, with_streams: bool) -> Result<Captured, Refusal> {
+        let streams = if with_streams { self.parked(uuid, generation)? } else { String::new() };
+        self.capture(Kind::Delta, uuid, generation, streams)
     }
 
-    fn capture(&mut self, kind: Kind, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
+    fn capture(&mut self, kind: Kind, uuid: Uuid, generation: u64, streams: String) -> Result<Captured, Refusal> {
         let memory = &self.machine.memory;
         let stopped_at_ns = now_ns(ClockId::Realtime);
         let stopped = handover::read_stopped(memory).map_err(Fatal::from)?;
@@ -92,7 +104,6 @@ impl Vm {
             }
         }
         let pages = writer.counts;
-        let streams = self.parked(uuid, generation)?;
         let metadata = Metadata {
             machine: family,
             template: self.base.digest,

@@ -1,0 +1,239 @@
+//! Rewritten text: what the program runs, and what everybody sees.
+
+use super::super::*;
+use super::{check, fresh, request};
+use crate::arch::regs::UserRegs;
+use crate::mm::addr::UserAddr;
+use crate::mm::frame;
+use crate::mm::pages::{Access, Page, PageError, PageSource};
+use crate::mm::phys;
+use crate::rewrite;
+use crate::rewrite::shape::{Refusal, Shape};
+use alloc::boxed::Box;
+use torpor_abi::layout::IMAGE_GPA;
+
+const TEXT: u64 = 0x7_0000_0000;
+const PAGES: u64 = 8;
+/// Where islands jump to.
+const ENTRY: u64 = 0x7ff0_1234_5678;
+/// Of the `syscall` instruction, in every page.
+const SITE: u64 = 0x120;
+
+/// A file that is a part of the image.
+struct ImageFile;
+
+impl PageSource for ImageFile {
+    fn page(&self, index: u64, _access: Access) -> core::result::Result<Page, PageError> {
+        if index < PAGES { Ok(Page::Image(Gpa(IMAGE_GPA + index * PAGE_BYTES))) } else { Err(PageError::BeyondEnd) }
+    }
+
+    fn image_run(&self, index: u64, max: usize) -> Option<(Gpa, usize)> {
+        let count = PAGES.checked_sub(index)?.min(max as u64);
+        Some((Gpa(IMAGE_GPA + index * PAGE_BYTES), count as usize))
+    }
+}
+
+/// Page n calls with number n + 1.
+fn make_image() {
+    let mut image = vec![0x90; (PAGES * PAGE_BYTES) as usize];
+    for (index, page) in image.chunks_exact_mut(4096).enumerate() {
+        page[SITE as usize - 5..SITE as usize + 2].copy_from_slice(&[0xb8, index as u8 + 1, 0, 0, 0, 0x0f, 0x05]);
+    }
+    phys::map_image(Box::leak(image.into_boxed_slice()));
+}
+
+fn map_text(space: &AddressSpace, start: u64) {
+    thread_local!(static FILE: Rc<ImageFile> = Rc::new(ImageFile));
+    let source: Rc<dyn PageSource> = FILE.with(Rc::<ImageFile>::clone);
+    let backing = Backing::Object(ObjectMapping { source, first_page: 0, label: Label::Name("test") });
+    let prot = Prot::READ | Prot::EXEC;
+    let request = request(Placement::Fixed(start), PAGES * PAGE_BYTES, prot, AreaFlags::empty(), backing);
+    space.map(request, &MemoryLimits::DEFAULT).expect("mapped");
+}
+
+fn site(page: u64) -> u64 {
+    TEXT + page * PAGE_BYTES + SITE
+}
+
+fn rewrite(space: &AddressSpace, page: u64) -> core::result::Result<(), Refusal> {
+    assert_eq!(space.fault(UserAddr(site(page)), FaultAccess::Execute), FaultOutcome::Resolved);
+    let mut regs = UserRegs::start(site(page), 0);
+    regs.rax = page + 1;
+    space.rewrite(site(page), &regs, ENTRY, |_, _, _| true)
+}
+
+/// The bytes that the processor would run.
+fn loaded(space: &AddressSpace, address: u64, len: usize) -> Vec<u8> {
+    let pte = space.table.borrow().lookup(address & !(PAGE_BYTES - 1)).expect("mapped");
+    let from = phys::pointer(pte.gpa()).wrapping_add((address % PAGE_BYTES) as usize);
+    // SAFETY: within one page that is mapped.
+    unsafe { core::slice::from_raw_parts(from, len) }.to_vec()
+}
+
+/// The address behind a displacement of 32 bits at `address`.
+fn target(space: &AddressSpace, address: u64) -> u64 {
+    let bytes = loaded(space, address, 4).try_into().expect("four bytes");
+    (address + 4).wrapping_add_signed(i64::from(i32::from_le_bytes(bytes)))
+}
+
+/// Follows the site of a page to where its island goes.
+fn assert_rewritten(space: &AddressSpace, page: u64) -> u64 {
+    assert_eq!(loaded(space, site(page) - 5, 1), [0xe9]);
+    assert_eq!(loaded(space, site(page), 2), [0x0f, 0x05]);
+    let island = target(space, site(page) - 4);
+    assert_eq!(loaded(space, island, 5), [0xb8, page as u8 + 1, 0, 0, 0]);
+    assert_eq!(loaded(space, island + 5, 3), [0x48, 0x8d, 0x0d]);
+    assert_eq!(target(space, island + 8), site(page) + 2);
+    assert_eq!(loaded(space, island + 12, 2), [0xff, 0x25]);
+    assert_eq!(loaded(space, target(space, island + 14), 8), ENTRY.to_le_bytes());
+    island
+}
+
+fn assert_original(space: &AddressSpace, page: u64) {
+    let mut seen = [0; 7];
+    space.read(UserAddr(site(page) - 5), &mut seen).expect("readable");
+    assert_eq!(seen, [0xb8, page as u8 + 1, 0, 0, 0, 0x0f, 0x05]);
+}
+
+fn start() -> Rc<AddressSpace> {
+    let space = fresh();
+    make_image();
+    map_text(&space, TEXT);
+    space
+}
+
+#[test]
+fn sites_jump_to_islands_and_are_seen_as_they_were() {
+    let space = start();
+    for page in 0..PAGES {
+        assert_eq!(rewrite(&space, page), Ok(()));
+        let island = assert_rewritten(&space, page);
+        assert_original(&space, page);
+        let pending = Shape::Immediate { register: 0, value: page as u32 + 1 };
+        assert_eq!(space.site_of(island), Some((site(page), Some(pending))));
+        assert_eq!(space.site_of(island + 5), Some((site(page), None)));
+        assert_eq!(space.site_of(site(page)), None);
+    }
+    check(&space);
+    let mut regs = UserRegs::start(assert_rewritten(&space, 3), 0);
+    rewrite::leave_island(&space, &mut regs);
+    assert_eq!((regs.rip, regs.rax), (site(3), 4));
+}
+
+#[test]
+fn other_spaces_get_the_copies() {
+    let first = start();
+    assert_eq!(rewrite(&first, 2), Ok(()));
+    let child = first.fork().expect("enough memory");
+    assert_rewritten(&child, 2);
+    drop(first);
+    let second = AddressSpace::new(child.layout()).expect("enough memory");
+    map_text(&second, TEXT);
+    assert_eq!(second.fault(UserAddr(site(0)), FaultAccess::Execute), FaultOutcome::Resolved);
+    assert_rewritten(&second, 2);
+    // A site of the same page: all have it at once.
+    assert_eq!(rewrite(&second, 5), Ok(()));
+    assert_rewritten(&second, 5);
+    for space in [child, second] {
+        check(&space);
+        space.unmap(TEXT, PAGES * PAGE_BYTES).expect("unmapped");
+        check(&space);
+    }
+}
+
+#[test]
+fn text_that_may_be_written_is_the_programs_own() {
+    let space = start();
+    assert_eq!(rewrite(&space, 1), Ok(()));
+    let own = TEXT + PAGE_BYTES;
+    let all = Prot::READ | Prot::WRITE | Prot::EXEC;
+    space.protect(own, PAGE_BYTES, all, &MemoryLimits::DEFAULT).expect("protected");
+    space.write(UserAddr(site(1) + 2), &[0xc3]).expect("writable");
+    assert_eq!(loaded(&space, site(1) - 5, 8), [0xb8, 2, 0, 0, 0, 0x0f, 0x05, 0xc3]);
+    let regs = UserRegs { rax: 2, ..UserRegs::start(site(1), 0) };
+    assert_eq!(space.rewrite(site(1), &regs, ENTRY, |_, _, _| true), Err(Refusal::NotImage));
+    space.protect(own, PAGE_BYTES, Prot::READ | Prot::EXEC, &MemoryLimits::DEFAULT).expect("protected");
+    assert_eq!(space.rewrite(site(1), &regs, ENTRY, |_, _, _| true), Err(Refusal::NotImage), "a page of its own");
+    assert_original(&space, 1);
+    check(&space);
+}
+
+#[test]
+fn a_debuggers_write_changes_the_originals_copy() {
+    let space = start();
+    assert_eq!(rewrite(&space, 1), Ok(()));
+    space.write_memory(site(1) + 2, &[0xcc], Respect::Nothing).expect("private memory");
+    assert_eq!(loaded(&space, site(1) - 5, 8), [0xb8, 2, 0, 0, 0, 0x0f, 0x05, 0xcc]);
+    check(&space);
+}
+
+/// With something mapped where the islands of `space` are by `map`.
+fn assert_islands_yield(space: &AddressSpace, map: impl FnOnce(u64)) {
+    assert_eq!(rewrite(space, 0), Ok(()));
+    let island = assert_rewritten(space, 0);
+    map(island & !(PAGE_BYTES - 1));
+    assert_eq!(space.fault(UserAddr(site(0)), FaultAccess::Execute), FaultOutcome::Resolved);
+    assert_eq!(loaded(space, site(0) - 5, 5), [0xb8, 1, 0, 0, 0]);
+    assert_eq!(space.site_of(island), None);
+    check(space);
+    assert_eq!(rewrite(space, 0), Err(Refusal::NoRoom), "at the same distance in all spaces");
+}
+
+#[test]
+fn islands_yield_to_new_mappings() {
+    let space = start();
+    assert_islands_yield(&space, |island| {
+        super::map(&space, island, PAGE_BYTES, Prot::READ);
+    });
+}
+
+#[test]
+fn islands_yield_to_moved_mappings() {
+    let space = start();
+    let other = super::map(&space, TEXT - (1 << 30), PAGE_BYTES, Prot::READ);
+    assert_islands_yield(&space, |island| {
+        let limits = MemoryLimits::DEFAULT;
+        space.remap(other, PAGE_BYTES, PAGE_BYTES, Move::To(island), false, &limits).expect("moved");
+    });
+}
+
+#[test]
+fn moved_text_is_the_images() {
+    let space = start();
+    assert_eq!(rewrite(&space, 4), Ok(()));
+    let to = TEXT + (8 << 30);
+    let bytes = PAGES * PAGE_BYTES;
+    space.remap(TEXT, bytes, bytes, Move::To(to), false, &MemoryLimits::DEFAULT).expect("moved");
+    assert_eq!(space.fault(UserAddr(to + 4 * PAGE_BYTES), FaultAccess::Read), FaultOutcome::Resolved);
+    check(&space);
+    // It has islands at its new place, as if it were mapped there.
+    let jump = to + 4 * PAGE_BYTES + SITE - 4;
+    assert_eq!(loaded(&space, target(&space, jump), 5), [0xb8, 5, 0, 0, 0]);
+}
+
+#[test]
+fn a_thread_inside_the_bytes_keeps_them() {
+    let space = start();
+    assert_eq!(space.fault(UserAddr(site(0)), FaultAccess::Execute), FaultOutcome::Resolved);
+    let regs = UserRegs { rax: 1, ..UserRegs::start(site(0), 0) };
+    let inside = |text: rewrite::text::Id, offset: u64, shape: Shape| {
+        assert!(text.is_inside(offset, shape, SITE - 1) && text.is_inside(offset, shape, SITE - 4));
+        assert!(!text.is_inside(offset, shape, SITE - 5) && !text.is_inside(offset, shape, SITE));
+        false
+    };
+    assert_eq!(space.rewrite(site(0), &regs, ENTRY, inside), Err(Refusal::InUse));
+    assert_original(&space, 0);
+    assert_eq!(loaded(&space, site(0) - 5, 1), [0xb8]);
+}
+
+#[test]
+fn no_memory_leaves_the_text() {
+    let space = start();
+    assert_eq!(space.fault(UserAddr(site(0)), FaultAccess::Execute), FaultOutcome::Resolved);
+    let taken: Vec<_> = core::iter::from_fn(|| frame::Frame::zeroed().ok()).collect();
+    assert_eq!(rewrite(&space, 0), Err(Refusal::NoRoom));
+    drop(taken);
+    assert_eq!(loaded(&space, site(0) - 5, 1), [0xb8]);
+    assert_eq!(rewrite(&space, 0), Ok(()));
+    check(&space);
+}

@@ -1,0 +1,136 @@
+//! The fast path of system calls: sites that are called often are rewritten to jumps, which cost a tenth of a microsecond
+//! where `syscall` costs several (on a software KVM).
+//!
+//! A site is rewritten when it has trapped a number of times, which together cost about what rewriting does. Nobody sees
+//! that it is: an entry into the kernel that comes from inside an island is moved to the site ([`leave_island`]), files and
+//! the kernel's own reads of text show the image's bytes, and maps show no islands. Only loads by the program itself see
+//! rewritten bytes.
+
+pub(crate) mod shape;
+pub(crate) mod text;
+
+pub use shape::Refusal;
+
+use crate::arch::regs::UserRegs;
+use crate::mm::addr::UserAddr;
+use crate::mm::space::AddressSpace;
+use crate::task::pid;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use core::cell::{Cell, RefCell};
+use core::fmt::Write;
+use shape::SYSCALL_BYTES;
+
+/// Traps after which a site is rewritten: that costs about 30 us, and each trap 3.
+const TRAPS: u32 = 8;
+/// The same in a VM that has been restored, where each page that is copied is in every snapshot from then on.
+const TRAPS_RESTORED: u32 = 256;
+/// Sites whose traps are counted at a time.
+const COUNTED: usize = 256;
+
+struct Counter {
+    /// Of the `syscall`, mixed with the address space.
+    site: Cell<u64>,
+    traps: Cell<u32>,
+}
+
+struct State {
+    /// Traps after which a site is rewritten; 0 is never.
+    threshold: Cell<u32>,
+    counters: [Counter; COUNTED],
+    fast: Cell<u64>,
+    trapped: Cell<u64>,
+    /// How often a site was not rewritten.
+    refused: RefCell<BTreeMap<Refusal, u64>>,
+}
+
+crate::global! {
+    static STATE: State = State {
+        threshold: Cell::new(0),
+        counters: [const { Counter { site: Cell::new(0), traps: Cell::new(0) } }; COUNTED],
+        fast: Cell::new(0),
+        trapped: Cell::new(0),
+        refused: RefCell::new(BTreeMap::new()),
+    };
+}
+
+/// Turns rewriting on.
+pub fn enable() {
+    STATE.with(|state| state.threshold.set(TRAPS));
+}
+
+/// The VM has been restored.
+pub fn restored() {
+    STATE.with(|state| {
+        if state.threshold.get() != 0 {
+            state.threshold.set(TRAPS_RESTORED);
+        }
+    });
+}
+
+/// Counts a call that came by an island.
+pub fn count_fast() {
+    STATE.with(|state| state.fast.set(state.fast.get() + 1));
+}
+
+/// Counts a call that trapped; whether its site, whose `syscall` ends at `rip`, is due to be rewritten.
+#[must_use]
+pub fn count_trap(rip: u64, space: u64) -> bool {
+    STATE.with(|state| {
+        state.trapped.set(state.trapped.get() + 1);
+        let site = rip ^ space << 48;
+        let counter = &state.counters[(rip ^ rip >> 8) as usize % COUNTED];
+        let traps = if counter.site.replace(site) == site { counter.traps.get().saturating_add(1) } else { 1 };
+        counter.traps.set(traps);
+        traps == state.threshold.get()
+    })
+}
+
+/// Rewrites the site of the call that `regs` are in; `entry` is where islands jump to.
+pub fn rewrite(space: &AddressSpace, regs: &UserRegs, entry: u64) {
+    let result = space.rewrite(regs.rip.wrapping_sub(SYSCALL_BYTES), regs, entry, is_free);
+    if let Err(refusal) = result {
+        STATE.with(|state| *state.refused.borrow_mut().entry(refusal).or_insert(0) += 1);
+    }
+}
+
+/// Whether no thread of any process is inside the bytes to be replaced.
+fn is_free(text: text::Id, site: u64, shape: shape::Shape) -> bool {
+    pid::processes().iter().all(|process| {
+        let Some(space) = process.try_space() else { return true };
+        process.threads().iter().all(|thread| match space.text_at(thread.state.regs().rip) {
+            Some((at, offset)) => at != text || !text.is_inside(site, shape, offset),
+            None => true,
+        })
+    })
+}
+
+/// If an interrupt or exception came inside an island, makes the registers as if the `syscall` of its site came next.
+pub fn leave_island(space: &AddressSpace, regs: &mut UserRegs) {
+    let Some((site, pending)) = space.site_of(regs.rip) else { return };
+    let load = |address: u64| {
+        let mut word = [0; 8];
+        space.read(UserAddr(address), &mut word).ok().map(|()| u64::from_le_bytes(word))
+    };
+    regs.rip = match pending {
+        // The load faults, or is to be tried again.
+        Some(shape) if !shape.perform(regs, load) => site - shape.instruction().1 as u64,
+        _ => site,
+    };
+}
+
+/// How system calls came, for the end of a trace.
+#[must_use]
+pub fn summary() -> String {
+    STATE.with(|state| {
+        let (fast, trapped) = (state.fast.get(), state.trapped.get());
+        let (sites, pages) = text::totals();
+        let mut text = String::new();
+        let _ =
+            writeln!(text, "System calls: {fast} fast, {trapped} trapped; {sites} sites rewritten in {pages} pages");
+        for (refusal, count) in state.refused.borrow().iter() {
+            let _ = writeln!(text, "{count:>8} not rewritten: {}", refusal.text());
+        }
+        text
+    })
+}

@@ -1,0 +1,1 @@
+"""The proxy, by itself and with real microVMs."""

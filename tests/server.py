@@ -1,0 +1,128 @@
+"""A whole server for tests and demo: torpord and proxy, started as a person does."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tests.harness import TORPOR
+
+TIMEOUT_S = 120.0
+LONG_S = 1800.0
+"""For what makes base images."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """A server on a data directory, up while the `with` block lasts."""
+
+    data: Path
+    proxy_port: int = 0
+    api_port: int = 0
+
+    def __enter__(self) -> Self:
+        self.proxy_port, self.api_port = free_port(), free_port()
+        self.up()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    def up(self) -> str:
+        """`torpor up`: what it says."""
+        addresses = ["--listen", f"127.0.0.1:{self.api_port}"]
+        addresses += ["--proxy", f"127.0.0.1:{self.proxy_port}"]
+        return self.torpor("up", *addresses)
+
+    def down(self) -> None:
+        """`torpor down`, and the end of what it leaves."""
+        self.torpor("down")
+
+    def torpor(self, *words: str, progress: bool = False) -> str:
+        """A command; its output. With `progress` it may take long, and says what it does."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("UKC_")}
+        command: list[str | Path] = [TORPOR, "--data", self.data, *words]
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=None if progress else subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=LONG_S if progress else TIMEOUT_S,
+            env=clean,
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def deploy(self, *words: str, progress: bool = False) -> str:
+        """`torpor deploy`; the host name that leads there."""
+        urls = self.torpor("deploy", *words, progress=progress).splitlines()
+        (http_url,) = [url for url in urls if url.startswith("http://")]
+        return http_url.removeprefix("http://").partition(":")[0]
+
+    def get(self, host: str, path: str = "/") -> tuple[int, bytes]:
+        """A request on a connection of its own: status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.proxy_port, timeout=TIMEOUT_S)
+        try:
+            connection.request("GET", path, headers={"Host": host})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def instances(self) -> dict[str, dict[str, Any]]:
+        """All instances by name."""
+        listed = json.loads(self.torpor("instance", "list", "-o", "json"))
+        return {one["name"]: one for one in listed}
+
+    def api(self, path: str, body: Any = None, method: str = "GET") -> Any:
+        """An operation of the API: the answer's data. Raises OSError without torpord."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.api_port, timeout=TIMEOUT_S)
+        token = (self.data / "token").read_text().strip()
+        try:
+            content = None if body is None else json.dumps(body)
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            connection.request(method, path, content, headers)
+            return json.loads(connection.getresponse().read())["data"]
+        finally:
+            connection.close()
+
+    def state(self, name: str) -> str:
+        """The state of an instance."""
+        (found,) = self.api(f"/v1/instances?name={name}&details=true")["instances"]
+        return str(found["state"])
+
+    def wait_for(self, name: str, state: str) -> None:
+        """Until an instance is in a state."""
+        ends_s = time.monotonic() + TIMEOUT_S
+        while (found := self.state(name)) != state:
+            assert time.monotonic() < ends_s, f"{name} is {found} and not {state}"
+            time.sleep(0.01)
+
+    def torpord(self) -> int:
+        """The process id of the torpord that has the data directory."""
+        return int((self.data / "run" / "torpord.lock").read_text())
+
+    def wait_for_torpord(self, *, other_than: int) -> None:
+        """Until another torpord answers."""
+        ends_s = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                self.api("/torpor/v1/status")
+                if self.torpord() != other_than:
+                    return
+            except (OSError, ValueError, http.client.HTTPException):
+                time.sleep(0.05)
+            assert time.monotonic() < ends_s, "no torpord answers"
