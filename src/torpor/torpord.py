@@ -7,6 +7,7 @@ import fcntl
 import gc
 import importlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -213,6 +214,9 @@ def serve(settings: Settings) -> None:
 
 
 async def _run(settings: Settings) -> None:
+    # Each VM process takes a few descriptors here.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     problem = kvm_problem()
     if problem is None:
         await run(settings, Host(settings.data_dir, settings.limits))
