@@ -4,7 +4,6 @@ A template serves a configuration: owner, image, arguments, environment, size. I
 second start of that configuration, or when it was asked for, from a VM that has just become ready.
 """
 
-import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from torpor.controller.live import Live
 from torpor.controller.saved import SavedStates, configuration_key
 from torpor.controller.vm import Machine, Saved, State, VmHost
 from torpor.store import Base, InstanceRow, Store, StoreError
+from torpor.tasks import Tasks
 
 SEEN_MAX = 10_000
 """Configurations of which is remembered that they were started once."""
@@ -43,7 +43,7 @@ class Templates:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._warm: dict[int, Base | None] = {}
         self._siblings: OrderedDict[int, _Siblings] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     # Templates ----------------------------------------------------------------------------------
 
@@ -96,9 +96,7 @@ class Templates:
         siblings.deltas[live.row.uuid] = saved.content
         if len(siblings.deltas) >= SIBLINGS and not siblings.learning:
             siblings.learning = True
-            task = asyncio.get_running_loop().create_task(self._learn(siblings))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._learn(siblings))
 
     async def _learn(self, siblings: _Siblings) -> None:
         template = siblings.template
@@ -116,6 +114,4 @@ class Templates:
 
     async def close(self) -> None:
         """Gives up what is being learnt."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
