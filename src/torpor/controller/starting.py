@@ -165,7 +165,8 @@ class Starter:
         if pair is None:
             return
         row, policy = live.row, live.policy
-        if row.service_id is not None:
+        # A VM that a template is made of is gone then: no request may go there.
+        if row.service_id is not None and live.template_key is None:
             alone = len(self._lives.of_service(row.service_id)) <= 1
             live.group = self._groups.announce(row.service_id, anew=alone)
         what = Attachment(
