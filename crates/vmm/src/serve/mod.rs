@@ -57,6 +57,7 @@ impl State {
 #[derive(Debug)]
 struct Job {
     id: u64,
+    received_at: Instant,
     command: Command,
     descriptors: Vec<OwnedFd>,
 }
@@ -192,9 +193,14 @@ pub fn run(control: OwnedFd, kvm: OwnedFd) -> Result<u8, Failure> {
 /// Starts the thread that hears commands and puts the filter of all threads in place.
 fn confine(control: OwnedFd) -> Result<Arc<Shared>, Failure> {
     let fail = |what: &'static str| move |error: io::Error| Failure::new(format!("{what}: {error}"));
-    // SAFETY: mallopt(3) changes a setting of this process only. What is freed is overwritten: nothing of an instance may
-    // stay in the process behind it.
-    unsafe { libc::mallopt(libc::M_PERTURB, 0x5a) };
+    // SAFETY: mallopt(3) changes settings of this process only. What is freed is overwritten: nothing of an instance may
+    // stay in the process behind it. Buffers for a usual delta come from memory that was in use before: new pages from the
+    // kernel cost more than what they are for.
+    unsafe {
+        libc::mallopt(libc::M_PERTURB, 0x5a);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 2 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 8 << 20);
+    }
     let name = rustix::net::getsockname(&control).map_err(|error| fail("--control-fd")(error.into()))?;
     if name.address_family() != AddressFamily::UNIX {
         return Err(Failure::new("--control-fd: a bound Unix socket of type SOCK_SEQPACKET is wanted"));
@@ -309,6 +315,7 @@ fn expire(shared: &Shared) {
 }
 
 fn take(shared: &Shared, received: protocol::Received) {
+    let received_at = Instant::now();
     let request: Request = match serde_json::from_slice(&received.body) {
         Ok(request) => request,
         Err(error) => {
@@ -348,7 +355,7 @@ fn take(shared: &Shared, received: protocol::Received) {
         (Command::Standby(stop) | Command::Checkpoint(stop), State::Running) => {
             inner.deadline = Some(Instant::now() + Duration::from_millis(stop.within_ms.into()));
             let (busy, handle) = (stop.busy, inner.handle);
-            inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+            inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
             drop(inner);
             if let Some(handle) = handle {
                 handle.request_stop(busy);
@@ -370,7 +377,7 @@ fn take(shared: &Shared, received: protocol::Received) {
         (Command::Link {}, State::Running) => {
             inner.deadline = Some(Instant::now() + LINKED_WITHIN);
             let handle = inner.handle;
-            inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+            inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
             drop(inner);
             if let Some(handle) = handle {
                 handle.request_stop(true);
@@ -383,7 +390,7 @@ fn take(shared: &Shared, received: protocol::Received) {
         }
         _ => {}
     }
-    inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+    inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
     drop(inner);
     shared.changed.notify_all();
 }

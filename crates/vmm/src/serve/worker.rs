@@ -157,7 +157,7 @@ impl Worker {
                 let done = self.stored(&stop, captured);
                 self.answer(id, done);
             }
-            Some(Job { id, command: Command::Link {}, descriptors }) => {
+            Some(Job { id, command: Command::Link {}, descriptors, .. }) => {
                 let done = self.link(&mut Descriptors(descriptors.into_iter()));
                 self.vm.as_mut().expect("it ran").go_on();
                 self.answer(id, done);
@@ -202,7 +202,7 @@ impl Worker {
                 self.set_running(None);
                 Ok((json!({}), None))
             }
-            (Command::Restore(restore), State::Resting) => self.restore(&restore, &mut descriptors),
+            (Command::Restore(restore), State::Resting) => self.restore(&restore, job.received_at, &mut descriptors),
             // One that was stopped before, for a controller that has lost the answer.
             (Command::Standby(stop), State::Stopped) => {
                 let vm = self.vm.as_mut().expect("it is stopped");
@@ -307,7 +307,7 @@ impl Worker {
         inner.instance = Some(instance.unwrap_or(Identity { uuid: self.uuid, generation: 0 }));
     }
 
-    fn restore(&mut self, restore: &Restore, descriptors: &mut Descriptors) -> Done {
+    fn restore(&mut self, restore: &Restore, received_at: Instant, descriptors: &mut Descriptors) -> Done {
         let delta = match restore.delta {
             true => Some(read_all(descriptors.next("delta")?, DELTA_MAX_BYTES)?),
             false => None,
@@ -332,7 +332,8 @@ impl Worker {
         vm.restore(delta.as_deref(), &instance, link.as_ref(), self.template_stopped_at_ns)?;
         self.uuid = restore.uuid;
         self.set_running(Some(Identity { uuid: restore.uuid, generation: restore.generation }));
-        Ok((json!({}), None))
+        let took_ns = u64::try_from(received_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Ok((json!({ "took_ns": took_ns }), None))
     }
 
     fn template(&mut self, uuid: Uuid) -> Done {

@@ -164,8 +164,25 @@ pub struct Vm {
     tty: bool,
     /// The vCPU has run, so page tables are the guest's alone to write.
     entered: bool,
+    /// Of the last capture, as long as the VM is stopped since.
+    survey: Option<Survey>,
     /// What the guest has to be told when it goes on: see [`torpor_abi::handover::Handover::unsent_bytes`].
     relinked: Option<[u32; 3]>,
+}
+
+/// What a capture has learnt of memory.
+#[derive(Debug)]
+struct Survey {
+    /// How many pages the process has of its own.
+    private: usize,
+    /// Those that may differ from the base; all others do not.
+    changed: Vec<u32>,
+}
+
+impl Survey {
+    fn all_changed(private: Vec<u32>) -> Self {
+        Self { private: private.len(), changed: private }
+    }
 }
 
 /// Lets another thread ask a running VM to stop.
@@ -293,9 +310,10 @@ impl Vm {
         // Before the I/O thread has it: what is on its way already waits until there is somebody to take it.
         built.machine.gate.close();
         let mut vm = Self::new(built, family, base, pagemap, false, &io);
-        vm.enter_at_resume();
-        if !never_run {
-            vm.run_to_park()?;
+        if never_run {
+            vm.enter_at_resume();
+        } else {
+            vm.rest(0)?;
         }
         Ok(vm)
     }
@@ -324,6 +342,7 @@ impl Vm {
             pagemap,
             tty,
             entered: false,
+            survey: None,
             relinked: None,
         }
     }
@@ -348,6 +367,7 @@ impl Vm {
     /// [`Refusal::Host`] where a guest that should run parks.
     pub fn run(&mut self) -> Result<u32, Refusal> {
         self.entered = true;
+        self.survey = None;
         match run_until_stop(self.machine, &self.vm, &mut self.vcpu, &mut self.progress) {
             Stop::Quiesced(reason) => {
                 self.machine.control().quiesce().store(quiesce::NONE, Ordering::SeqCst);
@@ -377,7 +397,10 @@ impl Vm {
         self.progress.forget_events();
     }
 
-    fn run_to_park(&mut self) -> Result<(), Refusal> {
+    /// Runs the resume entry until it parks, so that it stores the page-table entries in the list.
+    fn rest(&mut self, entries: u32) -> Result<(), Refusal> {
+        handover::set_command(&self.machine.memory, command::REST, entries);
+        self.enter_at_resume();
         self.entered = true;
         match run_until_stop(self.machine, &self.vm, &mut self.vcpu, &mut self.progress) {
             Stop::Parked => Ok(()),
