@@ -75,6 +75,10 @@ bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.images
 
+bench-proxy: build rootfs ## what the proxy adds to a request, and its memory
+	@scripts/system-packages test
+	@$(BIN)/python -m tests.bench.proxy
+
 bench-api: build ## torpord with a million instances: speed, memory, start-up
 	@$(BIN)/python -m tests.bench.api
 
