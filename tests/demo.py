@@ -34,7 +34,7 @@ def main() -> int:
     with Server(DATA) as server:
         print(f"server up: proxy on 127.0.0.1:{server.proxy_port}")
         if NAME in server.instances():
-            server.torpor("instance", "rm", "--force", NAME)
+            server.torpor("instance", "rm", "--yes", NAME)
         print("torpor deploy examples/bun-counter (the first time its base image is made) ...")
         began_s = time.monotonic()
         directory = str(REPOSITORY / "examples" / "bun-counter")

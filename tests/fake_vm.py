@@ -67,7 +67,7 @@ class FakeVm:
         await asyncio.sleep(0)
         return Saved(self._content(), self.template_base)
 
-    def release(self) -> None:
+    async def release(self) -> None:
         self._gone()
 
     async def stop(self, *, force: bool, timeout_s: float) -> None:  # noqa: ARG002

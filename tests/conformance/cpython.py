@@ -26,6 +26,8 @@ ROOT = "cpython-tests"
 KEPT = REPOSITORY / "build" / "conformance" / "cpython"
 CASE_LIMIT_S = 60.0
 MEMORY = "1G"
+EMPTY_RUNS = 3
+"""After so many runs without a case a module is given up: on a busy machine one is not enough."""
 
 MODULES = (
     "test_os", "test_posix", "test_posixpath", "test_signal", "test_threadsignals", "test_eintr",
@@ -168,10 +170,12 @@ def run_module(module: str, side: str, only: list[str] | None = None) -> Outcome
     if not done:
         log.unlink(missing_ok=True)
     command = guest_command(module) if side == "guest" else natively_command(module)
+    empty_runs = 0
     while True:
         run = Run(command, done, only)
         done |= run.outcomes
-        finished = run.finished or not run.outcomes
+        empty_runs = 0 if run.outcomes else empty_runs + 1
+        finished = run.finished or empty_runs == EMPTY_RUNS
         if only is None:
             with log.open("ab") as file:
                 file.write(run.log)

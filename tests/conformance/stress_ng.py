@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from tests.harness import Result, run_native, vm_run
 
 ROOT = "stress"
-MEMORY = "1G"
+MEMORY = "3G"
+"""`iomix` alone allocates a file of 1 GiB, and half of the memory is for files."""
 SECONDS = 2
 TIMEOUT_S = 120.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import queue
@@ -40,7 +41,14 @@ class Proxy:
         (data / "run").mkdir(mode=0o700, exist_ok=True)
         self.data = data
         self.log = (data / "proxy.log").open("ab+")
-        words = [str(find_binary("torpor-proxy")), "--data", str(data), "--http", "127.0.0.1:0", *options]
+        words = [
+            str(find_binary("torpor-proxy")),
+            "--data",
+            str(data),
+            "--http",
+            "127.0.0.1:0",
+            *options,
+        ]
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=self.log, text=True)
         assert self.process.stdout is not None
         self.addresses: dict[str, tuple[str, int]] = {}
@@ -71,7 +79,7 @@ def _unknown(fields: dict[str, Any]) -> dict[str, Any]:
 class Torpord:
     """Says what it is told to say. `on["wake"]` and `on["idle"]` answer the proxy, in threads."""
 
-    def __init__(self, data: Path, **hello: Any) -> None:
+    def __init__(self, data: Path, on: dict[str, Ask] | None = None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         deadline = time.monotonic() + TIMEOUT_S
         holder = os.open(data / "run", os.O_PATH)
@@ -87,14 +95,13 @@ class Torpord:
         self._next_id = 1
         self._answers: dict[int, queue.Queue[dict[str, Any]]] = {}
         self._lock = threading.Lock()
-        self.on: dict[str, Ask] = {"wake": _unknown}
+        self.on: dict[str, Ask] = {"wake": _unknown, **(on or {})}
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.changed = threading.Condition()
         self.gone = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
-        if hello.get("polite", True):
-            self.welcome = self.ask("hello", server=str(uuid.uuid4()), suffix="localhost")
+        self.welcome = self.ask("hello", server=str(uuid.uuid4()), suffix="localhost")
 
     def close(self) -> None:
         if not self.gone.is_set():
@@ -165,7 +172,8 @@ class Torpord:
             reply = {"error": {"code": refusal.code, "message": refusal.message}}
         except OSError as error:
             reply = {"error": {"code": "failed", "message": str(error)}}
-        with self._lock:
+        # The proxy may be gone by then, with the test's end.
+        with self._lock, contextlib.suppress(OSError):
             self._send({"id": id_, **reply})
 
     def count(self, name: str) -> int:

@@ -50,12 +50,13 @@ class Connection:
     ended: bool = False
     closed: bool = False
     we_closed: bool = False
+    changed: threading.Condition = field(default_factory=threading.Condition)
 
     def send(self, data: bytes) -> None:
         """Blocks while the window is closed."""
         while data:
-            with self.guest.changed:
-                self.guest.changed.wait_for(
+            with self.changed:
+                self.changed.wait_for(
                     lambda: self.may_send_bytes > 0 or self.closed or self.guest.over, 30
                 )
                 if self.closed or self.guest.over or not self.may_send_bytes:
@@ -68,8 +69,8 @@ class Connection:
 
     def recv(self, *, at_least: int = 1) -> bytes:
         """What has come, once it is so much; empty at the end."""
-        with self.guest.changed:
-            self.guest.changed.wait_for(
+        with self.changed:
+            self.changed.wait_for(
                 lambda: (
                     len(self.received) >= at_least or self.ended or self.closed or self.guest.over
                 ),
@@ -82,7 +83,7 @@ class Connection:
         return data
 
     def close(self, errno: int = 0) -> None:
-        with self.guest.changed:
+        with self.changed:
             if self.we_closed:
                 return
             self.we_closed = True
@@ -118,7 +119,6 @@ class Guest:
         self.program = program
         self.refuse = refuse
         self.generation = generation
-        self.changed = threading.Condition()
         self.connections: dict[int, Connection] = state or {}
         self.accepted = 0
         self.over = False
@@ -152,10 +152,14 @@ class Guest:
 
     def die(self) -> None:
         """Closes the link, as a VM process does that is killed."""
-        with self.changed:
-            self.over = True
-            self.changed.notify_all()
+        self._end()
         self._close()
+
+    def _end(self) -> None:
+        self.over = True
+        for connection in list(self.connections.values()):
+            with connection.changed:
+                connection.changed.notify_all()
 
     def _close(self) -> None:
         if self in everyone:
@@ -177,9 +181,8 @@ class Guest:
             for stream, kind, payload, argument in frames(message):
                 self.seen.append((stream, kind))
                 self._take(stream, kind, payload, argument)
-        with self.changed:
-            self.over = not self._slept
-            self.changed.notify_all()
+        if not self._slept:
+            self._end()
 
     def _take(self, stream: int, kind: int, payload: bytes, argument: int) -> None:
         if stream == CONTROL:
@@ -207,7 +210,7 @@ class Guest:
         if connection_or_none is None:
             return
         connection = connection_or_none
-        with self.changed:
+        with connection.changed:
             if kind == DATA:
                 connection.received += payload
                 connection.received_bytes += len(payload)
@@ -217,7 +220,7 @@ class Guest:
                 connection.ended = True
             elif kind == CLOSE:
                 connection.closed = True
-            self.changed.notify_all()
+            connection.changed.notify_all()
         if kind == CLOSE:
             connection.close()
             self.forget_if_over(connection)

@@ -1,6 +1,5 @@
 """Waking and sleeping: one wake per host, silence, races, connections that outlive a sleep."""
 
-import contextlib
 import socket
 import threading
 import time
@@ -210,11 +209,16 @@ def test_idle_is_asked_again_of_the_next_torpord(proxy: Proxy, torpord: Torpord)
     assert get(proxy.address, HOST).status == 200
     assert asked.wait(30)
     torpord.close()
-    with contextlib.suppress(OSError):
-        next_one = Torpord(proxy.data)
+    connected = threading.Event()
+
+    def idle_again(fields: dict[str, Any]) -> dict[str, Any]:
+        assert connected.wait(30)
+        return instance.idle(fields)
+
+    next_one = Torpord(proxy.data, {"idle": idle_again, "wake": instance.wake})
     assert next_one.welcome["links"][0]["quiet"]
-    next_one.on.update(idle=instance.idle, wake=instance.wake)
     instance.torpord = next_one
+    connected.set()
     assert instance.asleep.wait(30)
     assert get(proxy.address, HOST).status == 200
     next_one.close()
@@ -277,7 +281,7 @@ def test_a_parked_instance_is_drained_and_goes_on(proxy: Proxy, torpord: Torpord
     pool = ThreadPoolExecutor(4)
     first = pool.submit(get, proxy.address, HOST)
     torpord.wait_for(lambda: torpord.count("wake") == 1)
-    while torpord.ask("stats")["links"][0]["in_flight"] == 0:
+    while not any(link["in_flight"] for link in torpord.ask("stats")["links"]):
         time.sleep(0.01)
     which = {"instance": instance.id, "generation": 0}
     parked = pool.submit(torpord.ask, "park", **which, drain_ms=30_000)

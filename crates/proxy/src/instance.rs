@@ -62,8 +62,8 @@ pub struct Instance {
     /// Since when nothing is in flight.
     quiet_since: Cell<Instant>,
     attached_at: Cell<Instant>,
-    /// The watcher waits for a change.
-    watching: Cell<bool>,
+    /// Until when the watcher waits; it looks by itself then.
+    looks_at: Cell<Option<Instant>>,
     changed: Notify,
     /// The last request in flight has ended.
     ended: Notify,
@@ -139,7 +139,7 @@ impl Instance {
             served: Cell::new(0),
             quiet_since: Cell::new(Instant::now()),
             attached_at: Cell::new(Instant::now()),
-            watching: Cell::new(false),
+            looks_at: Cell::new(None),
             changed: Notify::new(),
             ended: Notify::new(),
         });
@@ -236,9 +236,10 @@ impl Instance {
         Busy { instance: self.clone(), kind }
     }
 
-    /// The watcher looks again, if it waits.
+    /// The watcher looks again, where it would do so too late.
     fn touch(&self) {
-        if self.watching.get() {
+        let late = |at: Instant| self.looks_at.get().is_none_or(|looks_at| at < looks_at);
+        if self.sleep_at().is_some_and(late) {
             self.changed.notify_one();
         }
     }
@@ -268,20 +269,17 @@ impl Instance {
     /// Puts the instance to sleep whenever it may.
     async fn watch(self: Rc<Self>) {
         while self.phase.get() != Phase::Gone {
-            match self.sleep_at() {
+            let at = self.sleep_at();
+            self.looks_at.set(at);
+            match at {
                 Some(at) if at <= Instant::now() => self.fall_asleep().await,
                 Some(at) => {
-                    // What ends the silence makes `sleep_at` later, so nobody has to tell.
                     tokio::select! {
                         () = tokio::time::sleep_until(at.into()) => {}
                         () = self.changed.notified() => {}
                     }
                 }
-                None => {
-                    self.watching.set(true);
-                    self.changed.notified().await;
-                    self.watching.set(false);
-                }
+                None => self.changed.notified().await,
             }
         }
     }

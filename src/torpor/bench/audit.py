@@ -67,16 +67,20 @@ class Audit:
                 f"instance {index} ({UUID(bytes=old.uuid)}) answered as {uuid} with {count} "
                 f"instead of {expected}"
             )
+            if UUID(bytes=old.uuid) == _uuid(uuid):
+                self._note(index, count)  # so that one mistake is one finding
             return "wrong"
-        now_ms = self.now_ms()
-        durable = min(old.durable, count)
-        self.ledger.write(index, replace(
-            old, durable=durable, answered=count, asked=count, at_ms=now_ms
-        ))  # fmt: skip
+        self._note(index, count)
         if count < exact:
             self.fell_back += 1
             return "fell back"
         return "right"
+
+    def _note(self, index: int, count: int) -> None:
+        old = self.ledger.entry(index)
+        durable = min(old.durable, count)
+        known = replace(old, durable=durable, answered=count, asked=count, at_ms=self.now_ms())
+        self.ledger.write(index, known)
 
     def _killed(self, since_ms: int, until_ms: int) -> bool:
         return any(since_ms - MARGIN_MS <= at <= until_ms for at in self.kills_ms)

@@ -19,7 +19,7 @@ from torpor.bench import meters
 from torpor.bench.audit import Audit, clock
 from torpor.bench.counter import Counters, NoAnswerError
 from torpor.bench.http import Client
-from torpor.bench.journal import Baseline, Final, Journal, Killed, Settings, Step
+from torpor.bench.journal import Baseline, Final, Journal, Killed, Settings, Spent, Step
 from torpor.bench.ledger import Ledger
 from torpor.bench.loading import Loader, kill_now_and_then
 from torpor.bench.population import Population, for_each, raise_unless_made
@@ -32,6 +32,8 @@ AUDIT_EVERY = 10
 """At the end, one instance in this many is woken and asked."""
 BUSY_EVERY = 100
 BUSY_REQUESTS = 100
+MANY = 20
+"""Wrong answers that are shown at once."""
 WARM_UP = 3
 """Instances that make image, template and pool ready; they are not part of the run."""
 
@@ -98,11 +100,12 @@ class Density:
             measured = {step.instances for step in self.journal.of(Step)}
             for number in steps(self.options.count):
                 if number not in measured:
-                    async with self._faults():
-                        await self.loader.grow(number - min(sample, number // 2))
+                    await self._grow(number - min(sample, number // 2))
                     await self._measure(number)
             return await self._finish()
         finally:
+            for message in population.audit.wrong[:MANY]:
+                self.say(f"WRONG: {message}")
             population.api.close()
             population.counters.proxy.close()
 
@@ -128,6 +131,17 @@ class Density:
         counts = await population.api.counts()
         self.journal.add(Baseline(sum(counts.values()), self._disk_bytes()))
 
+    async def _grow(self, until: int) -> None:
+        """Starts instances, with what that takes of the processors until they sleep."""
+        started, before = self.population.started, meters.spent_s(self.target.parts())
+        async with self._faults():
+            await self.loader.grow(until)
+        await self.population.settle()
+        after = meters.spent_s(self.target.parts())
+        if self.population.started > started:
+            seconds = {part: max(after[part] - before[part], 0) for part in after}
+            self.journal.add(Spent(self.population.started - started, seconds))
+
     @asynccontextmanager
     async def _faults(self) -> AsyncIterator[None]:
         """Kills processes meanwhile, if that is wanted."""
@@ -147,7 +161,6 @@ class Density:
     async def _measure(self, number: int) -> None:
         """Samples while all others sleep, then what the server costs while nothing happens."""
         population = self.population
-        await population.settle()
         self.say(f"measuring at {number:,}")
         asleep = range(population.next)
         chosen = random.sample(asleep, min(self.options.sample, len(asleep)))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from torpor.bench.density import AUDIT_EVERY, BUSY_REQUESTS
-from torpor.bench.journal import Baseline, Final, Journal, Killed, Progress, Settings, Step
+from torpor.bench.journal import Baseline, Final, Journal, Killed, Progress, Settings, Spent, Step
 from torpor.bench.plots import curves
 from torpor.bench.report import Bar, Report, commit, host, percentile
 
@@ -36,6 +36,10 @@ def _rows(
     if progress is not None and progress.loading_s:
         rate = progress.loaded / progress.loading_s
         report.value("started", rate, "1/s", bar=Bar(700, at_least=True))
+    spent = journal.of(Spent)
+    for part in spent[-1].seconds if spent else ():
+        each_ms = 1e3 * sum(one.seconds[part] for one in spent) / sum(s.instances for s in spent)
+        report.value(f"processor per start: {part}", each_ms, "ms")
     for step in (first, last) if first is not last else (last,):
         for what, values in (("start", step.start_ms), ("wake", step.wake_ms)):
             report.samples(f"{what} at {step.instances}", values, "ms", bar=Bar(1.5))

@@ -50,6 +50,14 @@ class Killed(msgspec.Struct, frozen=True, tag="killed"):
     """`torpord`, `proxy` or `vm`."""
 
 
+class Spent(msgspec.Struct, frozen=True, tag="spent"):
+    """Processor time of a part of the creation phase."""
+
+    instances: int
+    seconds: dict[str, float]
+    """By part of the server, and of the client."""
+
+
 class Baseline(msgspec.Struct, frozen=True, tag="baseline"):
     """The server before the run: image and template are there, and hardly any instances."""
 
@@ -89,7 +97,7 @@ class Final(msgspec.Struct, frozen=True, tag="final"):
     restart_s: float | None
 
 
-Line = Progress | Killed | Baseline | Step | Final
+Line = Progress | Killed | Spent | Baseline | Step | Final
 
 _lines: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 

@@ -1,6 +1,8 @@
 """What a server costs: processor time and memory of its processes, disk of its data directory."""
 
+import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,20 @@ def cpu_s(process: Process | None) -> float:
     if int(fields[19]) != process.started_ticks:
         return 0.0
     return sum(map(int, fields[11:15])) / TICKS_S
+
+
+def spent_s(parts: Parts) -> dict[str, float]:
+    """Processor time of a server so far, by part; ended VM processes are torpord's children."""
+    ended_s = 0.0
+    if parts.torpord is not None:
+        with contextlib.suppress(OSError):
+            ended_s = sum(map(int, _fields(parts.torpord.pid)[13:15])) / TICKS_S
+    return {
+        "torpord": cpu_s(parts.torpord) - ended_s,
+        "proxy": cpu_s(parts.proxy),
+        "VMs": sum(map(cpu_s, parts.vms)) + ended_s,
+        "client": time.process_time(),
+    }
 
 
 def rss_bytes(process: Process | None) -> int:

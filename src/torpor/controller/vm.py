@@ -127,8 +127,11 @@ class VmProcess(Protocol):
     async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
         """Gives the state while the VM runs on."""
 
-    def release(self) -> None:
-        """The state is committed, or not wanted: the process is free. `ended` is not called."""
+    async def release(self) -> None:
+        """The state is committed, or not wanted: the process is free. `ended` is not called.
+
+        Its end of the link is closed when this returns.
+        """
 
     async def stop(self, *, force: bool, timeout_s: float) -> None:
         """Ends it: SIGTERM to its program and, after `timeout_s` or with `force`, the process.

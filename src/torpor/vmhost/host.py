@@ -5,9 +5,8 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from torpor.controller.errors import BusyError, Code, ItemError
@@ -25,6 +24,7 @@ from torpor.controller.vm import (
 from torpor.errors import TorporError
 from torpor.images import ImageStore
 from torpor.store import Base
+from torpor.tasks import Tasks
 from torpor.vmhost.adopting import Left, find_left
 from torpor.vmhost.loaded import Loaded, Templates, memory_file, open_image, owner_digest
 from torpor.vmhost.pool import Limits, Pool
@@ -54,7 +54,7 @@ class Host:
         self._budget_bytes = limits.memory_bytes or int(_host_memory_bytes() * MEMORY_SHARE)
         self._used_bytes = 0
         self._workers: set[Worker] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._pool = Pool(limits, self._prepared)
         self._pool.room = self.has_room
         self._templates: Templates
@@ -69,7 +69,7 @@ class Host:
     def start(self) -> None:
         """Begins what goes on in the background."""
         self._pool.start()
-        self._task(self._measure())
+        self._tasks.start(self._measure())
 
     # Starting -----------------------------------------------------------------------------------
 
@@ -207,24 +207,27 @@ class Host:
 
     # Coming back to the pool --------------------------------------------------------------------
 
-    def _free(self, worker: Worker) -> None:
+    async def _free(self, worker: Worker) -> None:
         """A VM is stopped and its state is safe, or not wanted."""
         self._served(worker)
-        if worker.rest is None or not self._limits.reuse:
+        kept = False
+        if worker.rest is not None and self._limits.reuse:
+            # Whoever waits may go away; the process has to rest or end all the same.
+            kept = await asyncio.shield(self._tasks.start(self._reset(worker)))
+        if not kept:
             worker.kill()
-        else:
-            self._task(self._reset(worker))
+            await worker.dead()
 
-    async def _reset(self, worker: Worker) -> None:
+    async def _reset(self, worker: Worker) -> bool:
+        """Puts a process back to rest; whether it can be used again."""
         try:
-            kept = await worker.process.reset()
+            rests = await worker.process.reset()
         except (Refused, ConnectionError):
-            kept = False
-        warm = worker.rest and self._warm_id(worker.rest)
-        if kept and worker.rest is not None and worker.rest.warm_id == warm:
-            self._pool.give(worker)
-        else:
-            worker.kill()
+            return False
+        if not rests or worker.rest is None or worker.rest.warm_id != self._warm_id(worker.rest):
+            return False
+        self._pool.give(worker)
+        return True
 
     def _warm_id(self, rest: Rest) -> int | None:
         loaded = self._templates.get(rest.template_id)
@@ -360,9 +363,7 @@ class Host:
         return None if digest is None else self._find(bytes.fromhex(digest))
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         await self._pool.close()
         for worker in list(self._workers):
             if worker.listener is not None and not worker.killed:
@@ -374,11 +375,6 @@ class Host:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(worker.dead(), 5)
         self._templates.close()
-
-    def _task(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _origin(text: str) -> Origin | None:

@@ -27,7 +27,7 @@ class RunningVm:
         uuid: str,
         template: Base | None,
         warm: Base | None,
-        free: Callable[[Worker], None],
+        free: Callable[[Worker], Coroutine[Any, Any, None]],
     ) -> None:
         self.worker = worker
         self.pid = worker.pid
@@ -76,9 +76,9 @@ class RunningVm:
         deadline_ns = stored.next_deadline_ns
         return Saved(read_all(stored.descriptor), self._template, self._warm, deadline_ns)
 
-    def release(self) -> None:
+    async def release(self) -> None:
         self.worker.listener = None
-        self._free(self.worker)
+        await self._free(self.worker)
 
     async def stop(self, *, force: bool, timeout_s: float) -> None:
         if not force and await self._terminate():

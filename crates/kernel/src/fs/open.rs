@@ -193,7 +193,10 @@ fn open_tmpfile(caller: &Caller, walk: Walk<'_>, how: How) -> Result<Rc<OpenFile
     let name = format!("#{}", inode.metadata().ino);
     let entry = Entry::nameless(&directory.entry, name.as_bytes(), inode);
     let location = Location::new(entry, directory.mount);
-    finish(caller, location, flags - OpenFlags::DIRECTORY, true)
+    // The flag is part of O_TMPFILE, and stays, though the file is no directory.
+    let file = finish(caller, location, flags - OpenFlags::DIRECTORY, true)?;
+    file.flags.set(file.flags.get() | OpenFlags::DIRECTORY);
+    Ok(file)
 }
 
 fn finish_existing(caller: &Caller, location: Location, flags: OpenFlags) -> Result<Rc<OpenFile>> {

@@ -61,7 +61,7 @@ const NUMBERS: &[(u32, u32, i32, i32, i32, For)] = &[
     (1, 12, 0, 0, 6, For::All),                   // SO_PRIORITY
     (1, 15, 0, 0, 1, For::All),                   // SO_REUSEPORT
     (1, 16, 0, 0, 1, For::Unix),                  // SO_PASSCRED
-    (1, 18, 1, 1, i32::MAX, For::All),            // SO_RCVLOWAT
+    (1, 18, 1, 0, i32::MAX, For::All),            // SO_RCVLOWAT
     (1, 29, 0, 0, 1, For::All),                   // SO_TIMESTAMP
     (0, 1, 0, 0, 255, For::Inet),                 // IP_TOS
     (0, 2, 64, 1, 255, For::Inet),                // IP_TTL

@@ -245,28 +245,30 @@ impl Socket {
 
     /// What connect(2) says to a stream socket that was told to connect before; None where it may do so now.
     pub(super) fn connecting_again(self: &Rc<Self>, nonblocking: bool) -> Option<Result<()>> {
+        let on_its_way = self.outside().is_some_and(|connection| !connection.is_opened());
+        if !on_its_way && !self.connecting.get() {
+            return self.is_connected().then_some(Err(Errno::EISCONN));
+        }
         if let Some(error) = self.take_error() {
-            if self.outside().is_some_and(|connection| !connection.is_opened()) {
+            if on_its_way {
                 outside::failed(self);
-            } else if self.is_inet() {
+            } else {
                 self.disconnect();
                 self.error.set(None);
             }
             return Some(Err(error));
         }
-        match self.outside() {
-            Some(connection) if !connection.is_opened() => {
-                return Some(if nonblocking { Err(Errno::EALREADY) } else { outside::await_connection(self) });
-            }
-            None if !self.is_connected() && !self.connecting.get() => return None,
-            None if !self.is_connected() => {
-                // It has failed, and somebody has asked why.
-                self.disconnect();
-                return Some(Err(Errno::ECONNABORTED));
-            }
-            _ => {}
+        if on_its_way {
+            return Some(if nonblocking { Err(Errno::EALREADY) } else { outside::await_connection(self) });
         }
-        Some(if self.connecting.replace(false) { Ok(()) } else { Err(Errno::EISCONN) })
+        if self.remote.borrow().is_none() {
+            // It has failed or was reset, and somebody has heard why.
+            self.disconnect();
+            self.error.set(None);
+            return Some(Err(Errno::ECONNABORTED));
+        }
+        self.connecting.set(false);
+        Some(Ok(()))
     }
 
     /// Takes a netlink port; without a wish one that nobody has.
@@ -601,13 +603,18 @@ impl Socket {
 
     /// Whether `len` more bytes may be sent to `peer` now: any room will do for streams, a message must fit whole.
     pub(super) fn send_room(&self, peer: &Socket) -> usize {
-        peer.incoming.limit_bytes.get().min(self.send_buffer_bytes.get()).saturating_sub(peer.incoming.used_bytes())
+        self.buffer_bytes(peer).saturating_sub(peer.incoming.used_bytes())
+    }
+
+    /// The two ends' buffers are one, as large as the smaller of them.
+    fn buffer_bytes(&self, peer: &Socket) -> usize {
+        peer.incoming.limit_bytes.get().min(self.send_buffer_bytes.get())
     }
 
     /// Whether a connection is told to be writable: Unix sockets while at most a quarter of the buffer is in use, TCP while a
     /// quarter is free.
     fn may_write(&self, peer: &Socket) -> bool {
-        let quarter = self.send_buffer_bytes.get() / 4;
+        let quarter = self.buffer_bytes(peer) / 4;
         if self.is_unix() { peer.incoming.used_bytes() <= quarter } else { self.send_room(peer) > quarter }
     }
 

@@ -111,7 +111,9 @@ impl Socket {
 
     fn try_receive_stream(&self, dst: &mut Dest<'_>, flags: u32) -> Result<Option<Received>> {
         if self.incoming.is_empty() {
-            if let Some(error) = self.take_error() {
+            // What came in order came to its end, whatever became of our own half later.
+            let in_order = self.is_inet() && self.error.get() == Some(Errno::EPIPE);
+            if let Some(error) = self.take_error_if(!in_order) {
                 return Err(error);
             }
             let over = self.read_ended.get() || (self.peer().is_none() && self.outside().is_none());
@@ -222,12 +224,16 @@ impl Socket {
         if let Some(connection) = self.outside() {
             return connection.write(src);
         }
+        if self.is_unix() && src.remaining() == 0 {
+            return Ok(Some(0));
+        }
         let Some(peer) = self.peer() else {
             // The peer is gone. TCP finds out by the reset that answers its first bytes.
             if self.is_inet() && src.remaining() > 0 {
-                self.reset();
                 let mut lost = vec![0; src.remaining().min(PIECE_BYTES)];
-                return src.take(&mut lost).map(Some);
+                let taken = src.take(&mut lost)?;
+                self.reset();
+                return Ok(Some(taken));
             }
             return Err(Errno::EPIPE);
         };
@@ -304,8 +310,11 @@ impl Socket {
         passed: &Passed,
         nonblocking: bool,
     ) -> Result<usize> {
-        if self.is_inet() && src.remaining() > usize::from(u16::MAX) {
-            return Err(Errno::EMSGSIZE);
+        if self.is_inet() {
+            inet::ensure_bound(self)?;
+            if src.remaining() > usize::from(u16::MAX) {
+                return Err(Errno::EMSGSIZE);
+            }
         }
         if !self.has_target(to.is_some()) {
             return Err(Errno::EDESTADDRREQ);

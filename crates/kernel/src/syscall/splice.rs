@@ -157,21 +157,18 @@ fn sys_sendfile(args: Args) -> Result<u64> {
     let to = opened(args.i32(0))?;
     check_modes(&from, &to)?;
     let len = args.usize(3).min(MAX_BYTES);
-    if len == 0 {
-        return Ok(0);
-    }
     let mut source = Place { file: &from, offset };
     let n = if let Some(target) = PipeEnd::of(&to) {
-        splice::from_file(&mut source, target, len, to.nonblocking())?
+        if len == 0 { 0 } else { splice::from_file(&mut source, target, len, to.nonblocking())? }
     } else {
         let file_type = from.metadata().file_type;
-        if !matches!(file_type, FileType::Regular | FileType::BlockDevice) {
+        if !matches!(file_type, FileType::Regular | FileType::BlockDevice | FileType::Anonymous) {
             return Err(Errno::EINVAL);
         }
         if to.flags.get().contains(OpenFlags::APPEND) {
             return Err(Errno::EINVAL);
         }
-        splice::copy(&mut source, &mut Place { file: &to, offset: None }, len)?
+        if len == 0 { 0 } else { splice::copy(&mut source, &mut Place { file: &to, offset: None }, len)? }
     };
     note_read(&from, n);
     note_write(&to, n);

@@ -18,6 +18,12 @@ pub const MIN_SLICE_NS: u64 = 2_000_000;
 /// Time slice of SCHED_RR (sched_rr_get_interval(2)).
 pub const RR_SLICE_NS: u64 = 100_000_000;
 
+/// In each of these periods real-time threads leave a twentieth to the others that want to run
+/// (kernel.sched_rt_period_us).
+pub const REALTIME_PERIOD_NS: u64 = 1_000_000_000;
+/// Their share of a period (kernel.sched_rt_runtime_us).
+pub const REALTIME_SHARE_NS: u64 = 950_000_000;
+
 /// Scheduling policies with Linux's numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
@@ -59,6 +65,8 @@ const WEIGHTS: [u64; 40] = {
     }
     weights
 };
+/// Rank of all threads that are not real-time ones.
+const OTHERS: u8 = 100;
 /// Weight of SCHED_IDLE.
 const IDLE_WEIGHT: u64 = 3;
 
@@ -84,7 +92,7 @@ impl Params {
 
     /// Smaller runs first; equal for all that share the processor by virtual runtime.
     const fn rank(self) -> u8 {
-        if self.realtime() { 99 - self.priority } else { 100 }
+        if self.realtime() { 99 - self.priority } else { OTHERS }
     }
 }
 
@@ -115,13 +123,23 @@ pub struct RunQueue<T> {
     in_front: u64,
     /// Never falls; no runnable thread is far behind it.
     floor_ns: u64,
+    /// When the period began, and what real-time threads have run in it.
+    period_start_ns: u64,
+    realtime_ns: u64,
 }
 
 impl<T> RunQueue<T> {
     /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
-        Self { queue: BTreeMap::new(), behind: 1 << 63, in_front: (1 << 63) - 1, floor_ns: 0 }
+        Self {
+            queue: BTreeMap::new(),
+            behind: 1 << 63,
+            in_front: (1 << 63) - 1,
+            floor_ns: 0,
+            period_start_ns: 0,
+            realtime_ns: 0,
+        }
     }
 
     /// Puts a thread in, whose virtual runtime may be raised to what the queue's rules give. Returns its place.
@@ -149,15 +167,42 @@ impl<T> RunQueue<T> {
 
     /// Takes the next thread out.
     pub fn pop(&mut self) -> Option<T> {
-        let (key, thread) = self.queue.pop_first()?;
-        if key.rank == 100 {
+        let key = self.first()?;
+        if key.rank == OTHERS {
             self.floor_ns = self.floor_ns.max(key.virtual_ns);
         }
-        Some(thread)
+        self.queue.remove(&key)
     }
 
-    /// Tells the queue how far the running thread has come while nobody else was runnable.
-    pub fn advance(&mut self, params: Params, virtual_ns: u64) {
+    /// The place of the next: one of the others where real-time threads have had their share.
+    fn first(&self) -> Option<Key> {
+        let (first, _) = self.queue.first_key_value()?;
+        let others = Key { rank: OTHERS, virtual_ns: 0, sequence: 0 };
+        let other = if self.share_is_spent() { self.queue.range(others..).next() } else { None };
+        Some(other.map_or(*first, |(key, _)| *key))
+    }
+
+    fn share_is_spent(&self) -> bool {
+        self.realtime_ns >= REALTIME_SHARE_NS
+    }
+
+    /// Whether rank `a` comes before rank `b`, which is another.
+    fn comes_first(&self, a: u8, b: u8) -> bool {
+        match (a == OTHERS, b == OTHERS) {
+            (false, true) => !self.share_is_spent(),
+            (true, false) => self.share_is_spent(),
+            _ => a < b,
+        }
+    }
+
+    /// Tells the queue that the running thread has run for `ns` until `now_ns`, and how far it has come by that.
+    pub fn advance(&mut self, params: Params, virtual_ns: u64, now_ns: u64, ns: u64) {
+        if now_ns.saturating_sub(self.period_start_ns) >= REALTIME_PERIOD_NS {
+            (self.period_start_ns, self.realtime_ns) = (now_ns, 0);
+        }
+        if params.realtime() {
+            self.realtime_ns += ns;
+        }
         if !params.realtime() {
             let least = self.queue.first_key_value().map_or(u64::MAX, |(key, _)| key.virtual_ns);
             self.floor_ns = self.floor_ns.max(virtual_ns.min(least));
@@ -197,7 +242,7 @@ impl<T> RunQueue<T> {
     #[must_use]
     pub fn preempts(&self, key: Key, woken: Params, running: Params, running_virtual_ns: u64) -> bool {
         if key.rank != running.rank() {
-            return key.rank < running.rank();
+            return self.comes_first(key.rank, running.rank());
         }
         if running.realtime() || woken.policy != Policy::Other {
             return running.policy == Policy::Idle && woken.policy != Policy::Idle;
@@ -208,9 +253,9 @@ impl<T> RunQueue<T> {
     /// Whether the running thread, which has had the processor for `ran_ns`, should give it to the first of the queue.
     #[must_use]
     pub fn slice_over(&self, running: Params, running_virtual_ns: u64, ran_ns: u64) -> bool {
-        let Some((first, _)) = self.queue.first_key_value() else { return false };
+        let Some(first) = self.first() else { return false };
         if first.rank != running.rank() {
-            return first.rank < running.rank();
+            return self.comes_first(first.rank, running.rank());
         }
         match running.policy {
             Policy::Fifo => false,
@@ -252,7 +297,7 @@ mod tests {
             ran += TICK_NS;
             got[running] += TICK_NS;
             virtual_ns[running] += params[running].virtual_ns(TICK_NS);
-            queue.advance(params[running], virtual_ns[running]);
+            queue.advance(params[running], virtual_ns[running], at, TICK_NS);
             if queue.slice_over(params[running], virtual_ns[running], ran) {
                 queue.insert(running, params[running], &mut virtual_ns[running], Reason::Expired);
                 running = queue.pop().expect("a thread");
@@ -288,9 +333,16 @@ mod tests {
     #[test]
     fn fifo_runs_until_it_blocks_and_round_robin_alternates() {
         let fifo = Params { policy: Policy::Fifo, priority: 10, nice: 0 };
-        assert_eq!(share(&[fifo, fifo, nice(0)], 1_000_000_000)[1..], [0, 0]);
+        assert_eq!(share(&[fifo, fifo, nice(0)], 900_000_000)[1..], [0, 0]);
         let rr = Params { policy: Policy::RoundRobin, ..fifo };
-        assert_eq!(share(&[rr, rr, nice(0)], 1_000_000_000), [500_000_000, 500_000_000, 0]);
+        assert_eq!(share(&[rr, rr, nice(0)], 800_000_000), [400_000_000, 400_000_000, 0]);
+    }
+
+    #[test]
+    fn realtime_threads_leave_a_twentieth_to_the_others() {
+        let fifo = Params { policy: Policy::Fifo, priority: 10, nice: 0 };
+        assert_eq!(share(&[fifo, nice(0), nice(0)], 10_000_000_000), [9_500_000_000, 250_000_000, 250_000_000]);
+        assert_eq!(share(&[fifo], 10_000_000_000), [10_000_000_000]);
     }
 
     #[test]
@@ -305,7 +357,7 @@ mod tests {
         let mut queue = RunQueue::new();
         let computes = nice(0);
         let computes_ns = 5_000_000_000;
-        queue.advance(computes, computes_ns);
+        queue.advance(computes, computes_ns, computes_ns, computes_ns);
         let mut server_ns = 17;
         let key = queue.insert("server", nice(0), &mut server_ns, Reason::Woken);
         assert!(queue.preempts(key, nice(0), computes, computes_ns));

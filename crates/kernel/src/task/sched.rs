@@ -308,7 +308,7 @@ pub fn account() {
         sched.ran_ns.set(sched.ran_ns.get() + ns);
         let params = entity.params.get();
         entity.virtual_ns.set(entity.virtual_ns.get() + params.virtual_ns(ns));
-        sched.queue.borrow_mut().advance(params, entity.virtual_ns.get());
+        sched.queue.borrow_mut().advance(params, entity.virtual_ns.get(), sched.accounted_to.get().0, ns);
     });
 }
 

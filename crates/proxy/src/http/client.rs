@@ -52,6 +52,9 @@ impl Drop for InFlight {
         self.0.in_flight.set(count);
         if count == 0 {
             self.0.enter(Phase::Idle);
+            if self.0.half_closed.get().is_some() {
+                self.0.changed();
+            }
         }
     }
 }
@@ -74,6 +77,12 @@ impl Connection {
         })
     }
 
+    /// Whether several requests share it (HTTP/2).
+    #[must_use]
+    pub fn is_multiplexed(&self) -> bool {
+        self.multiplexed
+    }
+
     fn enter(&self, phase: Phase) {
         self.phase.set(phase);
         self.since.set(Instant::now());
@@ -93,7 +102,7 @@ impl Connection {
         self.phase.get() == Phase::Head
     }
 
-    /// A deadline may have come nearer, in another task than the connection's.
+    /// The connection's task is to look again: a deadline may have come nearer.
     pub fn changed(&self) {
         if let Some(watchdog) = &*self.watchdog.borrow() {
             watchdog.wake_by_ref();
@@ -103,8 +112,8 @@ impl Connection {
     fn deadline(&self) -> Option<Instant> {
         let phase = match self.phase.get() {
             Phase::Idle => Some(self.since.get() + KEEP_ALIVE),
-            Phase::Head if !self.multiplexed => Some(self.since.get() + HEAD_TIME),
-            Phase::Head | Phase::Busy => None,
+            Phase::Head => Some(self.since.get() + HEAD_TIME),
+            Phase::Busy => None,
         };
         let after = |since: Option<Instant>, time: Duration| since.map(|since| since + time);
         let stalls = [
@@ -190,7 +199,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Transport<T> {
             let before = into.filled().len();
             std::task::ready!(Pin::new(&mut self.inner).poll_read(cx, into))?;
             if into.filled().len() > before {
-                if connection.phase.get() == Phase::Idle {
+                if connection.phase.get() == Phase::Idle && !connection.multiplexed {
                     connection.enter(Phase::Head);
                 }
                 return Poll::Ready(Ok(()));

@@ -8,8 +8,8 @@ use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard};
-use torpor_streams::ledger::Violation;
 use torpor_abi::frame::{Header, kind, stream};
+use torpor_streams::ledger::Violation;
 use torpor_streams::link::{MESSAGE_MAX_BYTES, receive, split_frame};
 
 /// While the guest runs its memory is measured this often; an idle guest takes none.

@@ -200,6 +200,34 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_for_a_former_link_is_passed_on_as_far_as_it_outlives_it() {
+        let (memory, mut ring) = (memory(), TransmitRing::default());
+        let frame = |stream, kind, len| Header { stream, kind, len, argument: 0 };
+        guest_sends(&memory, &frame(stream::STDOUT, kind::DATA, 5), b"first");
+        guest_sends(&memory, &Header { argument: 9, ..frame(stream::STDIN, kind::CREDIT, 0) }, &[]);
+        guest_sends(&memory, &frame(17, kind::DATA, 3), b"abc");
+        guest_sends(&memory, &frame(stream::STDOUT, kind::SHUTDOWN, 0), &[]);
+        let mut kept = Vec::new();
+        ring.relink(&memory, |header| kept.push((header.stream, header.len))).expect("valid");
+        assert_eq!(kept, [(stream::STDOUT, 5), (stream::STDOUT, 0)]);
+        guest_sends(&memory, &frame(stream::STDERR, kind::DATA, 6), b"second");
+        let mut message = Message::default();
+        assert!(ring.take(&memory, &mut Ledger::new(false), &mut message).expect("valid"));
+        let bytes = message.into_bytes();
+        let (first, payload, rest) = split_frame(&bytes).expect("a frame");
+        assert_eq!((first.stream, payload), (stream::STDOUT, &b"first"[..]));
+        let (shutdown, _, rest) = split_frame(rest).expect("a frame");
+        assert_eq!((shutdown.stream, shutdown.kind), (stream::STDOUT, kind::SHUTDOWN));
+        let (last, payload, rest) = split_frame(rest).expect("a frame");
+        assert_eq!((last.stream, payload, rest), (stream::STDERR, &b"second"[..], &b""[..]));
+        assert!(!ring.has_frames(&memory));
+        // From here on the guest knows of the new link: what it says of a connection counts.
+        guest_sends(&memory, &frame(17, kind::DATA, 3), b"abc");
+        let refused = ring.take(&memory, &mut Ledger::new(false), &mut Message::default());
+        assert!(matches!(refused, Err(Fatal::Frame(Violation::Stream { stream: 17, .. }))));
+    }
+
+    #[test]
     fn a_full_receive_ring_takes_no_more() {
         let (memory, mut ring) = (memory(), ReceiveRing::default());
         let frame = vec![1; 1 << 15];
@@ -224,7 +252,7 @@ mod tests {
             head: u32, near in 0_u32..400, tail: u32, use_near: bool,
         ) {
             let memory = memory();
-            let (mut ring, mut ledger) = (TransmitRing { tail }, Ledger::new(false));
+            let (mut ring, mut ledger) = (TransmitRing { tail, ..TransmitRing::default() }, Ledger::new(false));
             Control(&memory).tx_head().store(tail, Ordering::Relaxed);
             for (stream, kind, len, argument) in small {
                 guest_sends(&memory, &Header { stream, kind, len, argument }, &vec![1; len as usize]);

@@ -18,7 +18,7 @@ use alloc::rc::Rc;
 use core::any::Any;
 use linux_raw_sys::general::{
     F_ADD_SEALS, F_GET_SEALS, F_SEAL_EXEC, F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE,
-    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, SEEK_DATA, SEEK_END, SEEK_HOLE,
+    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, SEEK_DATA, SEEK_END, SEEK_HOLE,
 };
 
 /// All seals there are.
@@ -176,16 +176,13 @@ impl Node {
                 // Pages beyond the end may have been allocated with FALLOC_FL_KEEP_SIZE.
                 self.punch(offset, end)?;
             }
-            kind @ (0 | FALLOC_FL_ZERO_RANGE) => {
+            0 => {
                 let grows = end > data.size() && !keep;
-                if (grows && seals & F_SEAL_GROW != 0) || (kind != 0 && seals & F_SEAL_WRITE != 0) {
+                if grows && seals & F_SEAL_GROW != 0 {
                     return Err(Errno::EPERM);
                 }
                 size_limit::check(data.size(), end)?;
                 self.mark_changed();
-                if kind == FALLOC_FL_ZERO_RANGE {
-                    self.punch(offset, end)?;
-                }
                 self.preallocate(offset, end)?;
                 if grows {
                     self.set_size(end)?;

@@ -5,6 +5,7 @@ use crate::errno::Result;
 use crate::fs::generated::Tree;
 use crate::ipc::limits;
 use crate::random;
+use crate::task::runqueue::{REALTIME_PERIOD_NS, REALTIME_SHARE_NS};
 use crate::task::uts;
 use alloc::format;
 use alloc::rc::Rc;
@@ -71,6 +72,8 @@ pub(super) fn fill(tree: &mut Tree) {
         t.text("overflowuid", line("65534"));
         t.text("overflowgid", line("65534"));
         t.text("randomize_va_space", line("2"));
+        t.text("sched_rt_period_us", line(format!("{}", REALTIME_PERIOD_NS / 1000)));
+        t.text("sched_rt_runtime_us", line(format!("{}", REALTIME_SHARE_NS / 1000)));
         t.text("core_pattern", line("core"));
         t.text("core_uses_pid", line("0"));
         t.text("io_uring_disabled", line("2"));
