@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-snapshot bench-api test-examples rootfs lock clean
+.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-snapshot bench-clones bench-api test-examples rootfs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,8 +55,9 @@ test-stock-kvm: build ## VM process and guest kernel on a stock kernel's kvm-amd
 conformance: build ## all tests, pending ones too; writes docs/conformance.md
 	$(BIN)/python -m tests.conformance
 
-soak: build rootfs ## minutes of load and faults (SOAK_MINUTES, default 10)
+soak: build rootfs ## minutes of load and faults, twice (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.snapshot.soak
 
 bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
 	@scripts/system-packages test
@@ -65,6 +66,9 @@ bench-guest: build ## start-up, memory and speed of a microVM beside native Linu
 
 bench-snapshot: build rootfs ## waking, sleeping and sizes of VMs of one template
 	@$(BIN)/python -m tests.bench.snapshot
+
+bench-clones: build rootfs ## random numbers in a thousand clones
+	@$(BIN)/python -m tests.bench.clones
 
 bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test

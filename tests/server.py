@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -110,6 +111,23 @@ class Server:
         while (found := self.state(name)) != state:
             assert time.monotonic() < ends_s, f"{name} is {found} and not {state}"
             time.sleep(0.01)
+
+    def kill_vm(self, uuid: str) -> None:
+        """SIGKILL for the VM process that an instance is."""
+        load = self.api("/torpor/v1/load")
+        (pid,) = [vm["pid"] for vm in load["running"] if vm["uuid"] == uuid]
+        os.kill(pid, signal.SIGKILL)
+
+    def proxy(self) -> int:
+        """The process id of the proxy."""
+        supervisor = int((self.data / "run" / "supervisor.pid").read_text())
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+        (pid,) = [
+            int(child)
+            for child in children
+            if Path(f"/proc/{child}/comm").read_text() == "torpor-proxy\n"
+        ]
+        return pid
 
     def torpord(self) -> int:
         """The process id of the torpord that has the data directory."""

@@ -46,7 +46,7 @@ async def test_a_wake_writes_nothing(controller: Controller, owner: Owner, host:
     await controller.start(owner, asleep)
     assert await controller.wait(row, "running", 30) == ("running", True)
     assert current(controller, row) == asleep
-    assert controller.lifecycle.state(asleep) == "running"
+    assert controller.lifecycle.lives.state(asleep) == "running"
     assert host.running[row.uuid].memory["lives"] == 2
 
 
@@ -101,7 +101,7 @@ async def test_a_start_that_fails_leaves_it_stopped(controller: Controller, owne
     row = await make(controller, owner, env={"FAKE_FAIL": "start"})
     with pytest.raises(ItemError, match="the fake cannot start"):
         await controller.start(owner, row)
-    assert controller.lifecycle.state(current(controller, row)) == "stopped"
+    assert controller.lifecycle.lives.state(current(controller, row)) == "stopped"
 
 
 async def test_delete_ends_what_runs(controller: Controller, owner: Owner, host: FakeHost) -> None:
@@ -109,7 +109,7 @@ async def test_delete_ends_what_runs(controller: Controller, owner: Owner, host:
     assert await controller.delete(row) == "running"
     assert not host.running
     assert controller.store.instances.by_id(row.id) is None
-    assert controller.lifecycle.all_live() == []
+    assert controller.lifecycle.lives.all() == []
 
 
 async def test_a_restart_gives_up_when_stopped(
@@ -118,14 +118,14 @@ async def test_a_restart_gives_up_when_stopped(
     row = await running(controller, owner, restart_policy="on-failure")
     host.running[row.uuid].end(Exit("exit", 0))
     assert await controller.wait(row, "stopped", 30) == ("stopped", True)
-    assert controller.lifecycle.live(row.id) is None, "a clean exit is no failure"
+    assert controller.lifecycle.lives.get(row.id) is None, "a clean exit is no failure"
     await controller.start(owner, row)
     await controller.wait(row, "running", 30)
     host.running[row.uuid].end(Exit("crash"))
     await host.next_start(row.uuid)
     await controller.lifecycle.stop(row, force=True)
     await controller.wait(row, "stopped", 30)
-    assert controller.lifecycle.live(row.id) is None
+    assert controller.lifecycle.lives.get(row.id) is None
 
 
 @pytest.mark.parametrize("generation", [0, 1], ids=["its own generation", "another generation"])
@@ -147,11 +147,11 @@ async def test_adoption(store: Store, owner: Owner, tmp_path: Path, generation: 
     await second.open()
     try:
         adopted = generation == 0
-        assert second.lifecycle.state(current(second, kept)) == (
+        assert second.lifecycle.lives.state(current(second, kept)) == (
             "running" if adopted else "stopped"
         )
         assert vm.alive is adopted
-        assert second.lifecycle.state(current(second, lost)) == "stopped"
+        assert second.lifecycle.lives.state(current(second, lost)) == "stopped"
         assert facts_of(current(second, lost).facts).stop_reason == 5
         if adopted:
             await second.lifecycle.suspend(kept, "api")

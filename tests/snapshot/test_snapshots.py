@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.rootfs.build import root_image
-from tests.snapshot.vms import Sibling, Template, make_template, vm_process
+from tests.snapshot.vms import Sibling, Template, make_template, occurrences, vm_process
 from torpor.vmprocess import Refused
 
 pytestmark = pytest.mark.kvm
@@ -247,32 +247,12 @@ def test_nothing_of_an_instance_stays_after_a_reset(directory: Path, template: T
         await vm.wake(secrets.token_hex(16), 0)
         await ask(vm, f"hold {marker}")
         await ask(vm, "dirty 1")
-        assert _occurrences(vm.process.pid, marker.encode()) > 0
+        assert occurrences(vm.process.pid, marker.encode()) > 0
         await vm.sleep(1)
-        assert _occurrences(vm.process.pid, marker.encode()) == 0
+        assert occurrences(vm.process.pid, marker.encode()) == 0
         other = secrets.token_hex(16)
         await vm.wake(other, 0)
         await ask(vm, "count")
-        assert _occurrences(vm.process.pid, marker.encode()) == 0
+        assert occurrences(vm.process.pid, marker.encode()) == 0
 
     in_sibling(directory, template, test)
-
-
-def _occurrences(pid: int, marker: bytes) -> int:
-    """How often a byte string is in a process's writable memory."""
-    found = 0
-    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
-        for line in maps:
-            span, prot = line.split()[:2]
-            if "w" not in prot:
-                continue
-            start, end = (int(part, 16) for part in span.split("-"))
-            while start < end:
-                size = min(end - start, 16 << 20)
-                try:
-                    memory.seek(start)
-                    found += memory.read(size).count(marker)
-                except OSError:
-                    break
-                start += size
-    return found

@@ -7,7 +7,7 @@
 //!
 //! Going on: the VM process writes [`command`] into the page and runs the vCPU, either from where it stopped (with
 //! [`command::CONTINUE`]), or from the kernel's resume entry ([`crate::trap::KernelHeader::resume_entry`]) with the boot
-//! page tables. The resume entry rings [`crate::shared::doorbell::PARKED`]; when that returns it does what the page says.
+//! page tables. The resume entry does what the page says, rings [`crate::shared::doorbell::PARKED`], and begins anew.
 //! Nothing in [`crate::layout::HANDOVER_GPA`] is part of a snapshot.
 //!
 //! Page tables of a VM that has run are changed by the guest alone: the list then holds `entries` pairs of u64, the
@@ -19,13 +19,13 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 pub mod command {
     /// After QUIESCED: go on as if nothing had happened.
     pub const CONTINUE: u32 = 1;
-    /// After PARKED: store the listed page-table entries, then go on where the state in memory was stopped, as a
+    /// At the resume entry: store the listed page-table entries, then go on where the state in memory was stopped, as a
     /// continuation in another place and at another time.
     pub const RESUME: u32 = 2;
-    /// After PARKED: store the listed page-table entries and park again.
+    /// At the resume entry: store the listed page-table entries and park.
     pub const REST: u32 = 3;
-    /// After PARKED: the list holds pairs of a page-table root and a virtual address; touch them (bit 0 of the address:
-    /// by a write that changes nothing) and park again. The VM process has checked that they are mapped.
+    /// At the resume entry: the list holds pairs of a page-table root and a virtual address; touch them (bit 0 of the address:
+    /// by a write that changes nothing) and park. The VM process has checked that they are mapped.
     pub const TOUCH: u32 = 4;
     /// After QUIESCED: go on, but over a link whose other end is a new one: all connections are gone, and the windows of
     /// streams with a fixed number are whole, less [`super::Handover::unsent_bytes`].

@@ -1,14 +1,14 @@
 //! Names of hosts as clients write them.
 
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The longest name (RFC 1035, 2.3.4) in text.
 const NAME_MAX_BYTES: usize = 253;
 
 /// A name in lower case, without port and final dot; an address as it was written, in its brackets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Host(Rc<str>);
+pub struct Host(Arc<str>);
 
 /// A text that names no host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

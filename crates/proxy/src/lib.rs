@@ -5,6 +5,7 @@
 //! crosses no thread on its way to a guest.
 
 pub mod control;
+pub mod doors;
 pub mod host;
 pub mod http;
 pub mod instance;
@@ -13,5 +14,7 @@ pub mod link;
 pub mod options;
 pub mod proxy;
 pub mod routes;
+pub mod telemetry;
+pub mod tls;
 pub mod wake;
 pub mod watched;

@@ -49,3 +49,11 @@ pub const LINK_END_TIME: Duration = Duration::from_secs(10);
 pub const IDLE_AGAIN: Duration = Duration::from_secs(1);
 /// An instance that was attached and has had nothing to do yet stays awake for at least this long.
 pub const UNUSED_TIME: Duration = Duration::from_secs(1);
+/// Requests at once on one connection of HTTP/2.
+pub const STREAMS_MAX: u32 = 128;
+/// Streams that a client has reset before they were answered, and that the proxy had to: the connection ends beyond.
+pub const RESETS_MAX: usize = 64;
+/// What a client may send of one body before it is read, and what waits to be sent to it.
+pub const WINDOW_BYTES: u32 = 64 << 10;
+/// A group with nothing left to wake is not asked for more within this time.
+pub const EXHAUSTED_TIME: Duration = Duration::from_secs(5);

@@ -1,6 +1,6 @@
 //! The proxy as a whole: what its parts share, and the program's beginning and end.
 
-use crate::control::messages::{Attach, Group};
+use crate::control::messages::{Attach, Group, Handler};
 use crate::control::output::Output;
 use crate::control::{self, Control};
 use crate::host::Host;
@@ -8,8 +8,11 @@ use crate::http::answer::Refused;
 use crate::http::forward::not_found;
 use crate::http::server::{self, Clients};
 use crate::instance::{Busy, Instance, Kind, Phase};
+use crate::limits::WAKE_TIME;
 use crate::options::Options;
-use crate::routes::{Found, Routes};
+use crate::routes::{Choice, Found, Routes};
+use crate::telemetry::{self, Telemetry};
+use crate::tls::{self, Certificates};
 use crate::wake::{Failure, Target, Wakes};
 use http::StatusCode;
 use std::cell::RefCell;
@@ -18,32 +21,23 @@ use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{AbortHandle, LocalSet};
+use tokio_rustls::rustls::ServerConfig;
 use uuid::Uuid;
 
 /// The port of plain HTTP services.
 pub const HTTP_PORT: u16 = 80;
+/// The port of HTTPS services.
+pub const HTTPS_PORT: u16 = 443;
 /// Wakes and looks for an instance before a client is told that there is none.
 const ROUNDS_MAX: usize = 8;
 /// Until an instance is tried to be woken again because of bytes on its connections.
 const WORD_AGAIN: Duration = Duration::from_secs(1);
 /// Requests in flight may end within this time when the program is told to end.
 const END_TIME: Duration = Duration::from_secs(5);
-
-/// How long wakes took: counts by powers of two of microseconds.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Histogram(pub [u64; 32]);
-
-impl Histogram {
-    /// Counts one.
-    pub fn add(&mut self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let at = (u64::BITS - micros.leading_zeros()).min(31);
-        self.0[at as usize] += 1;
-    }
-}
 
 /// See the module's text.
 pub struct Proxy {
@@ -57,8 +51,14 @@ pub struct Proxy {
     pub output: RefCell<Output>,
     /// Clients.
     pub clients: Clients,
-    /// From asking for a wake to its answer.
-    pub wake_times: RefCell<Histogram>,
+    /// What is told of requests.
+    pub telemetry: Telemetry,
+    /// TLS that ends here, for HTTP and for anything.
+    pub tls_http: Arc<ServerConfig>,
+    /// The same without offering HTTP/2.
+    pub tls: Arc<ServerConfig>,
+    /// Whose certificates those are.
+    pub certificates: Arc<Certificates>,
     public_ports: RefCell<BTreeMap<u16, u16>>,
     listeners: RefCell<HashMap<u16, AbortHandle>>,
     waking: RefCell<HashSet<Uuid>>,
@@ -71,24 +71,32 @@ pub struct Admitted {
     pub busy: Busy,
     /// The port of the guest.
     pub destination: u16,
+    /// How connections to the service are handled.
+    pub handlers: Vec<Handler>,
 }
 
 impl Proxy {
-    /// A proxy whose service ports are opened on `address`.
-    #[must_use]
-    pub fn new(address: IpAddr) -> Rc<Self> {
-        Rc::new(Self {
+    /// A proxy that has not opened anything yet.
+    ///
+    /// # Errors
+    /// Where the access log can't be opened.
+    pub fn new(options: &Options) -> io::Result<Rc<Self>> {
+        let certificates = Arc::new(Certificates::new(&options.data));
+        Ok(Rc::new(Self {
             control: Control::default(),
             routes: RefCell::default(),
             wakes: Wakes::default(),
             output: RefCell::default(),
             clients: Clients::default(),
-            wake_times: RefCell::default(),
+            telemetry: Telemetry::new(options.access_log.as_deref())?,
+            tls_http: tls::config(certificates.clone(), true),
+            tls: tls::config(certificates.clone(), false),
+            certificates,
             public_ports: RefCell::default(),
             listeners: RefCell::default(),
             waking: RefCell::default(),
-            address,
-        })
+            address: options.http.ip(),
+        }))
     }
 
     /// What clients see of a service port.
@@ -107,18 +115,27 @@ impl Proxy {
     /// # Errors
     /// What the client is answered.
     pub async fn admit(self: &Rc<Self>, host: &Host, port: u16, kind: Kind) -> Result<Admitted, Refused> {
+        let until = Instant::now() + WAKE_TIME;
         let mut failures = 0;
-        for _ in 0..ROUNDS_MAX {
-            let target = match self.look(host, port, kind)? {
-                Ok(admitted) => return Ok(admitted),
-                Err(target) => target,
+        let mut rounds = 0;
+        while rounds < ROUNDS_MAX {
+            let (target, not) = match self.look(host, port, kind)? {
+                Look::Admitted(admitted) => return Ok(admitted),
+                Look::Wake(target, not) => (target, not),
+                Look::Full if self.wakes.slot(self, host, port, until).await => continue,
+                Look::Full => return Err(unavailable("busy, try again", "every instance is at its limit")),
             };
             let by_name = matches!(target, Target::Host(..));
-            match self.wakes.wake(self, target, &[]).await {
-                Ok(_) => {}
+            let more = !not.is_empty();
+            match self.wakes.wake(self, target, &not).await {
+                Ok(_) => rounds += 1,
+                // Those that run have to do, within their hard limit.
+                Err(Failure::Unknown | Failure::Stopped(_) | Failure::Busy(_) | Failure::Failed(_)) if more => {
+                    self.routes.borrow_mut().exhausted(host);
+                }
                 Err(Failure::Unknown) if by_name => return Err(not_found(host, port)),
                 // The instance that slept has been deleted; others may have the name.
-                Err(Failure::Unknown) => {}
+                Err(Failure::Unknown) => rounds += 1,
                 Err(Failure::Stopped(why)) => {
                     return Err(unavailable("the program behind this name is stopped", &why));
                 }
@@ -133,20 +150,41 @@ impl Proxy {
         Err(unavailable("busy, try again", "it was woken, and slept again before it could be asked"))
     }
 
+    /// Whether a plain request is to be sent to HTTPS, as far as that is known.
+    #[must_use]
+    pub fn redirects(&self, host: &Host, port: u16) -> bool {
+        let Found::Group(group) = self.routes.borrow().find(host, port) else { return false };
+        Routes::service(&group, port).is_some_and(|service| service.handlers.contains(&Handler::Redirect))
+    }
+
+    /// Whether an instance could be given a request now, or it is clear that none will.
+    #[must_use]
+    pub fn has_slot(&self, host: &Host, port: u16) -> bool {
+        let routes = self.routes.borrow();
+        let Found::Group(group) = routes.find(host, port) else { return true };
+        !matches!(routes.choose(group.group), Choice::Full)
+    }
+
     /// An instance that runs, or whom to wake.
-    fn look(&self, host: &Host, port: u16, kind: Kind) -> Result<Result<Admitted, Target>, Refused> {
+    fn look(&self, host: &Host, port: u16, kind: Kind) -> Result<Look, Refused> {
         let routes = self.routes.borrow();
         let by_name = || Target::Host(host.clone(), port);
         let group = match routes.find(host, port) {
             Found::Group(group) => group,
-            Found::Unknown => return Ok(Err(by_name())),
+            Found::Unknown => return Ok(Look::Wake(by_name(), Vec::new())),
             Found::Miss => return Err(not_found(host, port)),
         };
         let Some(service) = Routes::service(&group, port) else { return Err(not_found(host, port)) };
-        if let Some(instance) = routes.least_busy(group.group, &[]) {
-            return Ok(Ok(Admitted { busy: instance.busy(kind), destination: service.destination_port }));
-        }
-        Ok(Err(routes.drowsy(group.group, &[]).map_or_else(by_name, Target::Instance)))
+        Ok(match routes.choose(group.group) {
+            Choice::Use(instance) => Look::Admitted(Admitted {
+                busy: instance.busy(kind),
+                destination: service.destination_port,
+                handlers: service.handlers.clone(),
+            }),
+            Choice::Full => Look::Full,
+            Choice::Another(not) => Look::Wake(by_name(), not),
+            Choice::None => Look::Wake(routes.drowsy(group.group).map_or_else(by_name, Target::Instance), Vec::new()),
+        })
     }
 
     /// Takes in a link.
@@ -252,6 +290,15 @@ impl Proxy {
     }
 }
 
+/// What there is for a request.
+enum Look {
+    Admitted(Admitted),
+    /// Nobody can take it now.
+    Full,
+    /// Whom to wake, and who is of no use.
+    Wake(Target, Vec<Uuid>),
+}
+
 fn unavailable(text: &'static str, reason: &str) -> Refused {
     Refused::because(StatusCode::SERVICE_UNAVAILABLE, text, reason)
 }
@@ -264,20 +311,42 @@ pub fn run(options: Options) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     runtime.block_on(local.run_until(async move {
-        let proxy = Proxy::new(options.http.ip());
+        let proxy = Proxy::new(&options)?;
         let control = control::server::bind(&options.data)?;
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", options.http));
-        let address = proxy.accept_at(options.http, HTTP_PORT).map_err(named)?;
+        let named =
+            |address: SocketAddr| move |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        let mut lines =
+            vec![format!("proxy http://{}", proxy.accept_at(options.http, HTTP_PORT).map_err(named(options.http))?)];
+        if let Some(address) = options.tls {
+            let local = proxy.accept_at(address, HTTPS_PORT).map_err(named(address))?;
+            lines.push(format!("proxy-tls https://{local}"));
+        }
+        if let Some(address) = options.metrics {
+            let listener = server::bind(address).map_err(named(address))?;
+            lines.push(format!("proxy-metrics http://{}/metrics", listener.local_addr()?));
+            tokio::task::spawn_local(telemetry::serve(proxy.clone(), listener));
+        }
+        if options.access_log.is_some() {
+            tokio::task::spawn_local(Telemetry::write(proxy.clone()));
+        }
         tokio::task::spawn_local(control::server::accept(proxy.clone(), control));
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut hangup = signal(SignalKind::hangup())?;
         let mut stdout = io::stdout();
         // Whoever started us may not be listening.
-        let _ = writeln!(stdout, "proxy http://{address}").and_then(|()| stdout.flush());
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        let _ = writeln!(stdout, "{}", lines.join("\n")).and_then(|()| stdout.flush());
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    proxy.certificates.load();
+                    proxy.telemetry.reopen();
+                }
+            }
         }
         proxy.end().await;
+        proxy.telemetry.flush();
         Ok(())
     }))
 }

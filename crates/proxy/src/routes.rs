@@ -3,9 +3,10 @@
 use crate::control::messages::{Group, Service};
 use crate::host::Host;
 use crate::instance::{Instance, Phase};
-use crate::limits::MISSES_MAX;
+use crate::limits::{EXHAUSTED_TIME, MISSES_MAX};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
+use std::time::Instant;
 use uuid::Uuid;
 
 /// Groups none of whose instances is attached yet.
@@ -26,6 +27,8 @@ pub struct Routes {
 struct Entry {
     group: Rc<Group>,
     members: Vec<Uuid>,
+    /// There is nothing more to wake before that.
+    exhausted_until: Option<Instant>,
 }
 
 /// Names that nobody has, with their ports.
@@ -43,6 +46,18 @@ pub enum Found {
     Miss,
     /// A group.
     Group(Rc<Group>),
+}
+
+/// Who takes a request.
+pub enum Choice {
+    /// This one.
+    Use(Rc<Instance>),
+    /// One that does not run yet, and none of these, which have enough to do.
+    Another(Vec<Uuid>),
+    /// Those that run are at their limit, and there are no others.
+    Full,
+    /// Nobody runs.
+    None,
 }
 
 impl Routes {
@@ -78,6 +93,7 @@ impl Routes {
         let Some(of) = of else { return };
         if let Some(entry) = self.groups.get_mut(&of) {
             entry.members.retain(|member| *member != id);
+            entry.exhausted_until = None;
             if entry.members.is_empty() {
                 self.wait(of);
             }
@@ -123,7 +139,7 @@ impl Routes {
         }
         let members = members.unwrap_or_default();
         let is_empty = members.is_empty();
-        self.groups.insert(id, Entry { group: Rc::new(group), members });
+        self.groups.insert(id, Entry { group: Rc::new(group), members, exhausted_until: None });
         if is_empty {
             self.wait(id);
         }
@@ -170,23 +186,37 @@ impl Routes {
         group.services.iter().find(|service| service.port == port)
     }
 
-    /// The instance of a group that has the least to do and may be given a request.
+    /// Who of a group is to take a request: the one with the least to do. Above the soft limit another one is to be woken,
+    /// while there is any; above the hard limit nobody takes it.
     #[must_use]
-    pub fn least_busy(&self, group: Uuid, not: &[Uuid]) -> Option<&Rc<Instance>> {
-        let entry = self.groups.get(&group)?;
-        let hard = entry.group.hard_limit.unwrap_or(u32::MAX) as usize;
+    pub fn choose(&self, group: Uuid) -> Choice {
+        let Some(entry) = self.groups.get(&group) else { return Choice::None };
         let load = |instance: &Rc<Instance>| instance.requests() + instance.connections();
-        let members = entry.members.iter().filter(|id| !not.contains(id)).filter_map(|id| self.instances.get(id));
-        members
-            .filter(|instance| instance.phase() == Phase::Running && load(instance) < hard)
-            .min_by_key(|instance| load(instance))
+        let members = entry.members.iter().filter_map(|id| self.instances.get(id));
+        let running: Vec<&Rc<Instance>> = members.filter(|instance| instance.phase() == Phase::Running).collect();
+        let Some(least) = running.iter().min_by_key(|instance| load(instance)) else { return Choice::None };
+        let within = |limit: Option<u32>| limit.is_none_or(|limit| load(least) < limit as usize);
+        let exhausted = entry.exhausted_until.is_some_and(|until| Instant::now() < until);
+        match (within(entry.group.hard_limit), within(entry.group.soft_limit), exhausted) {
+            (true, true, _) | (true, _, true) => Choice::Use((*least).clone()),
+            (false, _, true) => Choice::Full,
+            _ => Choice::Another(running.iter().map(|instance| instance.id).collect()),
+        }
+    }
+
+    /// Nothing more can be woken behind this name for a while.
+    pub fn exhausted(&mut self, host: &Host) {
+        let Found::Group(group) = self.find(host, 0) else { return };
+        if let Some(entry) = self.groups.get_mut(&group.group) {
+            entry.exhausted_until = Some(Instant::now() + EXHAUSTED_TIME);
+        }
     }
 
     /// An instance of a group that is about to sleep or sleeps.
     #[must_use]
-    pub fn drowsy(&self, group: Uuid, not: &[Uuid]) -> Option<Uuid> {
+    pub fn drowsy(&self, group: Uuid) -> Option<Uuid> {
         let entry = self.groups.get(&group)?;
-        entry.members.iter().copied().filter(|id| !not.contains(id)).find(|id| {
+        entry.members.iter().copied().find(|id| {
             let phase = self.instances.get(id).map(|instance| instance.phase());
             matches!(phase, Some(Phase::Draining | Phase::Quiet | Phase::Asleep))
         })

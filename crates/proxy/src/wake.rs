@@ -15,6 +15,8 @@ use uuid::Uuid;
 
 /// Between two requests while torpord is busy: the first pause, doubled each time, and the longest.
 const BUSY_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// The same while a group is at its limits.
+const SLOT_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 /// What is to be woken.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -59,15 +61,18 @@ pub struct Wakes {
 }
 
 /// One who waits; counted as long as it exists.
-struct Waiter<'a> {
-    wakes: &'a Wakes,
-    call: &'a Call,
+struct Counted<'a>(&'a Cell<usize>);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
 }
 
-impl Drop for Waiter<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.wakes.waiting.set(self.wakes.waiting.get() - 1);
-        self.call.waiters.set(self.call.waiters.get() - 1);
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -105,9 +110,7 @@ impl Wakes {
         if call.waiters.get() >= WAITING_PER_HOST_MAX || self.waiting.get() >= WAITING_MAX {
             return Err(Failure::Busy("too many requests wait for it"));
         }
-        call.waiters.set(call.waiters.get() + 1);
-        self.waiting.set(self.waiting.get() + 1);
-        let _waiter = Waiter { wakes: self, call: &call };
+        let _counted = (Counted::new(&call.waiters), Counted::new(&self.waiting));
         loop {
             let done = call.done.notified();
             if let Some(result) = &*call.result.borrow() {
@@ -115,6 +118,26 @@ impl Wakes {
             }
             done.await;
         }
+    }
+}
+
+impl Wakes {
+    /// Waits until an instance of a group at its limits can take a request; false where it takes too long, or too many
+    /// wait already.
+    pub async fn slot(&self, proxy: &Proxy, host: &Host, port: u16, until: Instant) -> bool {
+        if self.waiting.get() >= WAITING_MAX {
+            return false;
+        }
+        let _counted = Counted::new(&self.waiting);
+        let mut pause = SLOT_PAUSE.0;
+        while !proxy.has_slot(host, port) {
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(pause).await;
+            pause = SLOT_PAUSE.1.min(2 * pause);
+        }
+        true
     }
 }
 
@@ -151,7 +174,7 @@ async fn ask(proxy: &Rc<Proxy>, target: &Target, not: &[Uuid]) -> Result<Woken, 
         let asked_at = Instant::now();
         match proxy.control.ask::<Woken>("wake", &wake).await {
             Ok(woken) => {
-                proxy.wake_times.borrow_mut().add(asked_at.elapsed());
+                proxy.telemetry.wakes.borrow_mut().add(asked_at.elapsed());
                 return Ok(woken);
             }
             Err(AskError::Lost) => {}

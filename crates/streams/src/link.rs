@@ -24,6 +24,8 @@ pub mod report {
     pub const FAILED: u16 = 0x102;
     /// A line for the person who debugs the VM; the payload is a text.
     pub const DEBUG: u16 = 0x103;
+    /// The VM was ended by a command. Nothing follows.
+    pub const STOPPED: u16 = 0x104;
 }
 
 /// Both ends: the broker's and the VM process's.

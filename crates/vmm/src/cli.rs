@@ -1,6 +1,7 @@
 //! Options of the command line. They follow `docker run` where it has the same ones.
 
 use crate::error::Failure;
+use crate::serve::ManagedOptions;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -46,6 +47,7 @@ A VM process that is told what to do: N are descriptors of a bound Unix socket a
       --vsock PATH      Unix socket that stands for the program's vsock; PATH_PORT is where it connects to
       --trace[=FILE]    print system calls to standard error, or to FILE
       --no-rewrite      leave system call instructions as they are
+      --managed JSON    take commands at a control socket, begin with a stored state (docs/control-socket.md)
       --debug-exits     print every exit of the virtual CPU to standard error
   -h, --help            this text
   -V, --version         version
@@ -95,6 +97,8 @@ pub struct RunOptions {
     pub debug_exits: bool,
     /// `--kernel`
     pub kernel: Option<PathBuf>,
+    /// `--managed`
+    pub managed: Option<ManagedOptions>,
     /// `--image`
     pub image: PathBuf,
     /// Program and arguments; never empty.
@@ -160,6 +164,7 @@ pub fn parse(
         no_rewrite: false,
         debug_exits: false,
         kernel: None,
+        managed: None,
         image: PathBuf::new(),
         argv: Vec::new(),
     };
@@ -222,6 +227,12 @@ pub fn parse(
             Arg::Long("no-rewrite") => options.no_rewrite = true,
             Arg::Long("debug-exits") => options.debug_exits = true,
             Arg::Long("kernel") => options.kernel = Some(parser.value().map_err(usage)?.into()),
+            Arg::Long("managed") => {
+                let text = parser.value().map_err(usage)?.string().map_err(usage)?;
+                let managed =
+                    serde_json::from_str(&text).map_err(|error| Failure::new(format!("--managed: {error}")))?;
+                options.managed = Some(managed);
+            }
             Arg::Long("image") => options.image = parser.value().map_err(usage)?.into(),
             Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help),
             Arg::Value(program) => {
@@ -234,6 +245,9 @@ pub fn parse(
     }
     if options.image.as_os_str().is_empty() {
         return Err(Failure::new("no image: give --image FILE (see torpor-vmm --help)"));
+    }
+    if options.managed.as_ref().is_some_and(|managed| managed.saved.is_some()) {
+        return Ok(Command::Run(Box::new(options)));
     }
     if options.argv.is_empty() {
         return Err(Failure::new("nothing to run: name a program after `--` (see torpor-vmm --help)"));

@@ -9,6 +9,9 @@ pub const STATUS_NOT_EXECUTABLE: u8 = 126;
 /// There is no such program in the image.
 pub const STATUS_NOT_FOUND: u8 = 127;
 
+/// A VM that was ended by a command, as a container that `docker checkpoint` ends: 128 + SIGKILL.
+pub const STATUS_STOPPED: u8 = 137;
+
 /// The end of a run for another reason than the program's own exit.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -22,6 +25,12 @@ impl Failure {
     /// A failure of the VM or of its set-up.
     pub fn new(message: impl Into<String>) -> Self {
         Self { status: STATUS_FAILED, message: message.into() }
+    }
+
+    /// A command at the control socket ended the VM.
+    #[must_use]
+    pub fn stopped() -> Self {
+        Self { status: STATUS_STOPPED, message: "the VM was ended by a command".into() }
     }
 
     /// The guest answered `errno` when it was to start the program.

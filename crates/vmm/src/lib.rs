@@ -9,6 +9,7 @@
 pub mod broker;
 pub mod cli;
 pub mod error;
+pub mod jail;
 pub mod serve;
 pub mod snapshot;
 pub mod vm;

@@ -59,7 +59,7 @@ async def instances(call: Call, kind: Kind) -> list[Any]:
     here: list[int] = []
     elsewhere: list[int] = []
     if query.state is not None:
-        for live in call.service.controller.lifecycle.all_live():
+        for live in call.service.controller.lifecycle.lives.all():
             (here if live.state == query.state else elsewhere).append(live.row.id)
     page = Page(
         start=query.from_,

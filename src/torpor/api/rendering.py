@@ -23,7 +23,7 @@ MAX_LISTED_INSTANCES = 1000
 
 def instance(service: Service, row: InstanceRow, *, details: bool = True) -> InstanceAnswer:
     """An instance, template or checkpoint as it is now."""
-    live = service.controller.lifecycle.live(row.id)
+    live = service.controller.lifecycle.lives.get(row.id)
     state = row.state if live is None else live.state
     if not details:
         return InstanceAnswer(

@@ -64,6 +64,10 @@ def bench() -> None:
     "--faults", "faults_s", type=float, default=0.0, metavar="SECONDS",
     help="About so often kill torpord, the proxy or a VM process.",
 )  # fmt: skip
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="config.toml of the server that is started.",
+)  # fmt: skip
 @click.pass_obj
 def density(
     data: str | None,
@@ -78,6 +82,7 @@ def density(
     proxy: str | None,
     rest_s: float,
     faults_s: float,
+    config: Path | None,
 ) -> int:
     """Start N instances, one request each, and let them go to standby; measure on the way.
 
@@ -116,7 +121,8 @@ def density(
         )
     shape = Shape(settings.image, settings.port, settings.memory_mb, settings.cooldown_ms)
     options = Options(count, rate, sample, rest_s, faults_s)
-    serving = running_server(server, proxy, images) if server else own_server(own)
+    settings_text = "" if config is None else config.read_text()
+    serving = running_server(server, proxy, images) if server else own_server(own, settings_text)
     with contextlib.closing(Ledger(directory / "ledger", count)) as ledger, serving as target:
 
         async def measure() -> None:

@@ -1,11 +1,11 @@
 """All commands as click knows them. Command modules are imported when their command is used."""
 
 import importlib
+from typing import Any
 
 import click
 
 from torpor.cli.complete import image_names
-from torpor.cli.vm_inspect import vm_inspect
 from torpor.cli.vm_run import vm_run
 
 _LAZY: dict[str, tuple[str, str]] = {
@@ -24,26 +24,42 @@ _LAZY: dict[str, tuple[str, str]] = {
     "template": ("torpor.cli.template", "instances that others are cloned from"),
     "token": ("torpor.cli.account", "make and revoke API tokens"),
     "top": ("torpor.cli.top", "show what runs, wakes and sizes, live"),
+    "units": ("torpor.cli.units", "write systemd units of the server"),
     "up": ("torpor.cli.server", "start the server"),
 }
 """Top-level command: the module that defines it, and one line of help."""
+
+_LAZY_VM: dict[str, tuple[str, str]] = {
+    "inspect": ("torpor.cli.vm_inspect", "show what a snapshot file holds"),
+    "list": ("torpor.cli.vm_list", "list the named VMs that run"),
+    "restore": ("torpor.cli.vm_restore", "run a VM from a snapshot file"),
+    "snapshot": ("torpor.cli.vm_snapshot", "store a named VM in a file"),
+}
 
 
 class _LazyGroup(click.Group):
     """A group that imports a command's module when the command is asked for."""
 
+    def __init__(
+        self, *args: Any, lazy: dict[str, tuple[str, str]], prefix: str = "", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy
+        self._prefix = prefix
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_LAZY])
+        return sorted([*super().list_commands(ctx), *self._lazy])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _LAZY:
+        if cmd_name not in self._lazy:
             return super().get_command(ctx, cmd_name)
-        command = getattr(importlib.import_module(_LAZY[cmd_name][0]), cmd_name.replace("-", "_"))
+        name = self._prefix + cmd_name.replace("-", "_")
+        command = getattr(importlib.import_module(self._lazy[cmd_name][0]), name)
         assert isinstance(command, click.Command)  # noqa: S101 -- a fact about our own table
         return command
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, lazy=_LAZY, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--data", metavar="DIR", help="Data directory (else TORPOR_DATA, else the default).")
 @click.version_option(package_name="torpor")
 @click.pass_context
@@ -52,12 +68,9 @@ def torpor(context: click.Context, data: str | None) -> None:
     context.obj = data
 
 
-@torpor.group()
+@torpor.group(cls=_LazyGroup, lazy=_LAZY_VM, prefix="vm_")
 def vm() -> None:
     """Run microVMs without a daemon."""
-
-
-vm.add_command(vm_inspect)
 
 
 @vm.command(

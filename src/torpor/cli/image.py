@@ -19,6 +19,7 @@ from torpor.images.records import StoredImage
 from torpor.images.settings import load_settings
 from torpor.images.store import ImageStore
 from torpor.images.transports import Access
+from torpor.vms.templates import TemplateStore
 
 CREDENTIALS_VARIABLE = "TORPOR_REGISTRY_CREDENTIALS"
 
@@ -107,8 +108,9 @@ def tag(data: str | None, name: str, new_name: str) -> None:
 
 @image.command()
 @click.argument("names", nargs=-1, required=True, shell_complete=image_names)
+@click.option("--force", is_flag=True, help="Also what snapshots need; templates of it go too.")
 @click.pass_obj
-def rm(data: str | None, names: tuple[str, ...]) -> None:
+def rm(data: str | None, names: tuple[str, ...], force: bool) -> None:
     """Remove names of images, and images without a name that nothing uses.
 
     A digest removes an image's names all at once. What a VM or a snapshot uses stays until that
@@ -117,6 +119,11 @@ def rm(data: str | None, names: tuple[str, ...]) -> None:
     store = store_of(data)
     for name in names:
         digest = store.resolve(name).digest
+        if force:
+            for template in TemplateStore(store.data_dir).drop_of_image(digest):
+                click.echo(f"deleted template {template}")
+            for kind in ("snapshot", "template"):
+                store.release_all(kind, digest)
         untagged, deleted = store.remove(name)
         for removed in untagged:
             click.echo(f"untagged {removed}")

@@ -57,6 +57,11 @@ def up(
         proxy_http=proxy,
         proxy_tls=proxy_tls,
     )
+    pid = _running_pid(directory)
+    if pid is not None:
+        raise TorporError(
+            f"torpord runs already on {directory} (process {pid}): `torpor down` ends it"
+        )
     for name in ("run", "logs"):
         (directory / name).mkdir(mode=0o700, exist_ok=True)
     (directory / URL_FILE).unlink(missing_ok=True)
@@ -113,7 +118,7 @@ def _await_urls(
         if all(name in said for name in wanted):
             return [said[name] for name in wanted]
         errors = [line for line in whole if line.startswith(("torpor: ", "torpor-proxy: "))]
-        if process.poll() is not None or errors:
+        if process.poll() is not None or any(" ended with status " in line for line in whole):
             process.terminate()
             process.wait()
             reason = errors[-1].partition(": ")[2] if errors else f"see {log_path}"
@@ -125,8 +130,9 @@ def _await_urls(
 
 @click.command()
 @click.option("--now", is_flag=True, help="Do not put VMs into standby first: they run on.")
+@click.option("--vms-only", is_flag=True, help="Put VMs away, and let the server run on.")
 @click.pass_obj
-def down(data: str | None, now: bool) -> None:
+def down(data: str | None, now: bool, vms_only: bool) -> None:
     """Put stateful instances into standby, stop the others, and end the server."""
     from torpor.cli.client import run  # the SDK behind it costs `up` more than the server itself
 
@@ -143,6 +149,8 @@ def down(data: str | None, now: bool) -> None:
         left = run(data, work)
         if left:
             say(f"{left} VMs did not end in time and run on: the next `torpor up` adopts them")
+    if vms_only:
+        return
     supervisor = _supervisor_of(directory, pid)
     os.kill(supervisor or pid, signal.SIGTERM)
     ends_s = time.monotonic() + 15

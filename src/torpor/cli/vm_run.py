@@ -65,7 +65,7 @@ class _CommandLine:
 class _Program:
     """An image file and what its configuration says about the program in it."""
 
-    __slots__ = ("cmd", "entrypoint", "env", "image", "user", "workdir")
+    __slots__ = ("cmd", "digest", "entrypoint", "env", "image", "user", "workdir")
 
     def __init__(
         self,
@@ -75,8 +75,10 @@ class _Program:
         env: tuple[str, ...] = (),
         workdir: str = "",
         user: str = "",
+        digest: str = "",
     ) -> None:
         self.image = image
+        self.digest = digest  # of a stored image
         self.entrypoint = entrypoint
         self.cmd = cmd
         self.env = env
@@ -93,7 +95,12 @@ def vm_run(args: list[str]) -> int:
     machine = os.uname().machine
     if machine != "x86_64":
         raise TorporError(f"this machine is {machine}: microVMs need an x86-64 machine")
-    return _become(_vmm_arguments(line, _find_program(line.image, line.last("--data"))))
+    program = _find_program(line.image, line.last("--data"))
+    arguments = _vmm_arguments(line, program)
+    name = line.last("--name")
+    if name is not None:
+        arguments[1:1] = _named(name, line, program)
+    return become_vmm(arguments)
 
 
 def _parse(args: list[str]) -> _CommandLine:
@@ -151,6 +158,7 @@ def _find_program(image: str, data_option: str | None) -> _Program:
             tuple(config.env),
             config.workdir,
             config.user,
+            stored.digest,
         )
     path = Path(image)
     if path.is_dir():
@@ -216,7 +224,39 @@ def _environment(image: tuple[str, ...], asked: list[str]) -> list[str]:
     return [key if value is None else f"{key}={value}" for key, value in variables.items()]
 
 
-def _become(arguments: list[str]) -> int:
+def _named(name: str, line: _CommandLine, program: _Program) -> list[str]:
+    """Enters the VM among those that run; options by which torpor-vmm takes commands for it."""
+    import uuid
+
+    from torpor.datadir import data_dir
+    from torpor.vms.running import managed_option, new_record
+
+    check_name(name)
+    record = new_record(
+        uuid=uuid.uuid4().hex,
+        image=program.digest or None,
+        erofs=program.image,
+        command=" ".join(" ".join([line.image, *line.argv]).split())[:200],
+        memory=line.last("--memory") or "256M",
+        ports=line.options.get("--publish", []),
+        interactive="--interactive" in line.options,
+        tty="--tty" in line.options,
+    )
+    return managed_option(data_dir(line.last("--data")), name, record)
+
+
+def check_name(name: str) -> str:
+    """A VM's name, before a file is called so. Raises UsageError."""
+    allowed = all(c.isascii() and (c.isalnum() or c in "_.-") for c in name)
+    if not (allowed and 0 < len(name) <= 63 and name[0].isalnum()):
+        raise UsageError(
+            f"--name {name!r}: at most 63 letters, digits, '_', '.' and '-', the first a letter "
+            "or digit"
+        )
+    return name
+
+
+def become_vmm(arguments: list[str]) -> int:
     """Replace this process by torpor-vmm. Raises TorporError if that fails; never returns."""
     import signal
 

@@ -138,11 +138,11 @@ class Controller:
             await self.lifecycle.stop(live.row, force=False)
             await self.wait(live.row, "stopped", timeout_s)
 
-        lives = self.lifecycle.all_live()
+        lives = self.lifecycle.lives.all()
         work = asyncio.gather(*(one(live) for live in lives), return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(work, timeout_s)
-        return len([live for live in self.lifecycle.all_live() if live.vm is not None])
+        return len([live for live in self.lifecycle.lives.all() if live.vm is not None])
 
     # Finding ------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class Controller:
 
     async def start(self, owner: Owner, row: InstanceRow) -> State:
         """Begins to start an instance; the state it was in. Raises ItemError."""
-        if self.lifecycle.live(row.id) is None:
+        if self.lifecycle.lives.get(row.id) is None:
             self._check_live_quota(owner, row)
         return await self.lifecycle.start(row, "api")
 
@@ -212,7 +212,7 @@ class Controller:
 
     def _check_live_quota(self, owner: Owner, row: InstanceRow) -> None:
         quotas = Quotas.of(owner)
-        mine = [live.row for live in self.lifecycle.all_live() if live.row.owner_id == owner.id]
+        mine = [live.row for live in self.lifecycle.lives.all() if live.row.owner_id == owner.id]
         if len(mine) >= quotas.live_instances:
             raise ItemError(Code.QUOTA, f"Quota of {quotas.live_instances} live instances exceeded")
         if sum(its.memory_mb for its in mine) + row.memory_mb > quotas.live_memory_mb:
@@ -246,7 +246,7 @@ class Controller:
 
     def _state_now(self, row: InstanceRow) -> State:
         current = self.store.instances.by_id(row.id)
-        return "deleted" if current is None else self.lifecycle.state(current)
+        return "deleted" if current is None else self.lifecycle.lives.state(current)
 
     async def delete(self, row: InstanceRow) -> State:
         """Deletes an instance, template or checkpoint; the state it was in. Raises ItemError."""
@@ -254,7 +254,7 @@ class Controller:
             raise ItemError(
                 Code.NOT_ALLOWED, "Deletion protection enabled", uuid=row.uuid, name=row.name
             )
-        previous = self.lifecycle.state(row)
+        previous = self.lifecycle.lives.state(row)
         try:
             last = await self.lifecycle.retire(row)
             (failure,) = await self.store.remove_instances([last])
@@ -291,7 +291,7 @@ class Controller:
         self, owner: Owner, row: InstanceRow, autokill: Autokill | None
     ) -> InstanceRow:
         """Turns an instance, which runs or is started for it, into a template. Raises ItemError."""
-        if self.lifecycle.state(row) in ("stopped", "standby"):
+        if self.lifecycle.lives.state(row) in ("stopped", "standby"):
             await self.start(owner, row)
         state, reached = await self.wait(row, "running", -1)
         if not reached:

@@ -15,6 +15,7 @@ import msgspec
 
 from torpor.controller.errors import Code, ItemError
 from torpor.controller.links import Attachment, Why, socket_pair
+from torpor.tasks import Tasks
 
 VERSION = 1
 MAX_BODY_BYTES = 128 << 10
@@ -129,7 +130,7 @@ class ProxyClient:
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
         self._behind_bytes = 0
         self._lost = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._running: asyncio.Task[None] | None = None
         self._buffer = bytearray(_HEADER.size + MAX_BODY_BYTES)
         self.ready = asyncio.Event()
@@ -145,9 +146,7 @@ class ProxyClient:
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         self._disconnect()
 
     # Connection ---------------------------------------------------------------------------------
@@ -228,9 +227,9 @@ class ProxyClient:
                 self._handler.output(its.instance, its.data)
         elif message.ask is not None:
             if message.ask.wake is not None:
-                self._task(self._answer_wake(message.id, message.ask.wake))
+                self._tasks.start(self._answer_wake(message.id, message.ask.wake))
             elif message.ask.idle is not None:
-                self._task(self._answer_idle(message.id, message.ask.idle))
+                self._tasks.start(self._answer_idle(message.id, message.ask.idle))
             else:
                 raise ValueError("a request without a name")
         else:
@@ -413,11 +412,6 @@ class ProxyClient:
         with contextlib.suppress(ProxyGoneError, TimeoutError):
             return await self.ask("stats", {} if after is None else {"after": after})
         return None
-
-    def _task(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _check_user(connection: socket.socket) -> None:

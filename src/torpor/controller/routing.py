@@ -61,7 +61,7 @@ class Router:
             raise WakeError("unknown", f"No service has the domain '{host}'")
         if port not in self._groups.ports(service_id):
             raise WakeError("unknown", f"No service of '{host}' has port {port}")
-        lives = self._lifecycle.of_service(service_id)
+        lives = self._lifecycle.lives.of_service(service_id)
         usable = [live for live in lives if live.row.uuid not in wake.without]
         for state in ("running", "starting"):
             for live in usable:
@@ -93,7 +93,7 @@ class Router:
         """See Handler."""
         await self._groups.proxy_is_new()
         there = {(link.instance, link.generation) for link in links}
-        lives = [live for live in self._lifecycle.all_live() if live.vm is not None]
+        lives = [live for live in self._lifecycle.lives.all() if live.vm is not None]
         wanted = {(live.row.uuid, live.link_generation) for live in lives}
         for instance, generation in there - wanted:
             self._links.detach(instance, generation, "lost", parked=False)

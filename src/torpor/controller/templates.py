@@ -4,15 +4,16 @@ A template serves a configuration: owner, image, arguments, environment, size. I
 second start of that configuration, or when it was asked for, from a VM that has just become ready.
 """
 
-import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from torpor.chance import why_not_templated
 from torpor.controller.errors import ItemError
 from torpor.controller.live import Live
 from torpor.controller.saved import SavedStates, configuration_key
 from torpor.controller.vm import Machine, Saved, State, VmHost
 from torpor.store import Base, InstanceRow, Store, StoreError
+from torpor.tasks import Tasks
 
 SEEN_MAX = 10_000
 """Configurations of which is remembered that they were started once."""
@@ -43,16 +44,17 @@ class Templates:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._warm: dict[int, Base | None] = {}
         self._siblings: OrderedDict[int, _Siblings] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     # Templates ----------------------------------------------------------------------------------
 
     def begin_with(self, row: InstanceRow, machine: Machine) -> tuple[State | None, bytes | None]:
         """The template that serves a configuration, or else the key of the one to make.
 
-        Neither at the first start of a configuration: it may be the only one.
+        Neither at the first start of a configuration: it may be the only one. Neither for a
+        program whose clones repeat random numbers.
         """
-        if row.kind != "instance":
+        if row.kind != "instance" or why_not_templated(machine.argv) is not None:
             return None, None
         key = configuration_key(machine)
         template = self._store.bases.by_key(key)
@@ -96,9 +98,7 @@ class Templates:
         siblings.deltas[live.row.uuid] = saved.content
         if len(siblings.deltas) >= SIBLINGS and not siblings.learning:
             siblings.learning = True
-            task = asyncio.get_running_loop().create_task(self._learn(siblings))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._learn(siblings))
 
     async def _learn(self, siblings: _Siblings) -> None:
         template = siblings.template
@@ -116,6 +116,4 @@ class Templates:
 
     async def close(self) -> None:
         """Gives up what is being learnt."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()

@@ -59,7 +59,7 @@ class Upkeep:
             await asyncio.sleep(min(TICK_S, every_s))
             due = [
                 live
-                for live in self._lifecycle.all_live()
+                for live in self._lifecycle.lives.all()
                 if live.policy.stateful
                 and live.state == "running"
                 and loop.time() - live.saved_s >= every_s

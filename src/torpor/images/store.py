@@ -228,6 +228,13 @@ class ImageStore:
         with self._locked():
             self._reference_path(kind, name).unlink(missing_ok=True)
 
+    def release_all(self, kind: str, digest: str) -> None:
+        """Forgets all users of one kind that an image has."""
+        with self._locked():
+            for user in self._users().get(digest, []):
+                if user.startswith(f"{kind}/"):
+                    self._reference_path(kind, user.removeprefix(f"{kind}/")).unlink()
+
     def remove(self, name: str) -> tuple[list[str], list[str]]:
         """Removes a tag, or by digest an image with all its tags; then collects that image.
 

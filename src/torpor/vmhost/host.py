@@ -5,9 +5,8 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 from uuid import UUID
 
 from torpor.controller.errors import BusyError, Code, ItemError
@@ -25,6 +24,7 @@ from torpor.controller.vm import (
 from torpor.errors import TorporError
 from torpor.images import ImageStore
 from torpor.store import Base
+from torpor.tasks import Tasks
 from torpor.vmhost.adopting import Left, find_left
 from torpor.vmhost.loaded import Loaded, Templates, memory_file, open_image, owner_digest
 from torpor.vmhost.pool import Limits, Pool
@@ -32,7 +32,6 @@ from torpor.vmhost.vm import RunningVm, read_all
 from torpor.vmhost.worker import Rest, Worker
 from torpor.vmprocess import Boot, Origin, Prepare, Refused, Restore, launch
 
-T = TypeVar("T")
 DIRECTORY = "run/vm"
 LOADED_MAX_BYTES = 2 << 30
 """Memory of templates that stay unpacked though no VM process is to be made of them."""
@@ -55,7 +54,7 @@ class Host:
         self._budget_bytes = limits.memory_bytes or int(_host_memory_bytes() * MEMORY_SHARE)
         self._used_bytes = 0
         self._workers: set[Worker] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._pool = Pool(limits, self._prepared)
         self._pool.room = self.has_room
         self._templates: Templates
@@ -70,7 +69,7 @@ class Host:
     def start(self) -> None:
         """Begins what goes on in the background."""
         self._pool.start()
-        self._task(self._measure())
+        self._tasks.start(self._measure())
 
     # Starting -----------------------------------------------------------------------------------
 
@@ -214,7 +213,7 @@ class Host:
         kept = False
         if worker.rest is not None and self._limits.reuse:
             # Whoever waits may go away; the process has to rest or end all the same.
-            kept = await asyncio.shield(self._task(self._reset(worker)))
+            kept = await asyncio.shield(self._tasks.start(self._reset(worker)))
         if not kept:
             worker.kill()
             await worker.dead()
@@ -364,9 +363,7 @@ class Host:
         return None if digest is None else self._find(bytes.fromhex(digest))
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         await self._pool.close()
         for worker in list(self._workers):
             if worker.listener is not None and not worker.killed:
@@ -378,12 +375,6 @@ class Host:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(worker.dead(), 5)
         self._templates.close()
-
-    def _task(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def _origin(text: str) -> Origin | None:

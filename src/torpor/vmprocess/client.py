@@ -119,10 +119,16 @@ class VMProcess:
 
     async def restore(
         self, restore: Restore, *, delta: int | None = None, console: int | None = None
-    ) -> None:
-        """Put a state into a VM at rest and let it run; without a delta, its template's."""
+    ) -> int:
+        """Put a state into a VM at rest and let it run; without a delta, its template's.
+
+        Returns the nanoseconds from the process's receiving the command to the guest's running.
+        """
         arguments = messages.arguments_of(restore) | {"delta": delta is not None}
-        await self._with_console("restore", arguments, [] if delta is None else [delta], console)
+        descriptors = [] if delta is None else [delta]
+        message = await self._with_console("restore", arguments, descriptors, console)
+        took_ns: int = message.body["ok"]["took_ns"]
+        return took_ns
 
     async def standby(self, generation: int, *, within_s: float, busy: bool = False) -> Stored:
         """Stop the VM and store it. `reset` it once that is committed, or `run` it."""
@@ -169,10 +175,10 @@ class VMProcess:
 
     async def _with_console(
         self, command: str, arguments: dict[str, Any], descriptors: list[int], console: int | None
-    ) -> None:
+    ) -> Message:
         last = [] if console is None else [console]
         arguments = arguments | {"console": console is not None}
-        await self._command(command, arguments, [*descriptors, *last])
+        return await self._command(command, arguments, [*descriptors, *last])
 
     async def _command(
         self, command: str, arguments: dict[str, Any], descriptors: list[int] | None = None

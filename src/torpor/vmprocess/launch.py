@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.binaries import find_binary
+from torpor.sockets import bind_seqpacket
 from torpor.vmprocess.client import VMProcess
 
 
@@ -24,25 +24,11 @@ class Launched:
     """Of its socket, by which another controller finds it."""
 
 
-def bind(path: Path) -> socket.socket:
-    """Bind a control socket; a path may be longer than the 108 bytes of sun_path."""
-    holder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    try:
-        bound.bind(f"/proc/self/fd/{holder}/{path.name}")
-    except BaseException:
-        bound.close()
-        raise
-    finally:
-        os.close(holder)
-    return bound
-
-
 async def launch(path: Path) -> Launched:
     """Start a VM process that can be told what to do at `path`, where nothing may be yet."""
     kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     try:
-        with bind(path) as control:
+        with bind_seqpacket(path) as control:
             numbers = (control.fileno(), kvm)
             command = [
                 str(find_binary("torpor-vmm")),

@@ -468,4 +468,17 @@ pub fn moved(incarnation: u32) {
             connection.attached.set(false);
         }
     });
+    // What had no room in the ring was never said: it waits like all else, but for the opening of a connection, which the
+    // host can't name. Of one that is gone here the host learns when it names it.
+    for (number, what, argument, payload) in take_deferred_of_connections() {
+        let connection = TABLE.with(|table| table.connections.borrow().get(&number).and_then(Weak::upgrade));
+        match (what, connection) {
+            (kind::OPEN, Some(connection)) => {
+                connection.attached.set(true);
+                send_soon(number, what, argument, &payload);
+            }
+            (kind::ATTACH, _) | (_, None) => {}
+            (_, Some(connection)) => connection.held.borrow_mut().push((what, argument)),
+        }
+    }
 }

@@ -22,8 +22,8 @@ pub trait Receiver {
     fn reattached(&self, _unsent_bytes: [u32; 3]) {}
 }
 
-/// A frame that had no room yet.
-type Deferred = (u32, u16, u32, Vec<u8>);
+/// A frame that had no room yet: stream, kind, argument, payload.
+pub(super) type Deferred = (u32, u16, u32, Vec<u8>);
 
 #[derive(Default)]
 struct Registry {
@@ -90,12 +90,11 @@ pub(super) fn send_soon(number: u32, what: u16, argument: u32, payload: &[u8]) {
 }
 
 /// Takes back what connections have not been able to say.
-pub(super) fn take_deferred_of_connections() -> Vec<(u32, u16, u32)> {
+pub(super) fn take_deferred_of_connections() -> VecDeque<Deferred> {
     registry(|r| {
         let (ours, console) = r.deferred.take().into_iter().partition(|(number, ..)| *number >= stream::FIRST_DYNAMIC);
         r.deferred.replace(console);
-        let ours: VecDeque<Deferred> = ours;
-        ours.into_iter().map(|(number, what, argument, _)| (number, what, argument)).collect()
+        ours
     })
 }
 

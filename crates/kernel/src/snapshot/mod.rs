@@ -5,12 +5,14 @@
 //! later, or a clone of it in another process, on another machine, years later: [`restored`] makes up for that before
 //! any program runs.
 
+mod fork_id;
 mod identity;
 mod point;
 mod ready;
 mod restored;
 mod uk;
 
+pub use fork_id::process_number;
 pub use identity::Identity;
 pub use ready::listening;
 pub use restored::generation;

@@ -54,11 +54,11 @@ snapshot_continue:
     .globl entry_resume
     .balign 16
 entry_resume:
-    movabs ${parked}, %rdi
-    movl $0, (%rdi)
     movabs ${stack}, %rsp
     xor %ebp, %ebp
-    call snapshot_unparked
+    call snapshot_commanded
+    movabs ${parked}, %rdi
+    movl $0, (%rdi)
     jmp entry_resume
     .text
 "#,
@@ -75,10 +75,10 @@ pub(super) fn stop(reason: u32) {
     unsafe { snapshot_stop(doorbell, reason) };
 }
 
-/// The command that a parked VM finds. Runs with the boot page tables, which map the kernel image and the direct map and
+/// The command that is in the handover page. Runs with the boot page tables, which map the kernel image and the direct map and
 /// which nobody changes there, and touches no memory but those tables, the handover and its own stack.
 #[unsafe(no_mangle)]
-extern "C" fn snapshot_unparked() {
+extern "C" fn snapshot_commanded() {
     let entries = handover().entries.load(Ordering::Acquire).min(HANDOVER_LIST_MAX);
     let pair = |index: u32| {
         let at = (DIRECT_MAP_BASE + HANDOVER_LIST_GPA + u64::from(index) * 16) as *const u64;

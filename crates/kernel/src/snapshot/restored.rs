@@ -63,6 +63,7 @@ pub(super) fn restored(before: &Before) {
         before.realtime_ns.saturating_add(slept_ns),
     );
     random::reseed(&handover.seed);
+    super::fork_id::renew();
     proc::forget_boot_id();
     let generation = handover.generation.load(Ordering::Relaxed);
     STATE.with(|state| state.generation.set(generation));

@@ -5,6 +5,8 @@ use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
+#[cfg(not(feature = "hosted"))]
+use crate::snapshot::process_number;
 use crate::task::creds::{Credentials, Kind, MAX_GROUPS};
 use crate::task::process::Process;
 use crate::task::{current, pid, session};
@@ -12,8 +14,14 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use linux_raw_sys::general as linux;
 
+/// Hosted there are no snapshots.
+#[cfg(feature = "hosted")]
+fn process_number() -> u32 {
+    current().process.pid()
+}
+
 pub(super) const CALLS: &[Syscall] = &[
-    Syscall::full(linux::__NR_getpid as u16, "getpid", |_| Ok(u64::from(current().process.pid())), &[]),
+    Syscall::full(linux::__NR_getpid as u16, "getpid", |_| Ok(u64::from(process_number())), &[]),
     Syscall::full(linux::__NR_gettid as u16, "gettid", |_| Ok(u64::from(current().tid())), &[]),
     Syscall::full(linux::__NR_getppid as u16, "getppid", sys_getppid, &[]),
     Syscall::full(linux::__NR_getpgrp as u16, "getpgrp", |_| Ok(u64::from(current().process.group().pgid())), &[]),

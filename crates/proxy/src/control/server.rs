@@ -149,6 +149,7 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
     let result: Result<Value, Refusal> = match ask {
         Ask::Hello(hello) => {
             proxy.set_public_ports(hello.public_ports);
+            proxy.certificates.set_suffix(&hello.suffix);
             // Another torpord may have made what the one before did not know.
             proxy.routes.borrow_mut().forget_misses();
             let links = proxy.routes.borrow().instances().map(known).collect();
@@ -258,5 +259,5 @@ fn count(proxy: &Rc<Proxy>, stats: &Stats) -> Value {
             })
         })
         .collect();
-    json!({"links": links, "wakes": proxy.wakes.asked(), "wake_us": proxy.wake_times.borrow().0})
+    json!({"links": links, "wakes": proxy.wakes.asked(), "wake_us": proxy.telemetry.wakes.borrow().counts})
 }

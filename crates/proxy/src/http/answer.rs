@@ -28,6 +28,12 @@ impl Refused {
         Self { status, text, reason: Some(reason.into()) }
     }
 
+    /// Whether the request was such that what follows on its connection can't be trusted.
+    #[must_use]
+    pub fn ends_connection(&self) -> bool {
+        matches!(self.status, StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED)
+    }
+
     /// As a response.
     #[must_use]
     pub fn response(&self) -> Response<Body> {

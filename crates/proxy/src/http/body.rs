@@ -3,6 +3,7 @@
 use super::client::{Connection, InFlight};
 use super::upstream::Lease;
 use crate::instance::Busy;
+use crate::telemetry::Record;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
@@ -13,19 +14,22 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 /// Of an answer to a client.
-pub enum Body {
+pub struct Body {
+    source: Source,
+    /// Tells the client's connection that it is not idle.
+    in_flight: Option<InFlight>,
+    record: Option<Record>,
+}
+
+enum Source {
     /// The proxy's own.
     Own(Full<Bytes>),
     /// The guest's. The instance is busy until it is through, or given up.
     Guest {
-        /// From the guest.
         body: Incoming,
         /// The connection to the guest that can be used again afterwards.
         lease: Option<Lease>,
-        /// Holds the instance awake.
         busy: Option<Busy>,
-        /// Tells the client's connection that it is not idle.
-        in_flight: Option<InFlight>,
     },
 }
 
@@ -33,29 +37,29 @@ impl Body {
     /// A text.
     #[must_use]
     pub fn text(text: impl Into<Bytes>) -> Self {
-        Self::Own(Full::new(text.into()))
+        Self { source: Source::Own(Full::new(text.into())), in_flight: None, record: None }
     }
 
     /// The guest's.
     #[must_use]
     pub fn guest(body: Incoming, lease: Lease, busy: Busy) -> Self {
-        let mut new = Self::Guest { body, lease: Some(lease), busy: Some(busy), in_flight: None };
-        new.end_if_over();
+        let source = Source::Guest { body, lease: Some(lease), busy: Some(busy) };
+        let mut new = Self { source, in_flight: None, record: None };
+        if new.is_end_stream() {
+            new.end();
+        }
         new
     }
 
-    /// The client's connection is not idle before all of it has gone.
-    pub fn hold(&mut self, request: InFlight) {
-        if let Self::Guest { in_flight, .. } = self {
-            *in_flight = Some(request);
-        }
+    /// Until all of it has gone, the client's connection is not idle and the request's record is open.
+    pub fn hold(&mut self, in_flight: InFlight, record: Record) {
+        self.in_flight = Some(in_flight);
+        self.record = Some(record);
     }
 
     /// Once all of it has come the connection is free, and the instance no longer busy with it.
-    fn end_if_over(&mut self) {
-        if let Self::Guest { body, lease, busy, .. } = self
-            && body.is_end_stream()
-        {
+    fn end(&mut self) {
+        if let Source::Guest { lease, busy, .. } = &mut self.source {
             if let Some(lease) = lease.take() {
                 lease.give_back();
             }
@@ -69,37 +73,37 @@ impl HttpBody for Body {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let body = match &mut *self {
-            Self::Own(body) => return Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Self::Guest { body, .. } => body,
-        };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
-        match &frame {
-            Some(Ok(_)) => self.end_if_over(),
-            None => {
-                if let Self::Guest { lease, busy, .. } = &mut *self {
-                    if let Some(lease) = lease.take() {
-                        lease.give_back();
-                    }
-                    busy.take();
-                }
-            }
-            Some(Err(_)) => {}
+        let frame = ready!(match &mut self.source {
+            Source::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Source::Guest { body, .. } => Pin::new(body).poll_frame(cx),
+        });
+        if let Some(Ok(frame)) = &frame
+            && let (Some(data), Some(record)) = (frame.data_ref(), &mut self.record)
+        {
+            record.bytes += data.len() as u64;
+        }
+        if let Some(Err(error)) = &frame
+            && let Some(record) = &mut self.record
+        {
+            record.reason = Some(error.to_string());
+        }
+        if frame.is_none() || frame.as_ref().is_some_and(Result::is_ok) && self.is_end_stream() {
+            self.end();
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Own(body) => body.is_end_stream(),
-            Self::Guest { body, .. } => body.is_end_stream(),
+        match &self.source {
+            Source::Own(body) => body.is_end_stream(),
+            Source::Guest { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Own(body) => body.size_hint(),
-            Self::Guest { body, .. } => body.size_hint(),
+        match &self.source {
+            Source::Own(body) => body.size_hint(),
+            Source::Guest { body, .. } => body.size_hint(),
         }
     }
 }
@@ -114,7 +118,9 @@ impl RequestBody {
     /// The body of a request that came over `client`.
     #[must_use]
     pub fn new(body: Incoming, client: Rc<Connection>) -> Self {
-        client.body_open.set(!body.is_end_stream());
+        if !client.is_multiplexed() {
+            client.body_open.set(!body.is_end_stream());
+        }
         Self { body, client }
     }
 }
@@ -127,7 +133,7 @@ impl HttpBody for RequestBody {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         match &frame {
             Poll::Pending => {
-                if self.client.body_wanted.get().is_none() {
+                if self.client.body_wanted.get().is_none() && !self.client.is_multiplexed() {
                     self.client.body_wanted.set(Some(Instant::now()));
                     self.client.changed();
                 }

@@ -77,6 +77,12 @@ impl Connection {
         })
     }
 
+    /// Whether several requests share it (HTTP/2).
+    #[must_use]
+    pub fn is_multiplexed(&self) -> bool {
+        self.multiplexed
+    }
+
     fn enter(&self, phase: Phase) {
         self.phase.set(phase);
         self.since.set(Instant::now());
@@ -106,8 +112,8 @@ impl Connection {
     fn deadline(&self) -> Option<Instant> {
         let phase = match self.phase.get() {
             Phase::Idle => Some(self.since.get() + KEEP_ALIVE),
-            Phase::Head if !self.multiplexed => Some(self.since.get() + HEAD_TIME),
-            Phase::Head | Phase::Busy => None,
+            Phase::Head => Some(self.since.get() + HEAD_TIME),
+            Phase::Busy => None,
         };
         let after = |since: Option<Instant>, time: Duration| since.map(|since| since + time);
         let stalls = [
@@ -193,7 +199,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Transport<T> {
             let before = into.filled().len();
             std::task::ready!(Pin::new(&mut self.inner).poll_read(cx, into))?;
             if into.filled().len() > before {
-                if connection.phase.get() == Phase::Idle {
+                if connection.phase.get() == Phase::Idle && !connection.multiplexed {
                     connection.enter(Phase::Head);
                 }
                 return Poll::Ready(Ok(()));

@@ -6,9 +6,12 @@ use super::client::Connection;
 use super::headers::{self, Entrance};
 use super::tunnel::Tunnel;
 use super::upstream::{self, SendError};
+use crate::control::messages::Handler;
 use crate::host::Host;
 use crate::instance::{Kind, Phase};
-use crate::proxy::Proxy;
+use crate::proxy::{HTTPS_PORT, Proxy};
+use crate::telemetry::Record;
+use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use std::convert::Infallible;
@@ -28,46 +31,86 @@ pub struct Door {
     pub port: u16,
     /// What guests are told of the client.
     pub entrance: Entrance,
+    /// The name that TLS was begun with, if there was one.
+    pub name: Option<Host>,
 }
 
-/// Answers a request, with the guest's answer or one that tells why there is none.
-///
-/// # Errors
-/// None.
-pub async fn answer(
+/// Answers a request, with the guest's answer or one that tells why there is none. The connection is busy from this call
+/// on, not from the future's first poll.
+pub fn answer(
     door: Door,
     client: Rc<Connection>,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+) -> impl Future<Output = Result<Response<Body>, Infallible>> {
     let in_flight = client.begin();
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let response = match forward(&door, &client, request).await {
-        Ok(mut response) => {
-            response.body_mut().hold(in_flight);
-            response
-        }
-        Err(refused) => {
-            if let Some(reason) = &refused.reason {
-                let status = refused.status.as_u16();
-                eprintln!("torpor-proxy: {method} {path}: {status}: {}", reason.lines().next().unwrap_or_default());
+    let mut record = Record::new(door.proxy.clone(), door.entrance.peer, &request);
+    async move {
+        // What comes behind a chunked body is not looked at: a Content-Length beside Transfer-Encoding is void, so hyper
+        // does not show it, and whoever stands before us may have believed it (RFC 9112, 6.1).
+        let mut last = !client.is_multiplexed() && request.headers().contains_key(header::TRANSFER_ENCODING);
+        let mut response = match forward(&door, &client, request, &mut record).await {
+            Ok(response) => response,
+            Err(refused) => {
+                if refused.status.is_server_error() {
+                    let reason = refused.reason.as_deref().unwrap_or(refused.text).lines().next().unwrap_or_default();
+                    eprintln!("torpor-proxy: request {}: {}: {reason}", record.id, refused.status.as_u16());
+                }
+                last |= refused.ends_connection() && !client.is_multiplexed();
+                record.reason = refused.reason.clone();
+                refused.response()
             }
-            refused.response()
+        };
+        record.status = response.status();
+        if last && record.status != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-    };
-    Ok(response)
+        response.body_mut().hold(in_flight, record);
+        Ok(response)
+    }
 }
 
-async fn forward(door: &Door, client: &Rc<Connection>, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+/// Where a plain request for a service of HTTPS is to go.
+fn redirect(door: &Door, host: &Host, path: &str) -> Response<Body> {
+    let port = door.proxy.public_port(HTTPS_PORT);
+    let port = if port == HTTPS_PORT { String::new() } else { format!(":{port}") };
+    let mut response = Response::new(Body::text(""));
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    if let Ok(location) = HeaderValue::from_str(&format!("https://{host}{port}{path}")) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+async fn forward(
+    door: &Door,
+    client: &Rc<Connection>,
+    request: Request<Incoming>,
+    record: &mut Record,
+) -> Result<Response<Body>, Refused> {
     let host = headers::host_of(&request)?;
+    record.host = Some(host.clone());
+    if door.name.as_ref().is_some_and(|name| *name != host) {
+        return Err(Refused::new(StatusCode::MISDIRECTED_REQUEST, "the connection was made for another name"));
+    }
+    if !door.entrance.secure && door.proxy.redirects(&host, door.port) {
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        return Ok(redirect(door, &host, path));
+    }
     let upgrade = request.version() == Version::HTTP_11 && headers::wants_upgrade(request.headers());
     let (parts, body) = request.into_parts();
     let mut request = Request::from_parts(parts, RequestBody::new(body, client.clone()));
-    headers::prepare_request(&mut request, &host, door.entrance, upgrade);
+    headers::prepare_request(&mut request, &host, door.entrance, &record.id, upgrade);
     let mut tries = 0;
     loop {
         let admitted = door.proxy.admit(&host, door.port, Kind::Request).await?;
         let instance = admitted.busy.instance().clone();
+        if !door.entrance.secure && admitted.handlers.contains(&Handler::Redirect) {
+            return Ok(redirect(door, &host, request.uri().path_and_query().map_or("/", |path| path.as_str())));
+        }
+        if !door.entrance.secure && admitted.handlers.contains(&Handler::Tls) {
+            return Err(Refused::new(StatusCode::BAD_REQUEST, "this port speaks TLS"));
+        }
+        record.instance = Some(instance.id);
         let lost = |error: &dyn std::fmt::Display| {
             let reason = format!("{host}: instance {}: port {}: {error}", instance.id, admitted.destination);
             Refused::because(StatusCode::BAD_GATEWAY, "the program behind this name gave no answer", reason)
@@ -85,7 +128,7 @@ async fn forward(door: &Door, client: &Rc<Connection>, request: Request<Incoming
                 if switches && !upgrade {
                     return Err(lost(&"it switches protocols unasked"));
                 }
-                headers::prepare_response(response.headers_mut(), switches);
+                headers::prepare_response(response.headers_mut(), &record.id, switches);
                 if switches {
                     let (sender, guest) = oneshot::channel();
                     tokio::task::spawn_local(async move {

@@ -13,6 +13,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Fields of one connection whether or not `Connection` names them.
@@ -121,7 +122,7 @@ pub fn strip(headers: &mut HeaderMap) {
 }
 
 /// Makes a client's request one to a guest, in origin form. `upgrade`: it asks for another protocol.
-pub fn prepare_request<B>(request: &mut Request<B>, host: &Host, entrance: Entrance, upgrade: bool) {
+pub fn prepare_request<B>(request: &mut Request<B>, host: &Host, entrance: Entrance, id: &str, upgrade: bool) {
     let origin = request.uri().path_and_query().cloned();
     let origin = origin.unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
     let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
@@ -146,7 +147,8 @@ pub fn prepare_request<B>(request: &mut Request<B>, host: &Host, entrance: Entra
             headers.insert(header::HOST, value);
         }
     }
-    let text = |value: String| HeaderValue::from_str(&value).expect("digits, dots and colons");
+    let text = |value: String| HeaderValue::from_str(&value).expect("letters, digits, dots and colons");
+    headers.insert(REQUEST_ID, text(id.to_owned()));
     // What a client says of itself here is not believed.
     let peer = text(entrance.peer.to_canonical().to_string());
     headers.insert(FORWARDED_FOR, peer.clone());
@@ -159,9 +161,12 @@ pub fn prepare_request<B>(request: &mut Request<B>, host: &Host, entrance: Entra
 }
 
 /// Makes a guest's answer one to a client.
-pub fn prepare_response(headers: &mut HeaderMap, upgrade: bool) {
+pub fn prepare_response(headers: &mut HeaderMap, id: &str, upgrade: bool) {
     let protocol = if upgrade { headers.get(header::UPGRADE).cloned() } else { None };
     strip(headers);
+    if let (false, Ok(id)) = (headers.contains_key(REQUEST_ID), HeaderValue::from_str(id)) {
+        headers.insert(REQUEST_ID, id);
+    }
     if let Some(protocol) = protocol {
         headers.insert(header::UPGRADE, protocol);
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -219,7 +224,7 @@ mod tests {
         let mut request = request("http://a.example/path?query", &fields);
         let host = host_of(&request).expect("clear");
         let entrance = Entrance { peer: [10, 0, 0, 1].into(), public_port: 8080, secure: false };
-        prepare_request(&mut request, &host, entrance, false);
+        prepare_request(&mut request, &host, entrance, "7-1", false);
         assert_eq!(request.uri(), "/path?query");
         let mut left: Vec<String> = request
             .headers()
@@ -237,6 +242,7 @@ mod tests {
             "x-forwarded-port: 8080",
             "x-forwarded-proto: http",
             "x-real-ip: 10.0.0.1",
+            "x-request-id: 7-1",
         ];
         assert_eq!(left, expected);
     }
@@ -248,7 +254,7 @@ mod tests {
         assert!(wants_upgrade(asking.headers()));
         let host = host_of(&asking).expect("clear");
         let entrance = Entrance { peer: [10, 0, 0, 1].into(), public_port: 80, secure: true };
-        prepare_request(&mut asking, &host, entrance, true);
+        prepare_request(&mut asking, &host, entrance, "7-1", true);
         assert_eq!(asking.headers()["connection"], "upgrade");
         assert_eq!(asking.headers()["upgrade"], "websocket");
         assert!(!wants_upgrade(request("/", &[("upgrade", "websocket")]).headers()));

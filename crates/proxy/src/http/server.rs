@@ -1,12 +1,17 @@
-//! Clients' connections of HTTP/1, from accept(2) to close(2).
+//! Clients' connections of HTTP, from accept(2) to close(2).
 
 use super::client::{Connection, Transport};
 use super::forward::{Door, answer};
 use super::headers::Entrance;
 use super::tunnel;
-use crate::limits::{CLIENTS_MAX, HEAD_MAX_BYTES, HEADERS_MAX, LINGER_MAX_BYTES, LINGER_TIME};
-use crate::proxy::Proxy;
-use hyper::server::conn::http1;
+use crate::doors;
+use crate::host::Host;
+use crate::limits::{
+    CLIENTS_MAX, HEAD_MAX_BYTES, HEADERS_MAX, LINGER_MAX_BYTES, LINGER_TIME, RESETS_MAX, STREAMS_MAX, WINDOW_BYTES,
+};
+use crate::proxy::{HTTP_PORT, Proxy};
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use std::cell::Cell;
@@ -55,7 +60,11 @@ pub async fn accept(proxy: Rc<Proxy>, listener: TcpListener, port: u16) {
                 tokio::task::spawn_local(async move {
                     // It fails only where the client has gone.
                     let _ = socket.set_nodelay(true);
-                    serve(counted.0.clone(), socket, peer, port, false).await;
+                    if port == HTTP_PORT {
+                        serve_http1(counted.0.clone(), socket, peer, port, None).await;
+                    } else {
+                        doors::serve(counted.0.clone(), socket, peer, port).await;
+                    }
                     drop(counted);
                 });
             }
@@ -69,14 +78,53 @@ pub async fn accept(proxy: Rc<Proxy>, listener: TcpListener, port: u16) {
     }
 }
 
-/// Serves one client.
-pub async fn serve<T>(proxy: Rc<Proxy>, socket: T, peer: SocketAddr, port: u16, secure: bool)
+fn door(proxy: Rc<Proxy>, peer: SocketAddr, port: u16, tls: Option<Option<Host>>) -> Door {
+    let entrance = Entrance { peer: peer.ip(), public_port: proxy.public_port(port), secure: tls.is_some() };
+    Door { proxy, port, entrance, name: tls.flatten() }
+}
+
+/// Spawns what hyper has running beside a connection of HTTP/2.
+#[derive(Clone, Copy)]
+struct Local;
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for Local {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(task);
+    }
+}
+
+/// Serves one client of HTTP/2, over TLS that was begun with `name`.
+pub async fn serve_http2<T>(proxy: Rc<Proxy>, socket: T, peer: SocketAddr, port: u16, name: Option<Host>)
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let connection = Connection::new(true);
+    let door = door(proxy, peer, port, Some(name));
+    let client = connection.clone();
+    let service = service_fn(move |request| answer(door.clone(), client.clone(), request));
+    let http = http2::Builder::new(Local)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_MAX_BYTES as u32)
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .max_local_error_reset_streams(RESETS_MAX)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(4 * WINDOW_BYTES)
+        .max_send_buf_size(WINDOW_BYTES as usize)
+        .serve_connection(TokioIo::new(Transport::new(socket, connection.clone())), service);
+    tokio::select! {
+        // Errors are the client's: it was told, or has gone.
+        _ = http => {}
+        () = connection.watchdog() => {}
+    }
+}
+
+/// Serves one client of HTTP/1. `tls`: over TLS, which was begun with this name.
+pub async fn serve_http1<T>(proxy: Rc<Proxy>, socket: T, peer: SocketAddr, port: u16, tls: Option<Option<Host>>)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let connection = Connection::new(false);
-    let entrance = Entrance { peer: peer.ip(), public_port: proxy.public_port(port), secure };
-    let door = Door { proxy, port, entrance };
+    let door = door(proxy, peer, port, tls);
     let client = connection.clone();
     let service = service_fn(move |request| Box::pin(answer(door.clone(), client.clone(), request)));
     let mut http = http1::Builder::new()

@@ -136,7 +136,8 @@ fn hosts_name(address: SocketAddr) -> SocketAddr {
 }
 
 /// The other way round. Loopback addresses mean the guest itself there, and programs trust them.
-fn guests_name(address: SocketAddr) -> SocketAddr {
+#[must_use]
+pub fn guests_name(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip().to_canonical() {
         IpAddr::V4(v4) if v4.is_loopback() => IpAddr::V4(network::GATEWAY_V4),
         IpAddr::V6(v6) if v6.is_loopback() => IpAddr::V6(network::GATEWAY_V6),

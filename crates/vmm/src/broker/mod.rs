@@ -9,6 +9,7 @@ mod terminal;
 
 use crate::cli::{self, Command, RunOptions, TraceTarget, USAGE};
 use crate::error::Failure;
+use crate::serve::Managed;
 use crate::vm::{self, Given, boot};
 use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -58,25 +59,36 @@ fn print(text: &str) -> u8 {
 
 /// Becomes a VM process that is told what to do.
 fn serve(control: i32, kvm: i32) -> Result<u8, Failure> {
-    let take = |number: i32| {
-        // SAFETY: fcntl(2) on a number looks whether it is open; nothing in this process owns what it was started with.
-        if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-            return Err(Failure::new(format!("serve: descriptor {number} is not open")));
-        }
-        // SAFETY: it is open, and the two numbers differ, so there is one owner each.
-        Ok(unsafe { OwnedFd::from_raw_fd(number) })
-    };
-    let (control, kvm) = (take(control)?, take(kvm)?);
-    crate::serve::run(control, kvm)
+    let mut taken = Vec::new();
+    let control = take(control, &mut taken)?;
+    crate::serve::run(control, take(kvm, &mut taken)?)
+}
+
+/// Takes a descriptor that this process was started with; `taken` are those that have an owner.
+fn take(number: i32, taken: &mut Vec<i32>) -> Result<OwnedFd, Failure> {
+    // SAFETY: fcntl(2) on a number looks whether it is open.
+    if number <= 2 || taken.contains(&number) || unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(Failure::new(format!("descriptor {number} is not open, or was named twice")));
+    }
+    taken.push(number);
+    // SAFETY: it is open, nothing in this process owns what it was started with, and each is taken once, before anything
+    // is opened.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Runs one VM to its end; the result is the exit status.
 fn run(options: &RunOptions) -> Result<u8, Failure> {
     check_architecture()?;
+    let mut taken = Vec::new();
+    let managed = options.managed.as_ref().map(|options| Managed::new(options, |number| take(number, &mut taken)));
+    let managed = managed.transpose()?;
+    if managed.is_some() && (options.kernel.is_some() || options.debug_exits) {
+        return Err(Failure::new("--managed does not go with --kernel and --debug-exits"));
+    }
     let kvm = open_kvm()?;
     let (image, image_bytes) = image::open(&options.image)?;
     let trace = open_trace(options.trace.as_ref())?;
-    let program = describe_program(options)?;
+    let program = describe_program(options, managed.as_ref())?;
     boot::check_size(&program)?;
     let sockets = open_sockets(options)?;
     let (ours, theirs) = link::pair().map_err(|error| Failure::new(format!("socketpair: {error}")))?;
@@ -91,6 +103,7 @@ fn run(options: &RunOptions) -> Result<u8, Failure> {
         memory_limit_bytes: options.memory_bytes,
         program,
         debug_exits: options.debug_exits,
+        managed,
     };
     let terminal = if options.tty && options.interactive { Some(Terminal::raw()?) } else { None };
     let child = fork(given)?;
@@ -165,12 +178,16 @@ fn open_trace(target: Option<&TraceTarget>) -> Result<Option<File>, Failure> {
     }
 }
 
-fn describe_program(options: &RunOptions) -> Result<boot::Program, Failure> {
+fn describe_program(options: &RunOptions, managed: Option<&Managed>) -> Result<boot::Program, Failure> {
     let mut uuid = [0; 16];
-    getrandom(&mut uuid, GetRandomFlags::empty()).map_err(|error| Failure::new(format!("getrandom: {error}")))?;
-    // RFC 9562, version 4.
-    uuid[6] = uuid[6] & 0x0f | 0x40;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
+    if let Some(managed) = managed {
+        uuid = managed.uuid().0;
+    } else {
+        getrandom(&mut uuid, GetRandomFlags::empty()).map_err(|error| Failure::new(format!("getrandom: {error}")))?;
+        // RFC 9562, version 4.
+        uuid[6] = uuid[6] & 0x0f | 0x40;
+        uuid[8] = uuid[8] & 0x3f | 0x80;
+    }
     // A container's host name is the first twelve digits of its id.
     let hostname = options.name.clone().unwrap_or_else(|| {
         uuid[..6].iter().fold(String::new(), |mut text, byte| {

@@ -70,6 +70,8 @@ pub(super) struct Session {
     /// Standard input is connected and has not ended.
     stdin_open: bool,
     stdin_ended: bool,
+    /// The generation that a stored state goes on with; None once the guest was told that no connection has stayed.
+    continues: Option<u64>,
     pending_signals: Vec<Signal>,
     window_changed: bool,
     force_requests: Vec<Instant>,
@@ -90,6 +92,8 @@ impl Session {
         sockets: Sockets,
     ) -> Self {
         let tty = options.tty;
+        let continues = options.managed.as_ref().filter(|managed| managed.saved.is_some());
+        let continues = continues.map(|managed| managed.generation);
         let output = |number, sink: Option<Sink>| Output {
             number,
             report_gone: sink.is_none(),
@@ -116,7 +120,9 @@ impl Session {
             raw_trace: terminal_output(trace.is_none(), options),
             trace: trace.map_or_else(|| Sink::of(rustix::stdio::stderr()), |file| Some(Sink::new(file.into()))),
             stdin_open: options.interactive,
-            stdin_ended: false,
+            // The program may have had a standard input where the state comes from.
+            stdin_ended: continues.is_some() && !options.interactive,
+            continues,
             pending_signals: Vec::new(),
             window_changed: false,
             force_requests: Vec::new(),
@@ -332,6 +338,10 @@ impl Session {
     /// Puts together what there is to say besides connections.
     fn say(&mut self) {
         let control = |kind, argument| Header { stream: stream::CONTROL, kind, len: 0, argument };
+        if let Some(generation) = self.continues.take() {
+            // Modulo 2^32, as the frame has it.
+            self.outbox.push(control(kind::RESUMED, generation as u32), &[]);
+        }
         for signal in std::mem::take(&mut self.pending_signals) {
             self.outbox.push(control(kind::SIGNAL, signal.as_raw().cast_unsigned()), &[]);
         }
@@ -426,6 +436,7 @@ impl Session {
             report::EXITED => self.end(Ok(exit_status(header.argument))),
             report::START_FAILED => self.end(Err(Failure::start(header.argument.cast_signed(), text))),
             report::FAILED => self.end(Err(Failure::new(text))),
+            report::STOPPED => self.end(Err(Failure::stopped())),
             report::DEBUG => {
                 let _ = writeln!(std::io::stderr(), "torpor-vmm: {text}");
             }

@@ -4,13 +4,16 @@
 //! moves frames, one hears the control socket. The last answers what needs no VM itself, hands on the rest one at a time,
 //! and asks a running guest to stop where a command needs that.
 
-mod filter;
+mod managed;
 pub mod protocol;
 mod worker;
 
 use crate::error::Failure;
+use crate::jail::filter::{self, Thread};
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::vm::served::{End, Handle, Refusal, Resources, Watcher};
+pub(crate) use managed::run_for_broker;
+pub use managed::{Managed, ManagedOptions, SavedOptions};
 use protocol::{Command, Event, Reply, ReplyError, Request};
 use rustix::net::AddressFamily;
 use serde::Serialize;
@@ -54,6 +57,7 @@ impl State {
 #[derive(Debug)]
 struct Job {
     id: u64,
+    received_at: Instant,
     command: Command,
     descriptors: Vec<OwnedFd>,
 }
@@ -157,12 +161,7 @@ struct Watching(Arc<Shared>);
 
 impl Watcher for Watching {
     fn ended(&self, end: &End) {
-        let (reason, status, message) = match end {
-            End::Exited(status) => ("exited", *status, ""),
-            End::StartFailed { errno, text } => ("start_failed", *errno, &text[..]),
-            End::Failed(text) => ("failed", 0, &text[..]),
-        };
-        self.0.end(&Event::Ended { reason, status, message });
+        self.0.end(&ended(end));
     }
 
     fn unlinked(&self, why: &str) {
@@ -170,19 +169,38 @@ impl Watcher for Watching {
     }
 }
 
+fn ended(end: &End) -> Event<'_> {
+    let (reason, status, message) = match end {
+        End::Exited(status) => ("exited", *status, ""),
+        End::StartFailed { errno, text } => ("start_failed", *errno, &text[..]),
+        End::Failed(text) => ("failed", 0, &text[..]),
+    };
+    Event::Ended { reason, status, message }
+}
+
 /// Runs until the process ends.
 ///
 /// # Errors
 /// A [`Failure`] where it can't even begin.
 pub fn run(control: OwnedFd, kvm: OwnedFd) -> Result<u8, Failure> {
+    let resources = Resources::open(kvm).map_err(|refusal| Failure::new(refusal.to_string()))?;
+    if let Some(missing) = &resources.missing {
+        eprintln!("torpor-vmm: {missing}");
+    }
+    Worker::serving(confine(control)?, resources).run()
+}
+
+/// Starts the thread that hears commands and puts the filter of all threads in place.
+fn confine(control: OwnedFd) -> Result<Arc<Shared>, Failure> {
     let fail = |what: &'static str| move |error: io::Error| Failure::new(format!("{what}: {error}"));
-    // SAFETY: prctl(2) and mallopt(3) change settings of this process only. What is freed is overwritten: nothing of an
-    // instance may stay in the process behind it. Nobody who has no privilege may look into this process.
+    // SAFETY: mallopt(3) changes settings of this process only. What is freed is overwritten: nothing of an instance may
+    // stay in the process behind it. Buffers for a usual delta come from memory that was in use before: new pages from the
+    // kernel cost more than what they are for.
     unsafe {
         libc::mallopt(libc::M_PERTURB, 0x5a);
-        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 2 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 8 << 20);
     }
-    let resources = Resources::open(kvm).map_err(|refusal| Failure::new(refusal.to_string()))?;
     let name = rustix::net::getsockname(&control).map_err(|error| fail("--control-fd")(error.into()))?;
     if name.address_family() != AddressFamily::UNIX {
         return Err(Failure::new("--control-fd: a bound Unix socket of type SOCK_SEQPACKET is wanted"));
@@ -196,19 +214,17 @@ pub fn run(control: OwnedFd, kvm: OwnedFd) -> Result<u8, Failure> {
         .name("control".into())
         .spawn(move || {
             let _ = started.send(());
-            if ready.recv().is_ok() {
+            if ready.recv().is_ok() && filter::install(Thread::Control).is_ok() {
                 hear(&listener, &control);
             }
             exit()
         })
         .map_err(fail("starting a thread"))?;
     has_started.recv().map_err(|_| Failure::new("a thread did not start"))?;
-    // Finds the vDSO, by a call that the filter does not allow.
-    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    filter::install().map_err(|text| Failure::new(format!("seccomp: {text}")))?;
+    filter::install(Thread::All).map_err(|text| Failure::new(format!("seccomp: {text}")))?;
     // The other end lives as long as the thread.
     let _ = go.send(());
-    Worker::new(shared, resources).run()
+    Ok(shared)
 }
 
 fn exit() -> ! {
@@ -299,6 +315,7 @@ fn expire(shared: &Shared) {
 }
 
 fn take(shared: &Shared, received: protocol::Received) {
+    let received_at = Instant::now();
     let request: Request = match serde_json::from_slice(&received.body) {
         Ok(request) => request,
         Err(error) => {
@@ -323,7 +340,11 @@ fn take(shared: &Shared, received: protocol::Received) {
             };
         }
         (Command::Stop {}, _) => {
+            let handle = inner.handle;
             drop(inner);
+            if let Some(handle) = handle {
+                handle.report_stopped();
+            }
             shared.ok(id, json!({}), &[]);
             exit()
         }
@@ -334,7 +355,7 @@ fn take(shared: &Shared, received: protocol::Received) {
         (Command::Standby(stop) | Command::Checkpoint(stop), State::Running) => {
             inner.deadline = Some(Instant::now() + Duration::from_millis(stop.within_ms.into()));
             let (busy, handle) = (stop.busy, inner.handle);
-            inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+            inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
             drop(inner);
             if let Some(handle) = handle {
                 handle.request_stop(busy);
@@ -356,7 +377,7 @@ fn take(shared: &Shared, received: protocol::Received) {
         (Command::Link {}, State::Running) => {
             inner.deadline = Some(Instant::now() + LINKED_WITHIN);
             let handle = inner.handle;
-            inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+            inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
             drop(inner);
             if let Some(handle) = handle {
                 handle.request_stop(true);
@@ -369,7 +390,7 @@ fn take(shared: &Shared, received: protocol::Received) {
         }
         _ => {}
     }
-    inner.job = Some(Job { id, command: request.command, descriptors: received.descriptors });
+    inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
     drop(inner);
     shared.changed.notify_all();
 }

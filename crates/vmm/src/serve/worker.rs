@@ -2,12 +2,13 @@
 
 use super::protocol::{Boot, Command, Event, Prepare, Restore, Stop};
 use super::{Identity, Job, Shared, State, Watching, read_all};
+use crate::jail::filter::{self, Thread};
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::snapshot::pages::Coding;
 use crate::snapshot::{Kind, Reader};
 use crate::vm::boot;
 use crate::vm::served::{
-    Captured, End, Instance, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, Watcher, learn_warm_base,
+    Captured, Instance, Link, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, Watcher, learn_warm_base,
     unpack_template,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -21,9 +22,9 @@ use torpor_abi::boot::flags;
 use torpor_abi::handover::reason;
 
 /// Largest template file.
-const TEMPLATE_MAX_BYTES: u64 = 16 << 30;
+pub(super) const TEMPLATE_MAX_BYTES: u64 = 16 << 30;
 /// Largest delta.
-const DELTA_MAX_BYTES: u64 = 16 << 30;
+pub(super) const DELTA_MAX_BYTES: u64 = 16 << 30;
 
 /// Why a command was not carried out.
 struct Refused {
@@ -74,23 +75,34 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, resources: Resources) -> Self {
-        Self { shared, resources: Some(resources), vm: None, template_stopped_at_ns: 0, uuid: Uuid::default() }
+    /// One whose VM is still to be given to it.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, resources: None, vm: None, template_stopped_at_ns: 0, uuid: Uuid::default() }
+    }
+
+    /// One that is told what VM to make.
+    pub(super) fn serving(shared: Arc<Shared>, resources: Resources) -> Self {
+        Self { resources: Some(resources), ..Self::new(shared) }
     }
 
     pub(super) fn run(mut self) -> ! {
+        filter::install(Thread::Vcpu).expect("the filter of all threads lets this one through");
         loop {
+            while self.shared.lock().state == State::Running {
+                self.run_guest();
+            }
             let job = {
                 let inner = self.shared.lock();
                 let mut inner = self.shared.changed.wait_while(inner, |i| i.job.is_none()).expect("no holder panics");
                 inner.job.take().expect("waited for")
             };
             let id = job.id;
+            let is_reset = matches!(job.command, Command::Reset {});
             let done = self.carry_out(job);
-            self.answer(id, done);
-            while self.shared.lock().state == State::Running {
-                self.run_guest();
+            if is_reset {
+                scrub_stack();
             }
+            self.answer(id, done);
         }
     }
 
@@ -114,10 +126,7 @@ impl Worker {
         let vm = self.vm.as_mut().expect("it runs");
         let why = match vm.run() {
             Ok(why) => why,
-            Err(refusal) => {
-                self.watching().ended(&End::Failed(refusal.to_string()));
-                super::exit()
-            }
+            Err(refusal) => vm.fail(&refusal),
         };
         let (job, deadline) = {
             let mut inner = self.shared.lock();
@@ -148,7 +157,7 @@ impl Worker {
                 let done = self.stored(&stop, captured);
                 self.answer(id, done);
             }
-            Some(Job { id, command: Command::Link {}, descriptors }) => {
+            Some(Job { id, command: Command::Link {}, descriptors, .. }) => {
                 let done = self.link(&mut Descriptors(descriptors.into_iter()));
                 self.vm.as_mut().expect("it ran").go_on();
                 self.answer(id, done);
@@ -193,7 +202,7 @@ impl Worker {
                 self.set_running(None);
                 Ok((json!({}), None))
             }
-            (Command::Restore(restore), State::Resting) => self.restore(&restore, &mut descriptors),
+            (Command::Restore(restore), State::Resting) => self.restore(&restore, job.received_at, &mut descriptors),
             // One that was stopped before, for a controller that has lost the answer.
             (Command::Standby(stop), State::Stopped) => {
                 let vm = self.vm.as_mut().expect("it is stopped");
@@ -225,6 +234,7 @@ impl Worker {
         let image = File::from(image);
         let image_bytes = image.metadata()?.len();
         let resources = self.resources.take().ok_or_else(|| Refused::request("a VM was made before and failed"))?;
+        let link = link.map_or(Link::None, Link::Console);
         Ok(Origin { resources, image, image_bytes, link })
     }
 
@@ -253,8 +263,7 @@ impl Worker {
         boot::check_size(&program).map_err(|failure| Refused::request(failure.message))?;
         let origin = self.origin(image, link)?;
         let vm = Vm::boot(origin, boot.owner, boot.image, boot.memory_limit_bytes, &program, self.watching())?;
-        self.uuid = boot.uuid;
-        self.set_vm(vm, State::Stopped);
+        self.set_vm(vm, State::Stopped, boot.uuid, None);
         Ok((json!({}), None))
     }
 
@@ -271,16 +280,18 @@ impl Worker {
         let warm = warm.as_ref().map(|(digest, file)| (*digest, &file[..]));
         let vm = Vm::prepare(origin, (prepare.template, &file, &memory), warm, prepare.never_run, self.watching())?;
         self.template_stopped_at_ns = stopped_at_ns;
-        self.set_vm(vm, State::Resting);
+        self.set_vm(vm, State::Resting, Uuid::default(), None);
         Ok((json!({}), None))
     }
 
-    fn set_vm(&mut self, vm: Vm, state: State) {
+    pub(super) fn set_vm(&mut self, vm: Vm, state: State, uuid: Uuid, instance: Option<Identity>) {
         let mut inner = self.shared.lock();
         inner.handle = Some(vm.handle());
         inner.bases = vm.bases();
         inner.state = state;
+        inner.instance = instance;
         drop(inner);
+        self.uuid = uuid;
         self.vm = Some(vm);
     }
 
@@ -296,7 +307,7 @@ impl Worker {
         inner.instance = Some(instance.unwrap_or(Identity { uuid: self.uuid, generation: 0 }));
     }
 
-    fn restore(&mut self, restore: &Restore, descriptors: &mut Descriptors) -> Done {
+    fn restore(&mut self, restore: &Restore, received_at: Instant, descriptors: &mut Descriptors) -> Done {
         let delta = match restore.delta {
             true => Some(read_all(descriptors.next("delta")?, DELTA_MAX_BYTES)?),
             false => None,
@@ -321,7 +332,8 @@ impl Worker {
         vm.restore(delta.as_deref(), &instance, link.as_ref(), self.template_stopped_at_ns)?;
         self.uuid = restore.uuid;
         self.set_running(Some(Identity { uuid: restore.uuid, generation: restore.generation }));
-        Ok((json!({}), None))
+        let took_ns = u64::try_from(received_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Ok((json!({ "took_ns": took_ns }), None))
     }
 
     fn template(&mut self, uuid: Uuid) -> Done {
@@ -344,6 +356,13 @@ impl Worker {
             Err(refusal) => Err(Refused { fatal: true, ..refusal.into() }),
         }
     }
+}
+
+/// Overwrites what is below the caller's frame: copies of an instance's pages were there.
+#[inline(never)]
+fn scrub_stack() {
+    const BYTES: usize = 256 << 10;
+    std::hint::black_box(&mut [0_u8; BYTES]);
 }
 
 /// The descriptors of a request, taken in order.

@@ -52,24 +52,35 @@ struct Run {
     len: u16,
 }
 
-/// Where `page` differs from `base`: runs of whole words, with single equal words between them included.
-fn differences(page: &Page, base: &Page, runs: &mut Vec<Run>) {
+/// Where `page` differs from `base`: runs of whole words, with single equal words between them included. `None` as soon as
+/// they cost more than `most`; else what they cost.
+fn differences(page: &Page, base: &Page, runs: &mut Vec<Run>, most: usize) -> Option<usize> {
+    /// Compared at once: most of a page is as in its base.
+    const BLOCK: usize = 128;
     runs.clear();
-    let words = page.as_chunks::<WORD>().0.iter().zip(base.as_chunks::<WORD>().0);
-    for (index, (a, b)) in words.enumerate() {
-        if a == b {
-            continue;
+    let mut cost = 0;
+    let blocks = page.as_chunks::<BLOCK>().0.iter().zip(base.as_chunks::<BLOCK>().0);
+    for (block, (a, b)) in blocks.enumerate().filter(|(_, (a, b))| a != b) {
+        let words = a.as_chunks::<WORD>().0.iter().zip(b.as_chunks::<WORD>().0);
+        for (index, _) in words.enumerate().filter(|(_, (a, b))| a != b) {
+            let offset = (block * BLOCK + index * WORD) as u16;
+            let end = offset + WORD as u16;
+            match runs.last_mut() {
+                Some(run) if offset <= run.offset + run.len + WORD as u16 => {
+                    cost += usize::from(end - run.offset - run.len);
+                    run.len = end - run.offset;
+                }
+                _ => {
+                    cost += RUN_BYTES + WORD;
+                    runs.push(Run { offset, len: WORD as u16 });
+                }
+            }
         }
-        let offset = (index * WORD) as u16;
-        match runs.last_mut() {
-            Some(run) if offset <= run.offset + run.len + WORD as u16 => run.len = offset + WORD as u16 - run.offset,
-            _ => runs.push(Run { offset, len: WORD as u16 }),
+        if cost > most {
+            return None;
         }
     }
-}
-
-fn cost(runs: &[Run]) -> usize {
-    runs.iter().map(|run| RUN_BYTES + usize::from(run.len)).sum()
+    Some(cost)
 }
 
 /// Collects the pages of one chunk.
@@ -98,19 +109,19 @@ impl Encoder {
     /// Adds a page in the cheapest coding of those whose base is given, and returns that.
     pub fn push(&mut self, number: u32, page: &Page, template: Option<&Page>, warm_base: Option<&Page>) -> Coding {
         let [best, other] = &mut self.scratch;
-        let (mut coding, mut base) = (Coding::Raw, &ZEROS);
-        differences(page, base, best);
-        if best.is_empty() {
-            coding = Coding::Zero;
-        } else {
-            let candidates = [(Coding::WarmBase, warm_base), (Coding::Template, template)];
-            for (candidate, page_of) in candidates.into_iter().filter_map(|(c, page)| Some((c, page?))) {
-                differences(page, page_of, other);
-                if cost(other) < cost(best) {
-                    (coding, base) = (candidate, page_of);
-                    std::mem::swap(best, other);
-                }
+        // The likeliest first: it bounds what the others may cost.
+        let candidates = [(Coding::WarmBase, warm_base), (Coding::Template, template), (Coding::Raw, Some(&ZEROS))];
+        let (mut coding, mut base, mut least) = (Coding::Raw, &ZEROS, usize::MAX);
+        for (candidate, page_of) in candidates.into_iter().filter_map(|(c, page)| Some((c, page?))) {
+            if least > 0
+                && let Some(cost) = differences(page, page_of, other, least - 1)
+            {
+                (coding, base, least) = (candidate, page_of, cost);
+                std::mem::swap(best, other);
             }
+        }
+        if coding == Coding::Raw && least == 0 {
+            coding = Coding::Zero;
         }
         self.first.get_or_insert(number);
         self.pages += 1;

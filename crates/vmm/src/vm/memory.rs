@@ -147,11 +147,32 @@ impl GuestMemory {
     /// [`OutOfRange`].
     pub(super) fn xor(&self, gpa: Gpa, with: &[u8]) -> Result<(), OutOfRange> {
         let at = self.range(gpa, with.len() as u64)?;
-        for (index, byte) in with.iter().enumerate() {
-            // SAFETY: `range` checked all of it; the vCPU does not run, so nobody changes the byte between the two.
-            unsafe { at.as_ptr().add(index).write(at.as_ptr().add(index).read() ^ byte) };
+        let (words, rest) = with.as_chunks::<8>();
+        for (index, word) in words.iter().enumerate() {
+            // SAFETY: `range` checked all of it; the vCPU does not run, so nobody changes the bytes between the two.
+            unsafe {
+                let at = at.as_ptr().add(index * 8).cast::<u64>();
+                at.write_unaligned(at.read_unaligned() ^ u64::from_ne_bytes(*word));
+            }
+        }
+        for (index, byte) in rest.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                let at = at.as_ptr().add(words.len() * 8 + index);
+                at.write(at.read() ^ byte);
+            }
         }
         Ok(())
+    }
+
+    /// Whether memory holds `what`.
+    ///
+    /// # Errors
+    /// [`OutOfRange`].
+    pub(super) fn equals(&self, gpa: Gpa, what: &[u8]) -> Result<bool, OutOfRange> {
+        let at = self.range(gpa, what.len() as u64)?;
+        // SAFETY: `range` checked all of it. A guest that wrote meanwhile would change the answer and nothing else.
+        Ok(unsafe { libc::memcmp(at.as_ptr().cast(), what.as_ptr().cast(), what.len()) } == 0)
     }
 
     /// Where guest-physical 0 lies.

@@ -46,6 +46,7 @@ use torpor_streams::link::{Message, report};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use kernel::embedded as embedded_kernel;
+pub(crate) use start::fail;
 pub use start::run;
 
 /// What the VM process is given.
@@ -67,6 +68,8 @@ pub struct Given {
     pub program: boot::Program,
     /// Report every exit of the vCPU.
     pub debug_exits: bool,
+    /// Of a VM that can be stored, or was.
+    pub managed: Option<crate::serve::Managed>,
 }
 
 /// Why a VM can't go on.
@@ -191,14 +194,15 @@ struct Machine {
     /// Signals that the controller sends to the guest's first program: bit N - 1 for signal N.
     signals: AtomicU64,
     gate: Gate,
-    /// Of a VM process that serves.
+    /// Of a VM process that takes commands.
     served: Option<Serving>,
 }
 
 /// What a VM process that serves has besides.
 struct Serving {
-    /// A link without anybody at its other end. Both ends, so that there never is a hang-up.
-    nobody: (OwnedFd, OwnedFd),
+    /// A link without anybody at its other end, which stays here so that there never is a hang-up. None where the VM
+    /// belongs to a broker, and ends with it.
+    nobody: Option<(OwnedFd, OwnedFd)>,
     /// The link's other end is gone, and there is no new one yet: nothing is taken from the guest.
     is_unlinked: AtomicBool,
     watcher: Box<dyn Watcher>,
@@ -291,8 +295,9 @@ impl Machine {
     /// a VM does not go on without.
     fn unlink(&self, why: &str) -> Result<bool, Fatal> {
         let Some(served) = &self.served else { return Ok(false) };
+        let Some((nobody, _)) = &served.nobody else { return Ok(false) };
         if !served.is_unlinked.swap(true, Ordering::SeqCst) {
-            self.replace_link(&served.nobody.0)?;
+            self.replace_link(nobody)?;
             served.watcher.unlinked(why);
         }
         Ok(true)
@@ -307,7 +312,9 @@ impl Machine {
     /// those of its beginning.
     fn attach(&self, link: Option<&OwnedFd>) -> Result<(), Fatal> {
         let served = self.served.as_ref().expect("only the links of a VM that is served are replaced");
-        self.replace_link(link.unwrap_or(&served.nobody.0))?;
+        if let Some(link) = link.or(served.nobody.as_ref().map(|(nobody, _)| nobody)) {
+            self.replace_link(link)?;
+        }
         served.is_unlinked.store(false, Ordering::SeqCst);
         Ok(())
     }
@@ -329,12 +336,16 @@ impl Machine {
     /// Ends the process. What the program wrote is sent before, all of it, unless the guest has broken the protocol.
     fn finish(&self, end: End) -> ! {
         if let Some(served) = &self.served {
-            // Nobody may be reading: what is sent without waiting is all.
-            let _ = self.transmit();
-            // That the link ends here is seen at its other end, however long a controller is waited for.
-            let _ = self.replace_link(&served.nobody.0);
+            if let Some((nobody, _)) = &served.nobody {
+                // Nobody may be reading: what is sent without waiting is all.
+                let _ = self.transmit();
+                // That the link ends here is seen at its other end, however long a controller is waited for.
+                let _ = self.replace_link(nobody);
+            }
             served.watcher.ended(&end);
-            process::exit()
+            if served.nobody.is_some() {
+                process::exit()
+            }
         }
         let orderly = !matches!(end, End::Failed(_));
         if orderly {

@@ -14,17 +14,25 @@ pub(super) fn exit() -> ! {
     unsafe { libc::_exit(0) }
 }
 
-/// Makes the forked process the VM process: it ends with its parent, receives no signals of the terminal, and holds no
-/// descriptors but `keep` and /dev/null as its standard streams.
+/// Ends this process when its parent ends. To be called when its credentials change no more: that undoes it.
 ///
 /// # Errors
 /// [`Fatal::System`].
-pub(super) fn isolate(parent: Pid, keep: &[BorrowedFd<'_>]) -> Result<(), Fatal> {
+pub(super) fn die_with(parent: Pid) -> Result<(), Fatal> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Fatal::system("prctl"))?;
     if rustix::process::getppid() != Some(parent) {
         // The parent was gone before prctl(2) could know it.
         exit();
     }
+    Ok(())
+}
+
+/// Makes the forked process one of its own: it receives no signals of the terminal, and holds no descriptors but `keep` and
+/// /dev/null as its standard streams.
+///
+/// # Errors
+/// [`Fatal::System`].
+pub(super) fn isolate(keep: &[BorrowedFd<'_>]) -> Result<(), Fatal> {
     rustix::process::setsid().map_err(Fatal::system("setsid"))?;
     reset_signals();
     let null = File::options().read(true).write(true).open("/dev/null").map_err(Fatal::system("/dev/null"))?;

@@ -5,8 +5,10 @@ use super::kernel::{self, Loaded};
 use super::kick::Kicker;
 use super::memory::{Gpa, GuestMemory, Hva, ImageMapping};
 use super::process::{self, ResidentMemory};
+use super::served::{Refusal, Resources};
 use super::timer::Timer;
-use super::{End, Fatal, Given, Machine, Serving, Transmit, boot, cpu, io, tables, traps, vcpu};
+use super::{Fatal, Given, Machine, Serving, Transmit, boot, cpu, tables, traps, vcpu};
+use crate::jail::filter::{self, Thread};
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use rustix::process::Pid;
@@ -14,7 +16,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use std::borrow::Cow;
 use std::fs::File;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use torpor_abi::boot::flags;
@@ -30,39 +32,50 @@ const IMAGE_SLOT: u32 = 1;
 pub fn run(given: Given, parent: Pid) -> ! {
     let link = process::keep_for_ever(&given.link);
     process::report_panics(link);
-    let isolated = process::isolate(parent, &[given.kvm.as_fd(), given.image.as_fd(), link]);
-    let built = isolated.and_then(|()| {
+    let mut keep = vec![given.kvm.as_fd(), given.image.as_fd(), link];
+    keep.extend(given.managed.iter().flat_map(crate::serve::Managed::descriptors));
+    let built = process::isolate(&keep).map_err(Refusal::from).and_then(|()| {
+        if given.managed.is_some() {
+            crate::serve::run_for_broker(given, parent)
+        }
+        let resources = Resources::open(given.kvm)?;
+        resources.tie_to_broker(parent, link)?;
+        filter::install(Thread::All).map_err(Refusal::Host)?;
         let parts = Parts {
-            kvm: given.kvm,
+            kvm: resources.kvm,
             image: given.image,
             image_bytes: given.image_bytes,
             link: given.link,
             memory_limit_bytes: given.memory_limit_bytes,
             kernel: given.kernel,
             debug_exits: given.debug_exits,
-            statm: ResidentMemory::open()?,
+            statm: resources.statm,
             served: None,
             tty: given.program.flags & flags::TTY != 0,
         };
-        build(parts, &given.program)
+        let built = build(parts, &given.program)?;
+        filter::install(Thread::Vcpu).map_err(Refusal::Host)?;
+        Ok((built, resources.io))
     });
     match built {
-        Ok(Built { machine, vm, vcpu, .. }) => {
+        Ok((Built { machine, vm, vcpu, .. }, io)) => {
             // Both threads use it until the process ends.
             let machine: &'static Machine = Box::leak(Box::new(machine));
-            if let Err(error) = std::thread::Builder::new().name("io".into()).spawn(move || io::run(machine)) {
-                machine.finish(End::Failed(format!("starting a thread: {error}")));
-            }
+            // The I/O thread waits for nothing else.
+            let _ = io.send(machine);
             vcpu::run(machine, &vm, vcpu)
         }
-        Err(fatal) => {
-            let mut message = Message::default();
-            message.push_report(report::FAILED, 0, &fatal.to_string());
-            // Nothing else was sent, so there is room; if not, the broker sees the process end.
-            let _ = message.send(link);
-            process::exit()
-        }
+        Err(refusal) => fail(link, &refusal.to_string()),
     }
+}
+
+/// Ends a VM process that could not make its VM.
+pub(crate) fn fail(link: BorrowedFd<'_>, text: &str) -> ! {
+    let mut message = Message::default();
+    message.push_report(report::FAILED, 0, text);
+    // Nothing else was sent, so there is room; if not, the broker sees the process end.
+    let _ = message.send(link);
+    process::exit()
 }
 
 /// A VM before its first instruction, with what a snapshot of it has to say of the kernel in it.

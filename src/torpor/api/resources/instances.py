@@ -220,7 +220,7 @@ async def start_instance(call: Call, item: StartItem) -> TransitionAnswer:
     timeout_s: float = item.timeout_s or 0
     if item.timeout_s is None and item.wait_timeout_ms is not None:
         timeout_s = item.wait_timeout_ms / 1000
-    state, reached = controller.lifecycle.state(row), True
+    state, reached = controller.lifecycle.lives.state(row), True
     if timeout_s:
         state, reached = await controller.wait_until_started(row, _bounded(timeout_s))
     return _transition(row, state, previous, "" if reached else _not_reached(state, "running"))
@@ -242,7 +242,7 @@ async def stop_instance(call: Call, item: StopItem) -> TransitionAnswer:
         raise ItemError(Code.NOT_SUPPORTED, "'dump': not supported yet")
     row = find(call, item)
     lifecycle = call.service.controller.lifecycle
-    state = lifecycle.state(row)
+    state = lifecycle.lives.state(row)
     if item.ifstate is not None and item.ifstate != state:
         raise ItemError(Code.WRONG_STATE, f"The instance is {state}, not '{item.ifstate}'")
     previous, now = await lifecycle.stop(row, force=bool(item.force))
@@ -305,7 +305,7 @@ async def get_log(call: Call, item: LogItem) -> LogAnswer:
         output=base64.b64encode(output).decode(),
         available=RangeAnswer(start=first, end=last),
         range=RangeAnswer(start=start, end=start + len(output)),
-        state=call.service.controller.lifecycle.state(row),
+        state=call.service.controller.lifecycle.lives.state(row),
     )
 
 
@@ -321,7 +321,7 @@ async def get_metrics(call: Call) -> Any:
     named = listing.references(call)
     answers: list[Any] = []
     if named is None:  # all that run: a million that sleep use nothing
-        lives = call.service.controller.lifecycle.all_live()
+        lives = call.service.controller.lifecycle.lives.all()
         mine = [live.row for live in lives if live.row.owner_id == call.principal.owner.id]
         answers = [await _metrics(call, row) for row in mine]
     for reference in named or ():
@@ -335,7 +335,7 @@ async def get_metrics(call: Call) -> Any:
 
 
 async def _metrics(call: Call, row: InstanceRow) -> MetricsAnswer:
-    live = call.service.controller.lifecycle.live(row.id)
+    live = call.service.controller.lifecycle.lives.get(row.id)
     facts = facts_of(row.facts) if live is None else live.facts
     state = row.state if live is None else live.state
     running = live is not None and live.vm is not None

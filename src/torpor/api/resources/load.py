@@ -13,7 +13,7 @@ MAX_LINKS = 2000
 async def get_load(call: Call) -> dict[str, Any]:
     links, counters = await _traffic(call)
     running = []
-    for live in call.service.controller.lifecycle.all_live():
+    for live in call.service.controller.lifecycle.lives.all():
         if live.row.owner_id != call.principal.owner.id or live.vm is None:
             continue
         link = links.get(live.row.uuid, {})
@@ -22,6 +22,7 @@ async def get_load(call: Call) -> dict[str, Any]:
                 "uuid": live.row.uuid,
                 "name": live.row.name,
                 "state": live.state,
+                "pid": live.vm.pid,
                 "requests": link.get("requests", 0),
                 "connections": link.get("connections", 0),
                 "in_flight": link.get("in_flight", 0),

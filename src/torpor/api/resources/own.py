@@ -90,7 +90,7 @@ async def get_status(call: Call) -> dict[str, Any]:
     counts: dict[str, dict[str, int]] = {}
     for total in call.service.store.instances.totals(owner.id):
         counts.setdefault(total.kind, {})[total.state] = total.instances
-    for live in call.service.controller.lifecycle.all_live():
+    for live in call.service.controller.lifecycle.lives.all():
         if live.row.owner_id == owner.id and live.state != live.row.state:
             states = counts.setdefault(live.row.kind, {})
             states[live.row.state] = states.get(live.row.state, 0) - 1

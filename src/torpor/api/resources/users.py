@@ -24,7 +24,7 @@ async def get_quotas(call: Call) -> list[Any]:
     quotas = Quotas.of(owner)
     totals = call.service.store.instances.totals(owner.id)
     groups, ports = call.service.store.services.totals(owner.id)
-    lives = call.service.controller.lifecycle.all_live()
+    lives = call.service.controller.lifecycle.lives.all()
     mine = [live.row for live in lives if live.row.owner_id == owner.id and live.vm is not None]
     return [
         QuotaAnswer(

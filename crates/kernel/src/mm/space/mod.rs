@@ -319,6 +319,12 @@ impl AddressSpace {
         self.finish(flush);
     }
 
+    /// What the pages of an address come from, if it is mapped.
+    #[must_use]
+    pub fn backing_of(&self, address: u64) -> Option<Backing> {
+        self.areas.borrow().find(address).map(|area| area.backing.clone())
+    }
+
     /// Where an address is for everybody: what shared futexes and the like are known by.
     #[must_use]
     pub fn identity(&self, address: u64) -> Option<Identity> {

@@ -5,7 +5,7 @@ use super::super::memory::Gpa;
 use super::super::timer::now_ns;
 use super::super::{Fatal, wait_writable};
 use super::base::is_scratch;
-use super::{Refusal, Vm, handover};
+use super::{Refusal, Survey, Vm, handover};
 use crate::snapshot::metadata::{Digest, Uuid, hex};
 use crate::snapshot::pages::{Coding, ZEROS};
 use crate::snapshot::{Kind, Metadata, Writer};
@@ -91,16 +91,21 @@ impl Vm {
             super::check_family(&family)?;
         }
         let mut free = FreePages::new(stopped.free);
+        let private = self.pagemap.private_pages(memory)?;
+        let mut changed = Vec::new();
         let host = |error: std::io::Error| Refusal::Host(format!("zstd: {error}"));
         let mut writer = Writer::new().map_err(host)?;
         let mut page = Box::new(ZEROS);
-        for number in self.pagemap.private_pages(memory)? {
+        for &number in &private {
             if is_scratch(number) || free.contains(number) {
+                changed.push(number);
                 continue;
             }
-            memory.read(Gpa(u64::from(number) * PAGE_BYTES), &mut *page).map_err(Fatal::from)?;
-            if *page != *self.base.page(number) {
+            let gpa = Gpa(u64::from(number) * PAGE_BYTES);
+            if !memory.equals(gpa, self.base.page(number)).map_err(Fatal::from)? {
+                memory.read(gpa, &mut *page).map_err(Fatal::from)?;
                 writer.push(number, &page, self.base.template(number), self.base.warm(number)).map_err(host)?;
+                changed.push(number);
             }
         }
         let pages = writer.counts;
@@ -116,6 +121,7 @@ impl Vm {
         };
         let file = writer.finish(kind, &metadata).map_err(host)?;
         page.fill(0);
+        self.survey = Some(Survey { private: private.len(), changed });
         Ok(Captured { file, pages, next_deadline_ns: stopped.next_deadline_ns })
     }
 

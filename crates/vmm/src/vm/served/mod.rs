@@ -24,21 +24,25 @@ use super::memory::{Gpa, GuestMemory};
 use super::start::{Built, Parts, assemble, build};
 use super::vcpu::{Progress, Stop, run_until_stop};
 use super::{Fatal, Machine, Serving, boot, cpu, io};
+use crate::jail;
+use crate::jail::filter::{self, Thread};
 use crate::snapshot::metadata::{CpuFeatures, Digest, Machine as Family, Uuid};
 use crate::snapshot::{BadSnapshot, Kind, Reader};
 use base::Base;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use private::PageMap;
+use rustix::process::Pid;
 use std::borrow::Cow;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use thiserror::Error;
 use torpor_abi::boot::{VERSION, flags};
 use torpor_abi::handover::{command, quiesce};
 use torpor_abi::layout::{PAGE_BYTES, RESUME_STACK_TOP_GPA, ram_bytes};
+use torpor_streams::link::{Message, report};
 
 pub use super::{End, Watcher};
 pub use base::{Unpack, unpack_template};
@@ -69,31 +73,55 @@ impl From<Fatal> for Refusal {
 /// What has to be opened before the final seccomp filter.
 #[derive(Debug)]
 pub struct Resources {
-    kvm: OwnedFd,
-    statm: File,
+    pub(super) kvm: OwnedFd,
+    pub(super) statm: File,
     pagemap: PageMap,
-    io: Sender<&'static Machine>,
+    pub(super) io: Sender<&'static Machine>,
+    /// What the host does not permit of the jail, for people.
+    pub missing: Option<String>,
 }
 
 impl Resources {
-    /// Opens this process's own files and starts the thread that will move frames.
+    /// Opens this process's own files, enters the jail, and starts the thread that will move frames. No thread may have
+    /// been started yet.
     ///
     /// # Errors
     /// A text.
     pub fn open(kvm: OwnedFd) -> Result<Self, Refusal> {
+        let statm = super::process::ResidentMemory::open()?;
+        let pagemap = PageMap::open()?;
+        let missing = jail::enter().map_err(Refusal::Host)?;
         let (io, machine) = std::sync::mpsc::channel::<&'static Machine>();
         // What a new thread does before our code may not be in the filter.
         let (started, has_started) = std::sync::mpsc::channel();
         let waits = move || {
             let _ = started.send(());
             if let Ok(machine) = machine.recv() {
+                if let Err(text) = filter::install(Thread::Io) {
+                    machine.finish(End::Failed(format!("seccomp: {text}")));
+                }
                 io::run(machine);
             }
         };
         let spawned = std::thread::Builder::new().name("io".into()).spawn(waits);
         spawned.map_err(|error| Refusal::Host(format!("starting a thread: {error}")))?;
         has_started.recv().map_err(|_| Refusal::Host("a thread did not start".into()))?;
-        Ok(Self { kvm, statm: super::process::ResidentMemory::open()?, pagemap: PageMap::open()?, io })
+        Ok(Self { kvm, statm, pagemap, io, missing })
+    }
+
+    /// The process ends with `broker`, which is told what is missing.
+    ///
+    /// # Errors
+    /// [`Refusal::Host`].
+    pub fn tie_to_broker(&self, broker: Pid, link: BorrowedFd<'_>) -> Result<(), Refusal> {
+        super::process::die_with(broker)?;
+        if let Some(missing) = &self.missing {
+            let mut message = Message::default();
+            message.push_report(report::DEBUG, 0, missing);
+            // The first message finds room; and if not, it is not what the process is for.
+            let _ = message.send(link);
+        }
+        Ok(())
     }
 }
 
@@ -106,8 +134,19 @@ pub struct Origin {
     pub image: File,
     /// Its size.
     pub image_bytes: u64,
-    /// Console frames; none if nobody wants them.
-    pub link: Option<OwnedFd>,
+    /// Where console frames go.
+    pub link: Link,
+}
+
+/// The other end of a VM's frames.
+#[derive(Debug)]
+pub enum Link {
+    /// A broker, with which the VM ends.
+    Broker(OwnedFd),
+    /// Whoever holds it; the VM goes on without.
+    Console(OwnedFd),
+    /// Nobody.
+    None,
 }
 
 /// See the module's text.
@@ -125,8 +164,25 @@ pub struct Vm {
     tty: bool,
     /// The vCPU has run, so page tables are the guest's alone to write.
     entered: bool,
+    /// Of the last capture, as long as the VM is stopped since.
+    survey: Option<Survey>,
     /// What the guest has to be told when it goes on: see [`torpor_abi::handover::Handover::unsent_bytes`].
     relinked: Option<[u32; 3]>,
+}
+
+/// What a capture has learnt of memory.
+#[derive(Debug)]
+struct Survey {
+    /// How many pages the process has of its own.
+    private: usize,
+    /// Those that may differ from the base; all others do not.
+    changed: Vec<u32>,
+}
+
+impl Survey {
+    fn all_changed(private: Vec<u32>) -> Self {
+        Self { private: private.len(), changed: private }
+    }
 }
 
 /// Lets another thread ask a running VM to stop.
@@ -148,6 +204,14 @@ impl Handle {
     /// Takes the request back.
     pub fn cancel_stop(self) {
         self.0.control().quiesce().store(quiesce::NONE, Ordering::SeqCst);
+    }
+
+    /// Tells a broker that its VM is about to be ended by a command.
+    pub fn report_stopped(self) {
+        if self.0.served.as_ref().is_some_and(|served| served.nobody.is_none()) {
+            // Where it is gone nobody wants to know.
+            let _ = self.0.report(torpor_streams::link::report::STOPPED, 0, "");
+        }
     }
 
     /// Whether the link's other end is gone and there is no new one.
@@ -243,11 +307,13 @@ impl Vm {
         let (parts, pagemap, io) = parts(origin, family.memory_limit_bytes, false, watcher)?;
         let built = assemble(parts, memory, family.resume_entry, family.syscall_stub)?;
         reader.metadata().check_cpu(&CpuFeatures::here(built.features.xcr0))?;
+        // Before the I/O thread has it: what is on its way already waits until there is somebody to take it.
+        built.machine.gate.close();
         let mut vm = Self::new(built, family, base, pagemap, false, &io);
-        vm.machine.gate.close();
-        vm.enter_at_resume();
-        if !never_run {
-            vm.run_to_park()?;
+        if never_run {
+            vm.enter_at_resume();
+        } else {
+            vm.rest(0)?;
         }
         Ok(vm)
     }
@@ -276,6 +342,7 @@ impl Vm {
             pagemap,
             tty,
             entered: false,
+            survey: None,
             relinked: None,
         }
     }
@@ -300,6 +367,7 @@ impl Vm {
     /// [`Refusal::Host`] where a guest that should run parks.
     pub fn run(&mut self) -> Result<u32, Refusal> {
         self.entered = true;
+        self.survey = None;
         match run_until_stop(self.machine, &self.vm, &mut self.vcpu, &mut self.progress) {
             Stop::Quiesced(reason) => {
                 self.machine.control().quiesce().store(quiesce::NONE, Ordering::SeqCst);
@@ -307,6 +375,11 @@ impl Vm {
             }
             Stop::Parked => Err(Refusal::Host("the guest kernel parked while it should run".into())),
         }
+    }
+
+    /// Ends the VM, and the process with it.
+    pub fn fail(&self, why: &Refusal) -> ! {
+        self.machine.finish(End::Failed(why.to_string()))
     }
 
     /// Lets a quiesced VM go on as if nothing had happened, with the next [`Vm::run`].
@@ -324,7 +397,10 @@ impl Vm {
         self.progress.forget_events();
     }
 
-    fn run_to_park(&mut self) -> Result<(), Refusal> {
+    /// Runs the resume entry until it parks, so that it stores the page-table entries in the list.
+    fn rest(&mut self, entries: u32) -> Result<(), Refusal> {
+        handover::set_command(&self.machine.memory, command::REST, entries);
+        self.enter_at_resume();
         self.entered = true;
         match run_until_stop(self.machine, &self.vm, &mut self.vcpu, &mut self.progress) {
             Stop::Parked => Ok(()),
@@ -378,14 +454,17 @@ fn parts(
     tty: bool,
     watcher: Box<dyn Watcher>,
 ) -> Result<(Parts, PageMap, Sender<&'static Machine>), Refusal> {
-    let Resources { kvm, statm, pagemap, io } = origin.resources;
-    let nobody = torpor_streams::link::pair().map_err(Fatal::system("socketpair"))?;
-    let served = Serving { nobody, is_unlinked: AtomicBool::new(false), watcher };
-    let copy = || rustix::io::fcntl_dupfd_cloexec(&served.nobody.0, 3).map_err(Fatal::system("fcntl"));
-    let link = match origin.link {
-        Some(link) => link,
-        None => copy()?,
+    let Resources { kvm, statm, pagemap, io, .. } = origin.resources;
+    let pair = || torpor_streams::link::pair().map_err(Fatal::system("socketpair"));
+    let (link, nobody) = match origin.link {
+        Link::Broker(link) => (link, None),
+        Link::Console(link) => (link, Some(pair()?)),
+        Link::None => {
+            let nobody = pair()?;
+            (rustix::io::fcntl_dupfd_cloexec(&nobody.0, 3).map_err(Fatal::system("fcntl"))?, Some(nobody))
+        }
     };
+    let served = Serving { nobody, is_unlinked: AtomicBool::new(false), watcher };
     let parts = Parts {
         kvm,
         image: origin.image,

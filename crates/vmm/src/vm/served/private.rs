@@ -3,6 +3,7 @@
 use super::super::Fatal;
 use super::super::memory::GuestMemory;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use torpor_abi::layout::PAGE_BYTES;
@@ -68,21 +69,30 @@ impl PageMap {
     /// # Errors
     /// [`Fatal::System`].
     pub(in crate::vm) fn private_pages(&self, memory: &GuestMemory) -> Result<Vec<u32>, Fatal> {
-        match self.scan(memory) {
+        self.private_pages_in(memory, 0..memory.len_bytes())
+    }
+
+    /// The same for whole pages of guest memory from one address to another.
+    ///
+    /// # Errors
+    /// [`Fatal::System`].
+    pub(in crate::vm) fn private_pages_in(&self, memory: &GuestMemory, part: Range<u64>) -> Result<Vec<u32>, Fatal> {
+        match self.scan(memory, &part) {
             Ok(pages) => Ok(pages),
             // A kernel before 6.7.
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
-                self.read(memory).map_err(Fatal::system("reading /proc/self/pagemap"))
+                self.read(memory, &part).map_err(Fatal::system("reading /proc/self/pagemap"))
             }
             Err(error) => Err(Fatal::system("PAGEMAP_SCAN")(error)),
         }
     }
 
-    fn scan(&self, memory: &GuestMemory) -> std::io::Result<Vec<u32>> {
-        let (base, end) = (memory.base().0, memory.base().0 + memory.len_bytes());
+    fn scan(&self, memory: &GuestMemory, part: &Range<u64>) -> std::io::Result<Vec<u32>> {
+        let base = memory.base().0;
+        let end = base + part.end.min(memory.len_bytes());
         let mut regions = vec![Region::default(); 1024];
         let mut pages = Vec::new();
-        let mut start = base;
+        let mut start = base + part.start;
         while start < end {
             let mut arg = ScanArg {
                 size: size_of::<ScanArg>() as u64,
@@ -113,13 +123,13 @@ impl PageMap {
         Ok(pages)
     }
 
-    fn read(&self, memory: &GuestMemory) -> std::io::Result<Vec<u32>> {
+    fn read(&self, memory: &GuestMemory, part: &Range<u64>) -> std::io::Result<Vec<u32>> {
         const PIECE: usize = 8192;
-        let count = (memory.len_bytes() / PAGE_BYTES) as usize;
+        let count = (part.end.min(memory.len_bytes()) / PAGE_BYTES) as usize;
         let first = memory.base().0 / PAGE_BYTES;
         let mut pages = Vec::new();
         let mut buffer = vec![0; PIECE * 8];
-        for start in (0..count).step_by(PIECE) {
+        for start in ((part.start / PAGE_BYTES) as usize..count).step_by(PIECE) {
             let piece = &mut buffer[..(count - start).min(PIECE) * 8];
             self.0.read_exact_at(piece, (first + start as u64) * 8)?;
             for (index, entry) in piece.as_chunks::<8>().0.iter().enumerate() {
@@ -152,7 +162,10 @@ mod tests {
             memory.write(Gpa(page << 12), &[1]).expect("in range");
         }
         assert_eq!(map.private_pages(&memory).expect("scanned"), [3, 4, 63, 64, 500]);
-        let read = map.read(&memory).expect("read");
+        let some = map.private_pages_in(&memory, 4 << 12..64 << 12).expect("scanned");
+        assert_eq!(some, [4, 63]);
+        assert_eq!(map.read(&memory, &(4 << 12..64 << 12)).expect("read"), [4, 63]);
+        let read = map.read(&memory, &(0..memory.len_bytes())).expect("read");
         // Without PAGE_IS_PFNZERO a page of zeros that was only read counts as well.
         assert_eq!(read.into_iter().filter(|page| *page != 100).collect::<Vec<_>>(), [3, 4, 63, 64, 500]);
     }

@@ -11,9 +11,8 @@ use super::super::memory::Gpa;
 use super::super::{Fatal, cpu};
 use super::base::is_scratch;
 use super::restore::Entries;
-use super::{Refusal, Vm, handover};
+use super::{Refusal, Survey, Vm, handover};
 use crate::snapshot::pages::{Page, ZEROS};
-use torpor_abi::handover::command;
 use torpor_abi::layout::{BOOT_TABLES_GPA, HANDOVER_LIST_MAX, PAGE_BYTES};
 
 /// Whether the process can be used again.
@@ -38,34 +37,32 @@ impl Vm {
     pub fn reset(&mut self) -> Result<Outcome, Refusal> {
         self.machine.gate.close();
         let memory = &self.machine.memory;
-        let private = self.pagemap.private_pages(memory)?;
-        if self.base.digest.is_none() || private.len() > KEEP_PAGES {
+        let survey = match self.survey.take() {
+            Some(survey) => survey,
+            None => Survey::all_changed(self.pagemap.private_pages(memory)?),
+        };
+        if self.base.digest.is_none() || survey.private > KEEP_PAGES {
             return Ok(Outcome::Retired);
         }
-        let mut now = Box::new(ZEROS);
-        for number in private.iter().copied().filter(|number| !self.is_table(*number)) {
+        let changed = survey.changed;
+        for number in changed.iter().copied().filter(|number| !self.is_table(*number)) {
             let gpa = Gpa(u64::from(number) * PAGE_BYTES);
             let base = if is_scratch(number) { &ZEROS } else { self.base.page(number) };
-            memory.read(gpa, &mut *now).map_err(Fatal::from)?;
-            if *now != *base {
+            if !memory.equals(gpa, base).map_err(Fatal::from)? {
                 memory.write(gpa, base).map_err(Fatal::from)?;
             }
         }
-        now.fill(0);
         self.start_over(None)?;
         let mut entries: Entries = Vec::new();
-        for number in private.iter().copied().filter(|number| self.is_table(*number)) {
+        for number in changed.iter().copied().filter(|number| self.is_table(*number)) {
             self.list_entries(number, self.base.page(number), &mut entries)?;
         }
         if entries.len() > HANDOVER_LIST_MAX as usize {
             return Ok(Outcome::Retired);
         }
         cpu::reset(&self.vcpu, &self.cpuid, self.family.syscall_stub, Gpa(BOOT_TABLES_GPA))?;
-        self.enter_at_resume();
-        self.run_to_park()?;
         handover::write_list(&self.machine.memory, &entries).map_err(Fatal::from)?;
-        handover::set_command(&self.machine.memory, command::REST, entries.len() as u32);
-        self.run_to_park()?;
+        self.rest(entries.len() as u32)?;
         self.audit()?;
         Ok(Outcome::Resting)
     }
@@ -78,28 +75,31 @@ impl Vm {
             return Err(Refusal::Host(format!("after a reset CR3 is {:#x}", sregs.cr3)));
         }
         let memory = &self.machine.memory;
-        for number in self.pagemap.private_pages(memory)? {
-            if !self.is_table(number) {
-                continue;
-            }
-            let mut now = ZEROS;
-            memory.read(Gpa(u64::from(number) * PAGE_BYTES), &mut now).map_err(Fatal::from)?;
-            if !same_tables(&now, self.base.page(number)) {
-                return Err(Refusal::Host(format!("after a reset the page table {number:#x} differs from the base")));
+        for (start, len) in &self.family.tables {
+            for number in self.pagemap.private_pages_in(memory, *start..start + len)? {
+                let (gpa, base) = (Gpa(u64::from(number) * PAGE_BYTES), self.base.page(number));
+                if memory.equals(gpa, base).map_err(Fatal::from)? {
+                    continue;
+                }
+                let mut now = ZEROS;
+                memory.read(gpa, &mut now).map_err(Fatal::from)?;
+                if !same_tables(&now, base) {
+                    let text = format!("after a reset the page table {number:#x} differs from the base");
+                    return Err(Refusal::Host(text));
+                }
             }
         }
         // Stale translations of tables that the guest changed and did not make the processor look at.
         cpu::reset(&self.vcpu, &self.cpuid, self.family.syscall_stub, Gpa(BOOT_TABLES_GPA))?;
-        self.enter_at_resume();
-        self.run_to_park()
+        self.rest(0)
     }
 }
 
 /// Equal, but for accessed and dirty bits of entries that are present: all other bits of an entry that is not present could
 /// hide something.
 fn same_tables(now: &Page, base: &Page) -> bool {
-    let words = |page: &Page| page.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect::<Vec<_>>();
-    words(now).iter().zip(words(base)).all(|(now, base)| {
+    let words = |page: &Page| page.as_chunks::<8>().0.to_vec().into_iter().map(u64::from_le_bytes);
+    words(now).zip(words(base)).all(|(now, base)| {
         let ignored = if now & 1 == 1 { ACCESSED_DIRTY } else { 0 };
         now & !ignored == base & !ignored
     })

@@ -63,9 +63,6 @@ impl Vm {
         };
         self.start_over(link)?;
         self.adopt(&parked)?;
-        if !self.entered {
-            self.run_to_park()?;
-        }
         handover::write_list(&self.machine.memory, &entries).map_err(Fatal::from)?;
         let count = entries.len() as u32;
         handover::write_resume(&self.machine.memory, instance, stopped_at_ns, self.tsc_hz, count)?;

@@ -1,0 +1,307 @@
+"""From a row to a VM that runs: cold starts, templates on the way, restores, links to the proxy."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from torpor.chance import why_not_templated
+from torpor.controller.console import Console
+from torpor.controller.errors import BusyError, Code, ItemError, from_store
+from torpor.controller.events import Events, Origin, now_ms
+from torpor.controller.groups import ServiceGroups
+from torpor.controller.links import Attachment, Links
+from torpor.controller.live import Live
+from torpor.controller.live_set import LiveSet
+from torpor.controller.machines import Machines
+from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, with_documents
+from torpor.controller.saved import SavedStates
+from torpor.controller.templates import Templates
+from torpor.controller.vm import Exit, Identity, VmHost, VmProcess
+from torpor.controller.vm import State as SavedState
+from torpor.errors import TorporError
+from torpor.store import InstanceRow, Store, StoreError
+from torpor.tasks import Tasks
+
+READY_S = 10.0
+"""After this a program that was started counts as ready, though it listens nowhere."""
+STANDBY_S = 10.0
+"""How long a busy VM may take to come to a point where it can be stored."""
+
+Ended = Callable[[Live, Exit], Coroutine[Any, Any, None]]
+Lost = Callable[[Live], Coroutine[Any, Any, None]]
+
+
+class Starter:
+    """Makes instances run. `ended` and `lost` are told of those that do no more."""
+
+    def __init__(
+        self,
+        store: Store,
+        lives: LiveSet,
+        host: VmHost,
+        machines: Machines,
+        saved: SavedStates,
+        templates: Templates,
+        links: Links,
+        groups: ServiceGroups,
+        events: Events,
+        console: Console,
+        tasks: Tasks,
+        *,
+        ended: Ended,
+        lost: Lost,
+    ) -> None:
+        self._store = store
+        self._lives = lives
+        self._host = host
+        self._machines = machines
+        self._saved = saved
+        self._templates = templates
+        self._links = links
+        self._groups = groups
+        self._events = events
+        self._console = console
+        self._tasks = tasks
+        self._on_ended = ended
+        self._on_lost = lost
+
+    def listener(self, live: Live) -> "Listener":
+        """Hears of an instance's VM."""
+        return Listener(self, live)
+
+    async def start(self, row: InstanceRow, origin: Origin, attempt: int = 0) -> None:
+        """Starts an instance, cold or from a saved state; its lock is held. Raises ItemError."""
+        config, facts = config_of(row.config), facts_of(row.facts)
+        live = Live(row, config, facts, "starting", attempt=attempt)
+        live.woken = row.state == "standby"
+        try:
+            state = await self._saved.state(row, config)
+            if state is None:
+                machine = self._machines.of(row, config)
+                state, live.template_key = self._templates.begin_with(row, machine)
+                why_not = why_not_templated(machine.argv)
+                if why_not is not None:
+                    self._console.output(row.id, f"torpor: {why_not}\n".encode())
+        except StoreError as error:
+            raise from_store(error, uuid=row.uuid, name=row.name) from error
+        except ItemError as error:
+            if error.code is Code.NOT_FOUND:
+                reason, code = NO_IMAGE
+                await self._lives.write_state(row, row.state, reason, stop_code=code)
+            self._lives.start_failed(row, origin, error)
+            raise
+        if not live.woken:
+            live.facts = msgspec.structs.replace(
+                facts,
+                start_count=facts.start_count + 1,
+                restart_count=facts.restart_count + (attempt > 0),
+                started_ms=now_ms(),
+                stop_reason=None,
+                stop_code=None,
+                exit_code=None,
+            )
+            live.row = await self._lives.write(
+                with_documents(row, config, live.facts, "starting"), row
+            )
+        self._lives.enter(live)
+        self._lives.announce(live.row, row.state, "starting", origin)
+        try:
+            if state is None:
+                await self._boot(live)
+            else:
+                await self._restore(live, state)
+        except (ItemError, OSError) as error:
+            if self._lives.has(live):
+                self._lives.forget(live)
+            if not live.woken:
+                await self._lives.write_state(live.row, "stopped", LOST)
+            failure = error if isinstance(error, ItemError) else _host_failed(row, error)
+            self._lives.start_failed(row, origin, failure)
+            raise failure from error
+
+    async def _boot(self, live: Live) -> None:
+        machine = self._machines.of(live.row, live.config)
+        pair = self._links.pair()
+        near = None if pair is None else pair[0]
+        live.vm = await self._host.boot(machine, self.listener(live), near)
+        self._attached(live, pair, resumed=False)
+        if live.row.service_id is None and live.template_key is None:
+            # Nobody waits for it to listen: it runs as soon as it is started.
+            self._ready(live)
+        else:
+            self._tasks.start(self._ready_in_time(live, live.vm))
+
+    async def _restore(self, live: Live, state: SavedState) -> None:
+        row = live.row
+        live.base = state.template
+        self._store.bases.pin(state.template.id)
+        pair = self._links.pair()
+        near, far = (None, None) if pair is None else pair
+        hostname = live.config.hostname or row.name[:63]
+        try:
+            live.vm = await self._host.restore(
+                Identity(row.uuid, hostname, row.generation), state, self.listener(live), near
+            )
+        except BaseException:
+            if far is not None:
+                far.close()
+            raise
+        self._attached(live, pair, resumed=live.woken and state.delta is not None)
+        if live.state == "starting":
+            self._ready(live)
+
+    def _attached(
+        self,
+        live: Live,
+        pair: "tuple[socket.socket, socket.socket] | None",
+        *,
+        resumed: bool,
+    ) -> None:
+        """Hands the far end of a link to the proxy."""
+        live.link_generation = live.row.generation
+        if pair is None:
+            return
+        row, policy = live.row, live.policy
+        # A VM that a template is made of is gone then: no request may go there.
+        if row.service_id is not None and live.template_key is None:
+            alone = len(self._lives.of_service(row.service_id)) <= 1
+            live.group = self._groups.announce(row.service_id, anew=alone)
+        what = Attachment(
+            row.uuid,
+            row.name,
+            row.generation,
+            live.group,
+            resumed,
+            policy.policy,
+            policy.cooldown_time_ms,
+        )
+        self._links.attach(what, pair[1])
+
+    async def attach_again(self, live: Live) -> None:
+        """A proxy that was started anew has no link to this VM: it gets another one."""
+        async with self._lives.lock(live.row.id):
+            if not self._lives.has(live) or live.vm is None:
+                return
+            pair = self._links.pair()
+            if pair is None:
+                return
+            try:
+                await live.vm.link(pair[0])
+            except ItemError:
+                pair[1].close()
+                return
+            self._attached(live, pair, resumed=False)
+
+    async def _ready_in_time(self, live: Live, vm: VmProcess) -> None:
+        """A program that listens nowhere is ready after READY_S all the same."""
+        await asyncio.sleep(READY_S)
+        async with self._lives.lock(live.row.id):
+            if not self._lives.has(live) or live.vm is not vm:
+                return
+            if live.state != "starting":
+                return
+            try:
+                if live.template_key is not None:
+                    saved = await vm.standby(0, busy=True, within_s=STANDBY_S)
+                    await self._become_clone(live, saved.content)
+                    return
+            except BusyError:
+                live.template_key = None
+            except (ItemError, StoreError) as error:
+                await self._failed(live, error)
+                return
+            self._ready(live)
+
+    async def _at_ready(self, live: Live) -> None:
+        """A VM that was started cold has stopped, because its program is ready."""
+        async with self._lives.lock(live.row.id):
+            if not self._lives.has(live) or live.vm is None:
+                return
+            try:
+                if live.state == "starting" and live.template_key is not None:
+                    await self._become_clone(live, await live.vm.template())
+                    return
+                await live.vm.go_on()
+            except (ItemError, StoreError) as error:
+                await self._failed(live, error)
+                return
+            self._ready(live)
+
+    async def _failed(self, live: Live, error: TorporError) -> None:
+        """It cannot go on: the log says why, and what follows is as for any other end."""
+        self._console.output(live.row.id, f"torpor: {error}\n".encode())
+        if live.vm is not None:
+            await live.vm.stop(force=True, timeout_s=0)
+        else:
+            await self._on_lost(live)
+
+    async def _become_clone(self, live: Live, content: bytes) -> None:
+        """Makes a template of the VM as it is now, and goes on as a clone of that."""
+        row, vm = live.row, live.vm
+        key, live.template_key = live.template_key, None
+        assert vm is not None  # noqa: S101 -- the caller looked
+        template = await self._templates.add(row, content, live.config.image_digest, key)
+        live.vm = None
+        await vm.release()
+        self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
+        await self._restore(live, SavedState(template, None))
+
+    def _ready(self, live: Live) -> None:
+        if live.state != "starting":
+            return
+        self._lives.set(live, "running", "guest")
+        live.settled.set()
+        if live.woken:
+            return
+        started_us = (now_ms() - live.facts.started_ms) * 1000
+        live.facts = msgspec.structs.replace(live.facts, boot_time_us=started_us)
+        self._tasks.start(self.record_running(live))
+
+    async def record_running(self, live: Live) -> None:
+        """Writes down that an instance runs."""
+        async with self._lives.lock(live.row.id):
+            if self._lives.has(live) and live.state == "running":
+                await self._lives.write_eventually(live, "running")
+
+    # What VM processes tell ---------------------------------------------------------------------
+
+    def heard_ready(self, live: Live) -> None:
+        """A VM has stopped, because its program is ready."""
+        self._tasks.start(self._at_ready(live))
+
+    def heard_output(self, live: Live, data: bytes) -> None:
+        """A VM's console."""
+        self._console.output(live.row.id, data)
+        self._events.notify(live.row.uuid)
+
+    def heard_end(self, live: Live, result: Exit) -> None:
+        """A VM and its process are gone."""
+        self._tasks.start(self._on_ended(live, result))
+
+
+class Listener:
+    """Passes what a VM process tells on to its instance."""
+
+    def __init__(self, starter: Starter, live: Live) -> None:
+        self.live = live
+        self.result: Exit | None = None
+        self._starter = starter
+
+    def ready(self) -> None:
+        self._starter.heard_ready(self.live)
+
+    def output(self, data: bytes) -> None:
+        self._starter.heard_output(self.live, data)
+
+    def ended(self, result: Exit) -> None:
+        self.result = result
+        self._starter.heard_end(self.live, result)
+
+
+def _host_failed(row: InstanceRow, error: OSError) -> ItemError:
+    return ItemError(
+        Code.FAILED, f"The VM process could not be started: {error}", uuid=row.uuid, name=row.name
+    )
