@@ -12,7 +12,10 @@ pub(super) struct Net {
     pub(super) attributes: Attributes,
 }
 
-const FILES: &[(&str, fn() -> String)] = &[
+/// Makes a file's text.
+type Make = fn() -> String;
+
+const FILES: &[(&str, Make)] = &[
     ("dev", || {
         "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed \
          multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:       0       0    0    0    0     0          0         \
