@@ -409,6 +409,8 @@ pub struct Usage {
     pub limit_bytes: u64,
     /// What is given out: programs' memory, files in tmpfs, page tables, the kernel's heap and stacks.
     pub used_bytes: u64,
+    /// The part of it that is the kernel's heap.
+    pub kernel_bytes: u64,
     /// The most that was ever given out at a time.
     pub peak_bytes: u64,
 }
@@ -427,6 +429,7 @@ pub fn usage() -> Usage {
     with_ram(|ram, _| Usage {
         limit_bytes: ram.limit_frames.get() * PAGE_BYTES,
         used_bytes: ram.used_frames.get() * PAGE_BYTES,
+        kernel_bytes: ram.kernel_frames.get() * PAGE_BYTES,
         peak_bytes: ram.peak_frames.get() * PAGE_BYTES,
     })
 }
