@@ -24,7 +24,11 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     words: list[str | Path] = [TORPOR, "--data", images, "bench", "density", "--out", out]
     words += ["--count", str(COUNT), "--sample", "5", "--rest", "0.1", "--cooldown", "200"]
     with subprocess.Popen(
-        words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*words, "--rate", "10"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stderr is not None
         said = []
