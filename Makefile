@@ -58,6 +58,7 @@ conformance: build ## all tests, pending ones too; writes docs/conformance.md
 soak: build rootfs ## minutes of load and faults, twice (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak
 	$(BIN)/python -m tests.snapshot.soak
+	FENCING_VMS=200 FENCING_ROUNDS=100 $(BIN)/python -m pytest tests/faults/test_fencing.py
 
 bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
 	@scripts/system-packages test

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.bench.floor import delta_bytes, plain_process
+from tests.bench.native import enter_mount_namespace
 from tests.rootfs.build import root_image
 from tests.snapshot.vms import (
     Sibling,
@@ -110,6 +112,21 @@ async def sizes(vm: Sibling) -> dict[int, int]:
     return found
 
 
+def measure_floor(name: str, report: Report, turns: int) -> None:
+    """The same program as a plain process."""
+    with plain_process(*PROGRAMS[name]) as process:
+        ready = process.pages()
+        already = 0
+        for count in (1, 100, 1000):
+            while already < count:
+                process.ask()
+                already += 1
+            size = delta_bytes(ready, process.pages())
+            report.value(f"{name}-plain-process-after-{count}", size / 1000, "KB")
+        times = [process.continued() * 1e3 for _ in range(turns)]
+        report.samples(f"{name}-plain-process-continued-to-answer", times, "ms")
+
+
 async def measure(name: str, report: Report, turns: int, directory: Path) -> None:
     root, argv = PROGRAMS[name]
     template = await make_template(directory, root_image(root), argv)
@@ -149,6 +166,7 @@ async def prepare_warm(process: VMProcess, template: Template, warm: bytes) -> S
 
 
 def main() -> int:
+    enter_mount_namespace("tests.bench.snapshot")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("programs", nargs="*", default=list(PROGRAMS))
     parser.add_argument("--turns", type=int, default=100)
@@ -157,6 +175,7 @@ def main() -> int:
     report = Report("snapshot")
     with tempfile.TemporaryDirectory() as directory:
         for name in arguments.programs:
+            measure_floor(name, report, arguments.turns)
             asyncio.run(measure(name, report, arguments.turns, Path(directory)))
     return report.finish()
 

@@ -32,6 +32,10 @@ def cpython_lines() -> Iterator[str]:
     for name in cpython.MODULES:
         modules.append(cases.compare(name))
         yield f"| {name} | {modules[-1].native} | {modules[-1].guest} |"
+    yield from cpython_summary(modules)
+
+
+def cpython_summary(modules: list[cases.Module]) -> Iterator[str]:
     native, guest = sum(m.native for m in modules), sum(m.guest for m in modules)
     share = guest / max(1, native)
     verdict = "met" if share >= BAR else "MISSED"
@@ -79,7 +83,8 @@ def main() -> int:
         for line in part():
             print(line, flush=True)
             lines.append(line)
-        PAGE.write_text("\n".join(lines) + "\n")  # what is known already, should it be interrupted
+            # What is known already, should it be interrupted.
+            PAGE.write_text("\n".join(lines) + "\n")
     text = PAGE.read_text()
     return 1 if "MISSED" in text or "FAILED" in text or "| failed |" in text else 0
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def test_a_counter_goes_on_after_its_sleep(server: Server) -> None:
         server.wait_for("counter", "standby")
         assert count(server.get(host)) == expected
     assert count(server.get(f"{host}:8080", "/peek")) == 5
+    server.wait_for("counter", "standby")
+    assert count(server.get_tls(host)) == 6
     assert server.get("nobody.localhost")[0] == 404
     assert "bun-counter on" in server.torpor("instance", "logs", "counter")
 
@@ -56,6 +59,25 @@ def test_a_killed_torpord_loses_nothing(server: Server) -> None:
     assert count(server.get(host)) == 3
     server.torpor("instance", "suspend", "kept")
     assert count(server.get(host)) == 4
+
+
+def test_a_killed_proxy_loses_its_connections_and_no_vm(server: Server) -> None:
+    options = ["-n", "linked", "--cooldown", "10m"]
+    host = server.deploy(*options, str(REPOSITORY / "examples" / "bun-counter"))
+    assert count(server.get(host)) == 1
+    first = server.proxy()
+    os.kill(first, signal.SIGKILL)
+    # Until the next one listens, connections are refused.
+    ends_s = time.monotonic() + 120
+    while True:
+        try:
+            answer = server.get(host)
+            break
+        except OSError:
+            assert time.monotonic() < ends_s, "no proxy listens"
+            time.sleep(0.05)
+    assert count(answer) == 2
+    assert server.proxy() != first
 
 
 def test_down_and_up(server: Server) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from torpor.chance import runtime_that_repeats
 from torpor.cli.output import say
 from torpor.controller.sealing import Seal
 from torpor.datadir import data_dir
@@ -16,7 +17,6 @@ from torpor.images import ImageStore
 from torpor.images.config import ImageConfig
 from torpor.images.records import NewImage
 from torpor.vmprocess import Refused, Stored, VMProcess
-from torpor.vms.chance import runtime_that_repeats
 from torpor.vms.files import Description, write_snapshot
 from torpor.vms.running import RunningVM, RunningVMs, file_identity, owner_of_this_user
 from torpor.vms.templates import TemplateStore

@@ -15,15 +15,18 @@ class Machines:
     def __init__(self, store: Store, images: ImageStore) -> None:
         self._store = store
         self._images = images
-        self._referred: set[str] = set()
+        self._referred: dict[str, ResolvedImage] = {}
 
     def resolve(self, image: str) -> ResolvedImage:
         """The image of a name, kept from being collected from now on. Raises ItemError."""
+        known = self._referred.get(image)
+        if known is not None and known.erofs.exists():  # what a digest stands for never changes
+            return known
         try:
             found = self._images.resolve(image)
             if found.digest not in self._referred:
                 self._images.refer("torpord", found.digest, found.digest)
-                self._referred.add(found.digest)
+            self._referred[found.digest] = found
         except TorporError as error:
             raise ItemError(Code.NOT_FOUND, f"No image '{image}': {error}") from error
         return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from torpor.chance import why_not_templated
 from torpor.controller.console import Console
 from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
@@ -81,6 +82,9 @@ class Starter:
             if state is None:
                 machine = self._machines.of(row, config)
                 state, live.template_key = self._templates.begin_with(row, machine)
+                why_not = why_not_templated(machine.argv)
+                if why_not is not None:
+                    self._console.output(row.id, f"torpor: {why_not}\n".encode())
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         except ItemError as error:

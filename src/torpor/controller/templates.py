@@ -7,6 +7,7 @@ second start of that configuration, or when it was asked for, from a VM that has
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from torpor.chance import why_not_templated
 from torpor.controller.errors import ItemError
 from torpor.controller.live import Live
 from torpor.controller.saved import SavedStates, configuration_key
@@ -50,9 +51,10 @@ class Templates:
     def begin_with(self, row: InstanceRow, machine: Machine) -> tuple[State | None, bytes | None]:
         """The template that serves a configuration, or else the key of the one to make.
 
-        Neither at the first start of a configuration: it may be the only one.
+        Neither at the first start of a configuration: it may be the only one. Neither for a
+        program whose clones repeat random numbers.
         """
-        if row.kind != "instance":
+        if row.kind != "instance" or why_not_templated(machine.argv) is not None:
             return None, None
         key = configuration_key(machine)
         template = self._store.bases.by_key(key)

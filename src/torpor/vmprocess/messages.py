@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import msgspec
 
 VERSION = 1
 MAX_BODY_BYTES = 128 << 10
@@ -13,6 +14,7 @@ MAX_DESCRIPTORS = 16
 _HEADER = struct.Struct("<4sHHII")
 HEADER_BYTES = _HEADER.size
 _MAGIC = b"TPVM"
+_objects = msgspec.json.Decoder(dict[str, Any])
 
 
 class ProtocolError(Exception):
@@ -141,7 +143,7 @@ class Message:
 
 def encode(request_id: int, command: str, arguments: dict[str, Any], descriptors: int) -> bytes:
     """A request as it stands in a datagram."""
-    body = json.dumps({"id": request_id, "command": {command: arguments}}).encode()
+    body = msgspec.json.encode({"id": request_id, "command": {command: arguments}})
     if len(body) > MAX_BODY_BYTES:
         raise Refused(
             "bad_request", f"a request of {len(body)} bytes; {MAX_BODY_BYTES} are allowed"
@@ -158,9 +160,10 @@ def decode(datagram: bytes, descriptors: list[int]) -> Message:
         raise ProtocolError(f"version {version} of the protocol; this program speaks {VERSION}")
     if length != len(datagram) - HEADER_BYTES or count != len(descriptors) or zero != 0:
         raise ProtocolError("a message that is not what its header says")
-    body = json.loads(datagram[HEADER_BYTES:])
-    if not isinstance(body, dict):
-        raise ProtocolError("a message that is no object")
+    try:
+        body: dict[str, Any] = _objects.decode(datagram[HEADER_BYTES:])
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"a message that is no object: {error}") from error
     return Message(body, descriptors)
 
 

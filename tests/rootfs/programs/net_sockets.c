@@ -178,6 +178,19 @@ static void writable(void) {
     SHOW(recv(ends[1], bytes, 65536, MSG_WAITALL));
     events("a little", ends[0]);
     close(ends[0]), close(ends[1]);
+    int l = socket(AF_INET, SOCK_STREAM, 0); /* the receiver has much less room than the sender */
+    set(l, SOL_SOCKET, SO_RCVBUF, 4096);
+    struct sockaddr_in address = local(0);
+    bind(l, (void *)&address, sizeof address), listen(l, 1);
+    int c = client(l), s = accept(l, NULL, NULL);
+    events("small receiver", c);
+    close(s), close(c), close(l);
+    l = listener(1), c = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0); /* reset before anybody asked */
+    address = local(port_of(l));
+    SHOW(connect(c, (void *)&address, sizeof address));
+    close(l);
+    SHOW(write(c, bytes, 1)), SHOW(connect(c, (void *)&address, sizeof address));
+    close(c);
 }
 
 static void ports(void) {

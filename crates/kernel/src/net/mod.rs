@@ -11,6 +11,7 @@ pub mod options;
 pub mod outside;
 mod path;
 pub mod queue;
+pub mod report;
 pub mod socket;
 mod transfer;
 mod unix;

@@ -280,6 +280,27 @@ impl Socket {
         }
     }
 
+    /// TCP's name for the state: TCP_ESTABLISHED 1, SYN_SENT 2, CLOSE 7, CLOSE_WAIT 8, LISTEN 10.
+    pub(super) fn tcp_state(&self) -> u8 {
+        match () {
+            () if self.is_listening() => 10,
+            () if !self.is_connected() => 7,
+            () if self.outside().is_some_and(|connection| !connection.is_opened()) => 2,
+            () if self.read_ended.get() => 8,
+            () => 1,
+        }
+    }
+
+    /// Inode number.
+    pub(super) fn ino(&self) -> u64 {
+        self.metadata.get().ino
+    }
+
+    /// Owner.
+    pub(super) fn uid(&self) -> u32 {
+        self.metadata.get().uid
+    }
+
     /// Local address of a vsock socket.
     pub(super) fn local_vsock(&self) -> VsockAddress {
         match &*self.local.borrow() {
@@ -760,15 +781,9 @@ impl Socket {
             return Ok(b"cubic\0\0\0\0\0\0\0\0\0\0\0".to_vec());
         }
         if level == level::TCP && name == name::TCP_INFO && self.is_inet() && self.kind == Kind::Stream {
-            // struct tcp_info: the state (TCP_ESTABLISHED 1, SYN_SENT 2, CLOSE 7, CLOSE_WAIT 8, LISTEN 10), all else zero.
+            // struct tcp_info: the state, all else zero.
             let mut info = alloc::vec![0; 104];
-            info[0] = match () {
-                () if self.is_listening() => 10,
-                () if !self.is_connected() => 7,
-                () if self.outside().is_some_and(|connection| !connection.is_opened()) => 2,
-                () if self.read_ended.get() => 8,
-                () => 1,
-            };
+            info[0] = self.tcp_state();
             return Ok(info);
         }
         int(self.options.get(level, name, self.what())?)

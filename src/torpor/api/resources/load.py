@@ -22,6 +22,7 @@ async def get_load(call: Call) -> dict[str, Any]:
                 "uuid": live.row.uuid,
                 "name": live.row.name,
                 "state": live.state,
+                "pid": live.vm.pid,
                 "requests": link.get("requests", 0),
                 "connections": link.get("connections", 0),
                 "in_flight": link.get("in_flight", 0),

@@ -1,8 +1,10 @@
-//! /proc/net: what network tools read. Lists of sockets come with the network.
+//! /proc/net: what network tools read.
 
 use crate::fs::generated::{Attributes, Listing, TextFile, ino_of};
 use crate::fs::inode::{FileType, Inode};
+use crate::net::report;
 use alloc::rc::Rc;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 /// The directory's content.
@@ -10,15 +12,23 @@ pub(super) struct Net {
     pub(super) attributes: Attributes,
 }
 
-const FILES: &[(&str, &str)] = &[
-    (
-        "dev",
+/// Makes a file's text.
+type Make = fn() -> String;
+
+const FILES: &[(&str, Make)] = &[
+    ("dev", || {
         "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed \
          multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:       0       0    0    0    0     0          0         \
-         0        0       0    0    0    0     0       0          0\n",
-    ),
-    ("if_inet6", "00000000000000000000000000000001 01 80 10 80       lo\n"),
-    ("route", "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"),
+         0        0       0    0    0    0     0       0          0\n"
+            .into()
+    }),
+    ("if_inet6", || "00000000000000000000000000000001 01 80 10 80       lo\n".into()),
+    ("route", || "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n".into()),
+    ("tcp", || report::tcp(false)),
+    ("tcp6", || report::tcp(true)),
+    ("udp", || report::udp(false)),
+    ("udp6", || report::udp(true)),
+    ("unix", report::unix),
 ];
 
 impl Listing for Net {
@@ -30,6 +40,6 @@ impl Listing for Net {
         let (name, text) = FILES.iter().find(|(n, _)| n.as_bytes() == name)?;
         let attributes =
             Attributes { ino: ino_of(self.attributes.ino, name.as_bytes()), mode: 0o444, ..self.attributes };
-        Some(Rc::new(TextFile { attributes, read: Rc::new(|| Ok(text.as_bytes().to_vec())), write: None }))
+        Some(Rc::new(TextFile { attributes, read: Rc::new(|| Ok(text().into_bytes())), write: None }))
     }
 }

@@ -209,7 +209,7 @@ fn meminfo() -> String {
         ("AnonPages", total - free),
         ("Mapped", 0),
         ("Shmem", 0),
-        ("Slab", 0),
+        ("Slab", kib(usage.kernel_bytes)),
         ("CommitLimit", total),
         ("Committed_AS", total - free),
         ("VmallocTotal", 0),
