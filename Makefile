@@ -58,6 +58,7 @@ conformance: build ## all tests, pending ones too; writes docs/conformance.md
 soak: build rootfs ## minutes of load and faults, twice (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak
 	$(BIN)/python -m tests.snapshot.soak
+	FENCING_VMS=200 FENCING_ROUNDS=100 $(BIN)/python -m pytest tests/faults/test_fencing.py
 
 bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
 	@scripts/system-packages test
@@ -73,6 +74,10 @@ bench-clones: build rootfs ## random numbers in a thousand clones
 bench-images: build ## speed, memory and size of making images
 	@scripts/system-packages test
 	@$(BIN)/python -m tests.bench.images
+
+bench-proxy: build rootfs ## what the proxy adds to a request, and its memory
+	@scripts/system-packages test
+	@$(BIN)/python -m tests.bench.proxy
 
 bench-api: build ## torpord with a million instances: speed, memory, start-up
 	@$(BIN)/python -m tests.bench.api

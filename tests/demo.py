@@ -15,6 +15,7 @@ from tests.harness import REPOSITORY
 from tests.kvm import kvm_problem
 from tests.server import Server
 from torpor.bench import Report
+from torpor.bench.report import percentile
 
 DATA = REPOSITORY / "build" / "demo"
 NAME = "counter"
@@ -53,6 +54,9 @@ def main() -> int:
         report = Report("wake")
         report.samples("running", running(server, host, first + wakes), "ms")
         report.samples(f"bun-counter-cooldown-{COOLDOWN_MS}ms", times_ms, "ms")
+        ordered = sorted(times_ms)
+        figures = " ".join(f"p{p} {percentile(ordered, p):.2f} ms" for p in (50, 90, 99))
+        print(f"{wakes} wakes, from connect to the whole answer: {figures}\n")
         return report.finish()
 
 
@@ -90,6 +94,9 @@ def running(server: Server, host: str, expected: int) -> list[float]:
 def show_sleep(server: Server) -> None:
     """What there is of an instance that sleeps."""
     server.wait_for(NAME, "standby")
+    running = [vm["name"] for vm in server.api("/torpor/v1/load")["running"]]
+    if NAME in running:
+        raise SystemExit(f"demo: {NAME} sleeps, and has a process")
     connection = apsw.Connection(str(server.data / "torpor.db"), flags=apsw.SQLITE_OPEN_READONLY)
     size, generation = connection.execute(
         "SELECT s.size_bytes, s.generation FROM snapshots s JOIN instances i "

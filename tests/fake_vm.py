@@ -39,6 +39,8 @@ class FakeVm:
     memory: dict[str, object]
     env: dict[str, str]
     template_base: Base | None = None
+    near: socket.socket | None = None
+    """Its end of the link, on which it says nothing."""
     pid: int = 0
     started_ticks: int = 0
     alive: bool = True
@@ -61,6 +63,8 @@ class FakeVm:
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:  # noqa: ARG002
         await asyncio.sleep(0)
         self.stopped = True
+        if self.host.standby_may_end is not None:
+            await self.host.standby_may_end.wait()
         return Saved(self._content(), self.template_base)
 
     async def checkpoint(self, generation: int, *, within_s: float) -> Saved:  # noqa: ARG002
@@ -80,7 +84,14 @@ class FakeVm:
         return Usage(rss_bytes=4096, cpu_time_ms=5, rx_bytes=1, tx_bytes=2)
 
     async def link(self, end: socket.socket) -> None:
-        end.close()
+        self.unlink()
+        self.near = end
+
+    def unlink(self) -> None:
+        """Closes its end of the link."""
+        if self.near is not None:
+            self.near.close()
+            self.near = None
 
     def end(self, result: Exit) -> None:
         """The VM ends like this."""
@@ -90,6 +101,7 @@ class FakeVm:
 
     def _gone(self) -> None:
         self.alive = False
+        self.unlink()
         if self.host.running.get(self.instance) is self:
             del self.host.running[self.instance]
 
@@ -106,6 +118,7 @@ class FakeHost:
     started: asyncio.Event = field(default_factory=asyncio.Event)
     stuck: bool = False
     padding: int = 0
+    standby_may_end: asyncio.Event | None = None
     left_over: list[Found] = field(default_factory=list)
 
     def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
@@ -117,26 +130,26 @@ class FakeHost:
     async def boot(
         self, machine: Machine, listener: VmListener, link: socket.socket | None
     ) -> FakeVm:
-        if link is not None:
-            link.close()
         if machine.env.get("FAKE_FAIL") == "start":
+            if link is not None:
+                link.close()
             raise ItemError(Code.FAILED, "the fake cannot start")
         memory: dict[str, object] = {"lives": 1}
         env = dict(machine.env)
-        vm = self._start(FakeVm(self, machine.instance, machine.name, listener, memory, env))
+        vm = self._start(
+            FakeVm(self, machine.instance, machine.name, listener, memory, env, near=link)
+        )
         asyncio.get_running_loop().call_soon(self._program, vm)
         return vm
 
     async def restore(
         self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
     ) -> FakeVm:
-        if link is not None:
-            link.close()
         memory = json.loads(state.delta or await self._read(state.template))
         memory["lives"] += 1
         env = memory.pop("env")
         memory["talked"] = False
-        vm = FakeVm(self, who.instance, who.hostname, listener, memory, env, state.template)
+        vm = FakeVm(self, who.instance, who.hostname, listener, memory, env, state.template, link)
         asyncio.get_running_loop().call_soon(vm.talk)
         return self._start(vm)
 
@@ -182,4 +195,5 @@ class FakeHost:
         return set()
 
     async def close(self) -> None:
-        return
+        for vm in self.running.values():
+            vm.unlink()

@@ -86,6 +86,26 @@ class ProxyPeer:
         answer = await self.ask("idle", instance=link.instance, generation=link.generation)
         return bool(answer["parked"])
 
+    def forget_everything(self) -> None:
+        """As a proxy that was started anew: no connection, no links."""
+        for link in list(self.links.values()):
+            asyncio.get_running_loop().remove_reader(link.end)
+            link.end.close()
+        self.links.clear()
+        self._hang_up()
+
+    def send_raw(self, datagram: bytes) -> None:
+        """Whatever it is; nothing hangs up."""
+        if not datagram:
+            self._hang_up()
+        elif self._connection is not None:
+            self._connection.send(datagram)
+
+    def _hang_up(self) -> None:
+        self.connected.clear()
+        if self._connection is not None:
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def _send(self, document: dict[str, Any]) -> None:
         assert self._connection is not None
         body = json.dumps(document).encode()

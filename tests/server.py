@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass
@@ -31,10 +32,11 @@ class Server:
 
     data: Path
     proxy_port: int = 0
+    tls_port: int = 0
     api_port: int = 0
 
     def __enter__(self) -> Self:
-        self.proxy_port, self.api_port = free_port(), free_port()
+        self.proxy_port, self.tls_port, self.api_port = free_port(), free_port(), free_port()
         self.up()
         return self
 
@@ -45,6 +47,7 @@ class Server:
         """`torpor up`: what it says."""
         addresses = ["--listen", f"127.0.0.1:{self.api_port}"]
         addresses += ["--proxy", f"127.0.0.1:{self.proxy_port}"]
+        addresses += ["--proxy-tls", f"127.0.0.1:{self.tls_port}"]
         return self.torpor("up", *addresses)
 
     def down(self) -> None:
@@ -82,6 +85,20 @@ class Server:
             return response.status, response.read()
         finally:
             connection.close()
+
+    def get_tls(self, host: str, path: str = "/") -> tuple[int, bytes]:
+        """The same over TLS, with the host in SNI; whoever's certificate it is."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        with (
+            socket.create_connection(("127.0.0.1", self.tls_port), TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host) as connection,
+        ):
+            connection.sendall(request.encode())
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            return response.status, response.read()
 
     def instances(self) -> dict[str, dict[str, Any]]:
         """All instances by name."""

@@ -52,7 +52,7 @@ class ProxyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The proxy."""
 
     http: str = "127.0.0.1:8080"
-    tls: str = ""
+    tls: str = "127.0.0.1:8443"
     public_ports: dict[str, Port] = {}
 
 

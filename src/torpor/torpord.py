@@ -5,7 +5,9 @@ import asyncio
 import contextlib
 import fcntl
 import gc
+import importlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -17,9 +19,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import uvloop
 
-from torpor.api.app import make_app
 from torpor.api.auth import ensure_first_token
-from torpor.api.server import listen_local, listen_tcp, make_server
 from torpor.api.service import Service
 from torpor.controller import Controller
 from torpor.controller.proxy import ProxyClient
@@ -143,12 +143,15 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
             held.push_async_callback(controller.close)
             proxy.start(controller.router)
             held.push_async_callback(proxy.close)
-            tcp = held.enter_context(listen_tcp(name, int(port)))
-            local = held.enter_context(listen_local(data_dir / LOCAL_SOCKET))
+            # Wakes are served already; the API's framework is what takes longest to import.
+            app = await asyncio.to_thread(importlib.import_module, "torpor.api.app")
+            api = await asyncio.to_thread(importlib.import_module, "torpor.api.server")
+            tcp = held.enter_context(api.listen_tcp(name, int(port)))
+            local = held.enter_context(api.listen_local(data_dir / LOCAL_SOCKET))
             address = f"{name}:{tcp.getsockname()[1]}"
             service = Service(controller, f"http://{address}", uuid)
             (data_dir / URL_FILE).write_text(service.endpoint + "\n")
-            server = make_server(make_app(service))
+            server = api.make_server(app.make_app(service))
             task = asyncio.create_task(server.serve(sockets=[tcp, local]))
             # What exists now lives as long as the process; collections pass it over.
             gc.freeze()
@@ -211,6 +214,9 @@ def serve(settings: Settings) -> None:
 
 
 async def _run(settings: Settings) -> None:
+    # Each VM process takes a few descriptors here.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     problem = kvm_problem()
     if problem is None:
         await run(settings, Host(settings.data_dir, settings.limits))

@@ -88,9 +88,10 @@ async def test_no_token_goes_to_a_proxy_of_the_environment(server: Service, data
 async def test_up_and_down(tmp_path: Path) -> None:
     """In the background: a killed torpord is started again, and `down` ends both."""
     addresses = ["--listen", "127.0.0.1:0", "--proxy", "127.0.0.1:0"]
+    addresses += ["--proxy-tls", "127.0.0.1:0"]
     said = (await torpor(tmp_path, "up", *addresses)).splitlines()
     assert [line.rpartition(":")[0] for line in said] == [
-        "api http://127.0.0.1", "proxy http://127.0.0.1"
+        "api http://127.0.0.1", "proxy http://127.0.0.1", "proxy-tls https://127.0.0.1"
     ]  # fmt: skip
     pid = int((tmp_path / "run" / "torpord.lock").read_text())
     again = await torpor(tmp_path, "up", *addresses, status=125)

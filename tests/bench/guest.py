@@ -180,9 +180,15 @@ EPOLL_ROUNDS = 500
 
 
 def scheduling(report: Report) -> None:
-    """One processor's switches from thread to thread, and system calls that trap."""
+    """System calls, and one processor's switches from thread to thread by calls that trap."""
     guest = [*vmm_run(root_image("programs"), "--no-rewrite"), "scheduling"]
     native = [*native_root("programs"), "scheduling"]
+    rewritten = [*vmm_run(root_image("programs")), "scheduling"]
+    for what, bar in (("getppid", Bar(0.1)), ("yield", None), ("pipe-processes", None)):
+        count = SCHEDULING[what][0]
+        lines = output([*rewritten, what, str(SCHEDULING_ROUNDS), str(count)])
+        times_us = [ns / 1e3 / count for (ns,) in lines]
+        report.samples(f"{what}-rewritten", times_us, "us", bar=bar)
     for suffix, prefix in (("", guest), ("-native", native)):
         for what, (count, bar) in SCHEDULING.items():
             lines = output([*prefix, what, str(SCHEDULING_ROUNDS), str(count)])

@@ -40,6 +40,8 @@ def test_a_counter_goes_on_after_its_sleep(server: Server) -> None:
         server.wait_for("counter", "standby")
         assert count(server.get(host)) == expected
     assert count(server.get(f"{host}:8080", "/peek")) == 5
+    server.wait_for("counter", "standby")
+    assert count(server.get_tls(host)) == 6
     assert server.get("nobody.localhost")[0] == 404
     assert "bun-counter on" in server.torpor("instance", "logs", "counter")
 

@@ -47,6 +47,7 @@ class Connection:
     sent_bytes: int = 0
     received_bytes: int = 0
     may_send_bytes: int = WINDOW_BYTES
+    opened: bool = False
     ended: bool = False
     closed: bool = False
     we_closed: bool = False
@@ -137,6 +138,20 @@ class Guest:
         with contextlib.suppress(OSError):
             self.ours.send(message)
 
+    def connect(self, number: int, address: str, port: int) -> Connection:
+        """Opens a connection to the outside; `number` is odd. It is there, or closed."""
+        ends = [(address, port), ("192.0.2.2", 40_000)]
+        payload = b"".join(
+            struct.pack("<HHI4s12x", 4, 0, its_port, socket.inet_aton(its))
+            for its, its_port in ends
+        )
+        connection = self.connections[number] = Connection(self, number, port)
+        self.attached.add(number)
+        self.say(frame(number, OPEN, payload, 1))
+        with connection.changed:
+            connection.changed.wait_for(lambda: connection.opened or connection.closed, 30)
+        return connection
+
     def write(self, data: bytes) -> None:
         """To standard output."""
         self.say(frame(STDOUT, DATA, data))
@@ -216,6 +231,8 @@ class Guest:
                 connection.received_bytes += len(payload)
             elif kind == CREDIT:
                 connection.may_send_bytes += argument
+            elif kind == OPENED:
+                connection.opened = True
             elif kind == SHUTDOWN:
                 connection.ended = True
             elif kind == CLOSE:

@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -401,3 +401,79 @@ def test_a_client_that_ends_its_direction_is_answered(proxy: Proxy, torpord: Tor
         client.socket.shutdown(socket.SHUT_WR)
         assert client.answer().status == 200
         assert client.ended()
+
+
+@pytest.fixture
+def outside() -> Iterator[socket.socket]:
+    """A server that guests may reach."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        yield server
+
+
+HOST_ALLOWED = {"allow": ["127.0.0.1/32"]}
+
+
+def dial(instance: Instance, outside: socket.socket) -> tuple[Connection, socket.socket]:
+    """Wakes the instance, and connects it to the outside."""
+    with instance.lock:
+        assert instance.guest is not None
+        connection = instance.guest.connect(17, "192.0.2.1", outside.getsockname()[1])
+        assert connection.opened
+    accepted, _ = outside.accept()
+    return connection, accepted
+
+
+def test_the_guests_own_connection_sleeps_and_its_bytes_wake(
+    proxy: Proxy, torpord: Torpord, outside: socket.socket
+) -> None:
+    instance = Instance(torpord, upper, policy="idle", cooldown_ms=500, egress=HOST_ALLOWED)
+    assert get(proxy.address, HOST).status == 200
+    connection, accepted = dial(instance, outside)
+    with accepted:
+        for n in range(5):
+            assert instance.asleep.wait(30)
+            assert list(instance.state) == [17]
+            word = f"word {n}".encode()
+            accepted.sendall(word)
+            assert connection.recv(at_least=len(word)) == word
+            connection.send(word.upper())
+            assert accepted.recv(100) == word.upper()
+        assert torpord.count("wake") == 6
+        assert instance.asleep.wait(30)
+    # Its end wakes the guest as well.
+    assert connection.recv() == b""
+    assert torpord.count("wake") == 7
+
+
+def test_policy_on_does_not_sleep_while_the_guest_is_connected(
+    proxy: Proxy, torpord: Torpord, outside: socket.socket
+) -> None:
+    instance = Instance(torpord, upper, policy="on", cooldown_ms=300, egress=HOST_ALLOWED)
+    assert get(proxy.address, HOST).status == 200
+    connection, accepted = dial(instance, outside)
+    with accepted:
+        assert not instance.asleep.wait(1)
+        connection.close()
+        assert instance.asleep.wait(30)
+
+
+def test_the_guests_own_connections_end_with_it(
+    proxy: Proxy, torpord: Torpord, outside: socket.socket
+) -> None:
+    instance = Instance(torpord, upper, policy="idle", cooldown_ms=60_000, egress=HOST_ALLOWED)
+    assert get(proxy.address, HOST).status == 200
+    _, accepted = dial(instance, outside)
+    assert instance.guest is not None
+    instance.guest.die()
+    with accepted, pytest.raises(ConnectionResetError):
+        accepted.recv(1)
+
+
+def test_what_the_policy_forbids_is_refused(
+    proxy: Proxy, torpord: Torpord, outside: socket.socket
+) -> None:
+    instance = Instance(torpord, upper, policy="off")
+    assert get(proxy.address, HOST).status == 200
+    assert instance.guest is not None
+    assert instance.guest.connect(17, "192.0.2.1", outside.getsockname()[1]).closed

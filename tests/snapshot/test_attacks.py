@@ -1,7 +1,6 @@
 """Instances that try to leave something for the next one in their VM process, or to break it."""
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import os
@@ -278,27 +277,3 @@ async def _not_unpacked(vm: Sibling, content: bytes) -> None:
     finally:
         os.close(file)
         os.close(memory)
-
-
-def test_kill_in_the_middle_of_a_standby_leaves_the_state_before(
-    directory: Path, template: Template
-) -> None:
-    async def run() -> None:
-        uuid, delta, count, generation = new_uuid(), None, 0, 0
-        for turn in range(12):
-            async with vm_process(directory) as process:
-                vm = await Sibling.prepare(process, template)
-                await vm.wake(uuid, generation, delta)
-                assert await vm.peer.ask("count") == str(count + 1)
-                if turn % 3 == 2:
-                    delta = await vm.sleep(generation + 1)
-                    count, generation = count + 1, generation + 1
-                else:
-                    standby = asyncio.create_task(process.standby(generation + 1, within_s=60))
-                    await asyncio.sleep(secrets.randbelow(1000) / 200_000)
-                    os.kill(process.pid, 9)
-                    with contextlib.suppress(ConnectionError):
-                        os.close((await standby).descriptor)
-                vm.peer.close()
-
-    asyncio.run(run())

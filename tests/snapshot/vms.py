@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tests.harness import DEFAULT_ENVIRONMENT
 from tests.snapshot.peer import TIMEOUT_S, Peer
 from torpor.vmprocess import Boot, Prepare, Ready, Restore, VMProcess, launch
@@ -95,7 +93,7 @@ async def make_template(
             with contextlib.suppress(TimeoutError, EOFError):
                 while True:
                     print(await asyncio.wait_for(peer.line(), 1))
-            pytest.fail(f"the program did not get ready: {event}")
+            raise EOFError(f"the program did not get ready: {event}")  # noqa: TRY004 - its end
         stored = await process.template(boot.uuid)
         data = read_descriptor(stored.descriptor)
         memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

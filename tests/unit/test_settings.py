@@ -21,7 +21,7 @@ def test_flags_beat_environment_beats_file(tmp_path: Path) -> None:
     assert found.server.domain_suffix == "a"
     assert found.proxy.http == "127.0.0.1:5"
     assert found.vms.memory_mb == 100
-    assert found.public_ports() == {80: 8000}
+    assert found.public_ports() == {80: 8000, 443: 8443}
     tls = load_server_settings(tmp_path, {}, proxy_tls="127.0.0.1:443")
     assert tls.public_ports() == {80: 8000, 443: 443}
 
@@ -53,6 +53,6 @@ def test_units_name_this_installation(tmp_path: Path) -> None:
     names = {path.name for path in directory.iterdir()}
     assert names == {"torpord.service", "torpor-proxy.service", "torpor-quiesce.service"}
     proxy = (directory / "torpor-proxy.service").read_text()
-    assert f"--data {tmp_path / 'data'} --http 127.0.0.1:8080\n" in proxy
+    assert f"--data {tmp_path / 'data'} --http 127.0.0.1:8080 --tls 127.0.0.1:8443\n" in proxy
     for path in directory.iterdir():
         assert "@" not in path.read_text()

@@ -84,7 +84,7 @@ def _process(report: Report, pid: int, app: App, runs: int) -> None:
 
 
 async def microvms(report: Report, target: Target, shape: Shape, runs: int) -> None:
-    """The same as instances of a server; cool-down 0, one after the other."""
+    """The same as instances of a server; cool-down 1 ms, one after the other."""
     host, _, port = target.proxy.rpartition(":")
     # A connection of its own for each request, as the others have it.
     api = Api(target)

@@ -25,6 +25,8 @@ class Woken:
 
     wake_ms: list[float] = field(default_factory=list)
     took_s: float = 0.0
+    spent_ms: dict[str, float] = field(default_factory=dict)
+    """Processor time of a cycle, by part of the server."""
 
     @property
     def rate(self) -> float:

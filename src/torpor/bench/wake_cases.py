@@ -39,22 +39,22 @@ class Cases:
 
     async def counter(self, shape: Shape) -> None:
         """The application that counts: alone, under load, and as many cycles as there can be."""
-        async with self._population("a", replace(shape, cooldown_ms=0)) as population:
+        async with self._population("a", replace(shape, cooldown_ms=1)) as population:
             await wake.populate(population, self.instances)
             woken = await self._checked(population, lambda: wake.alone(population, self.wakes))
-            self._row("alone, cool-down 0", woken, p50=1.5, p99=5, p999=10)
+            self._row("alone, cool-down 1 ms", woken, p50=1.5, p99=5, p999=10)
             woken = await self._checked(
                 population, lambda: wake.at_rate(population, self.wakes, UNDER_LOAD)
             )
-            self._row(f"at {UNDER_LOAD:.0f}/s, cool-down 0", woken)
+            self._row(f"at {UNDER_LOAD:.0f}/s, cool-down 1 ms", woken)
             woken = await self._checked(population, lambda: wake.by_clients(population, self.wakes))
-            name = f"{wake.CLIENTS} clients, cool-down 0"
+            name = f"{wake.CLIENTS} clients, cool-down 1 ms"
             self._row(name, woken)
             self.report.value(f"{name}: cycles", woken.rate, "1/s", bar=Bar(500, at_least=True))
         async with self._population("b", replace(shape, cooldown_ms=1000)) as population:
             # Twice as many, so that each one sleeps before it is asked again.
             await wake.populate(population, 2 * self.instances)
-            name = f"{wake.CLIENTS} clients, cool-down 1000"
+            name = f"{wake.CLIENTS} clients, cool-down 1000 ms"
             with self._memory_of_vms(f"{name}: memory of VM processes"):
                 woken = await self._checked(
                     population, lambda: wake.by_clients(population, self.wakes)
@@ -85,7 +85,7 @@ class Cases:
                 await self._settled(api)
             woken = wake.Woken(times, 1.0)
             self._count(app.name, wakes, await api.wakes() - before)
-            self._row(f"{app.name}: wake, cool-down 0", woken)
+            self._row(f"{app.name}: wake, cool-down 1 ms", woken)
         finally:
             proxy.close()
             api.close()
@@ -115,7 +115,12 @@ class Cases:
     ) -> wake.Woken:
         """Does a case, and compares its requests with the wakes that the server counted."""
         before = await population.api.wakes()
+        spent = meters.spent_s(self.target.parts())
         woken = await work()
+        after = meters.spent_s(self.target.parts())
+        woken.spent_ms = {
+            part: 1e3 * (after[part] - spent[part]) / len(woken.wake_ms) for part in after
+        }
         counted = await population.api.wakes() - before
         self._count(population.counters.name, len(woken.wake_ms), counted)
         return woken
@@ -136,6 +141,8 @@ class Cases:
         self.histogram[case] = woken.wake_ms
         values = woken.wake_ms
         row = self.report.samples(case, values, "ms", bar=Bar(p50) if p50 else None)
+        for part, each_ms in woken.spent_ms.items():
+            self.report.value(f"{case}: processor of {part}", each_ms, "ms")
         if p99 is not None:
             self.report.value(f"{case}: p99", row.p99, "ms", bar=Bar(p99))
         if p999 is not None:

@@ -47,7 +47,7 @@ def bench() -> None:
     help="Starts and wakes that are measured at each step.",
 )  # fmt: skip
 @click.option(
-    "--cooldown", "cooldown_ms", type=click.IntRange(0), default=1000, show_default=True,
+    "--cooldown", "cooldown_ms", type=click.IntRange(1), default=1000, show_default=True,
     metavar="MS",
 )  # fmt: skip
 @click.option(
@@ -155,7 +155,7 @@ def peers(data: str | None, runs: int, app: str | None, out: Path | None) -> int
         outside(report, application, scratch, runs)
     own = _fresh(directory)
     image = apps.put(application, data_dir(data), own, say)
-    shape = Shape(image, application.port, cooldown_ms=0)
+    shape = Shape(image, application.port, cooldown_ms=1)
     with own_server(own) as target:
         _run(microvms(report, target, shape, runs), directory)
     return report.finish()
@@ -196,7 +196,7 @@ def wake(
     found = _inside_namespaces(data, [app or apps.example("bun-counter"), *others])
     report, own = Report("wake", directory), _fresh(directory)
     shapes = {
-        one: Shape(apps.put(one, data_dir(data), own, say), one.port, cooldown_ms=0)
+        one: Shape(apps.put(one, data_dir(data), own, say), one.port, cooldown_ms=1)
         for one in found
     }
     counter, *rest = found

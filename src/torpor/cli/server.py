@@ -30,7 +30,9 @@ START_TIMEOUT_S = 60.0
 @click.option(
     "--proxy", metavar="HOST:PORT", help="Of services on port 80.  [default: 127.0.0.1:8080]"
 )
-@click.option("--proxy-tls", metavar="HOST:PORT", help="Of services on port 443.  [default: none]")
+@click.option(
+    "--proxy-tls", metavar="HOST:PORT", help="Of services on port 443.  [default: 127.0.0.1:8443]"
+)
 @click.option("--lower-tier", type=click.Path(path_type=Path), help="A directory for cold blobs.")
 @click.option("--domain-suffix", help="Of domains without a trailing dot.  [default: localhost]")
 @click.option("--foreground", is_flag=True, help="Serve until a signal, in this terminal.")

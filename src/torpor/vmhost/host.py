@@ -135,7 +135,7 @@ class Host:
             if worker is None or not self._limits.reuse:
                 self._check_room()
                 worker = await self._prepared(template, warm)
-            never_run = False
+            is_last = False
             while True:
                 worker.listener = listener
                 try:
@@ -148,13 +148,12 @@ class Host:
                         self._pool.give(worker)
                         raise
                     worker.kill()
-                    if never_run:
+                    if is_last:
                         raise
                     # So many page tables differ that only a VM that has never run takes them, or
                     # the process has died: one more try, in a fresh one.
-                    never_run = busy
-                    worker = await self._prepared(template, warm, never_run=never_run)
-                    never_run = True
+                    worker = await self._prepared(template, warm, never_run=busy)
+                    is_last = True
                 else:
                     worker.serving = True
                     return RunningVm(worker, who.instance, template, warm, self._free)
@@ -202,6 +201,7 @@ class Host:
         except BaseException:
             worker.kill()
             raise
+        worker.template = template
         worker.rest = Rest(template.id, None if warm is None else warm.id)
         return worker
 
@@ -224,15 +224,15 @@ class Host:
             rests = await worker.process.reset()
         except (Refused, ConnectionError):
             return False
-        if not rests or worker.rest is None or worker.rest.warm_id != self._warm_id(worker.rest):
+        if not rests or worker.template is None or worker.rest != self._rest(worker.template):
             return False
         self._pool.give(worker)
         return True
 
-    def _warm_id(self, rest: Rest) -> int | None:
-        loaded = self._templates.get(rest.template_id)
-        warm = None if loaded is None else self._warm(loaded.base)
-        return None if warm is None else warm.id
+    def _rest(self, template: Base) -> Rest:
+        """Where processes of a template rest now."""
+        warm = self._warm(template)
+        return Rest(template.id, None if warm is None else warm.id)
 
     def _buried(self, worker: Worker) -> None:
         self._workers.discard(worker)
@@ -347,6 +347,7 @@ class Host:
         if worker.listener is None:
             return None
         if template is not None:
+            worker.template = template
             worker.rest = Rest(template.id, None if warm is None else warm.id)
             self._pool.adopted(template)
             worker.serving = True

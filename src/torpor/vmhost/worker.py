@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from torpor.controller.vm import Exit, VmListener
+from torpor.store import Base
 from torpor.vmprocess import Ended, Launched, Ready, Unlinked, VMProcess
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
@@ -36,6 +37,7 @@ class Worker:
         self.path = path
         self.pid = process.pid
         self.started_ticks = started_ticks(process.pid)
+        self.template: Base | None = None
         self.rest: Rest | None = None
         self.listener: VmListener | None = None
         self.serving = False

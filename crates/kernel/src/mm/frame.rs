@@ -1,7 +1,7 @@
 //! Frames of RAM with a reference count: anonymous memory, page cache of tmpfs, pipe buffers, the kernel's own heap.
 //!
 //! RAM is taken from the bottom up and freed memory is used again before memory that was never touched, so that what
-//! the host has to back stays small. The host is asked to back it in pieces of 64 or 256 KiB before the first frame of
+//! the host has to back stays small. The host is asked to back it in pieces of 64 KiB to 1 MiB before the first frame of
 //! one is given out: that exit costs as much as three first touches, and where the neighbours are there, a software KVM
 //! maps eight pages at a time. A frame that was never given out is known to be zero; a freed one is zeroed when it is given out
 //! again. Whole free blocks beyond [`KEEP_FREE_BLOCKS`] go back to the host.
@@ -23,8 +23,15 @@ const BLOCK_ORDER: u32 = 9;
 /// When there are more, half of them are given back.
 const KEEP_FREE_BLOCKS: u32 = 32;
 
-/// A VM that uses less is small: what it is given ahead would be much of what it has.
-const SMALL_FRAMES: u64 = 768;
+/// How many frames the host is asked to back at a time where `used` are in use: what a VM is given ahead is not to be much
+/// of what it has.
+const fn piece_frames(used: u64) -> u32 {
+    match used {
+        0..384 => LANE_FRAMES,
+        384..2048 => 4 * LANE_FRAMES,
+        _ => 16 * LANE_FRAMES,
+    }
+}
 
 /// There is no frame left, or the VM's limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,8 +152,7 @@ impl Ram {
     fn take(&self, blocks: Blocks, order: u32, content: Content) -> Option<Pfn> {
         let (block, first) = self.find(blocks, order)?;
         blocks.with(block, |b| {
-            let piece = if self.used_frames.get() < SMALL_FRAMES { LANE_FRAMES } else { 4 * LANE_FRAMES };
-            for (start, frames) in b.back(first, order, piece) {
+            for (start, frames) in b.back(first, order, piece_frames(self.used_frames.get())) {
                 tlb::populate(gpa(block * BLOCK_FRAMES + start), u64::from(frames) * PAGE_BYTES);
             }
             if b.take(first, order) && content == Content::Zeroed {

@@ -9,7 +9,7 @@ use super::addr::{Gpa, PAGE_BYTES};
 use super::frame::{self, NoMemory, Pfn};
 use super::phys;
 use super::pte::{ADDRESS, Kind, LARGE, PRESENT, Prot, Pte, USER, WRITABLE};
-use super::tlb::Flush;
+use super::tlb::{Flush, populate};
 use core::cell::Cell;
 use core::ptr::{read_volatile, write_volatile};
 use torpor_abi::layout::{KERNEL_PML4_INDEX, LARGE_PAGE_BYTES, USER_END};
@@ -19,6 +19,9 @@ const TABLE: u64 = PRESENT | WRITABLE | USER | 0x20;
 
 const ENTRIES: u64 = 512;
 
+/// Tables that the host is asked to back at a time.
+const BACKED_TABLES: u64 = 16;
+
 struct Tables {
     base: Cell<u64>,
     bytes: Cell<u64>,
@@ -26,6 +29,8 @@ struct Tables {
     counts: Cell<u64>,
     /// No table below this index is free.
     lowest_free: Cell<u64>,
+    /// The host has backed those below this index.
+    backed: Cell<u64>,
     boot_pml4: Cell<u64>,
 }
 
@@ -35,6 +40,7 @@ crate::global! {
         bytes: Cell::new(0),
         counts: Cell::new(0),
         lowest_free: Cell::new(0),
+        backed: Cell::new(0),
         boot_pml4: Cell::new(0),
     };
 }
@@ -51,6 +57,7 @@ pub(super) fn init(counts: Gpa, base: Gpa, bytes: u64, boot_pml4: Gpa) {
         tables.bytes.set(bytes);
         tables.counts.set(counts.0);
         tables.lowest_free.set(0);
+        tables.backed.set(0);
         tables.boot_pml4.set(boot_pml4.0);
     });
 }
@@ -91,6 +98,12 @@ impl Tables {
         let total = self.bytes.get() / PAGE_BYTES;
         let index = (self.lowest_free.get()..total).find(|i| self.count(*i) == 0).ok_or(NoMemory)?;
         frame::charge_table()?;
+        if index >= self.backed.get() {
+            // One exit costs what three first touches do.
+            let more = BACKED_TABLES.min(total - index);
+            populate(Gpa(self.base.get() + index * PAGE_BYTES), more * PAGE_BYTES);
+            self.backed.set(index + more);
+        }
         self.lowest_free.set(index + 1);
         self.set_count(index, 1);
         Ok(Gpa(self.base.get() + index * PAGE_BYTES))

@@ -10,6 +10,7 @@ use crate::limits::{
     CLIENTS_MAX, HEAD_MAX_BYTES, HEADERS_MAX, LINGER_MAX_BYTES, LINGER_TIME, RESETS_MAX, STREAMS_MAX, WINDOW_BYTES,
 };
 use crate::proxy::{HTTP_PORT, Proxy};
+use bytes::Bytes;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -63,7 +64,7 @@ pub async fn accept(proxy: Rc<Proxy>, listener: TcpListener, port: u16) {
                     if port == HTTP_PORT {
                         serve_http1(counted.0.clone(), socket, peer, port, None).await;
                     } else {
-                        doors::serve(counted.0.clone(), socket, peer, port).await;
+                        Box::pin(doors::serve(counted.0.clone(), socket, peer, port)).await;
                     }
                     drop(counted);
                 });
@@ -139,23 +140,29 @@ where
     };
     let parts = http.into_parts();
     drop(parts.service);
-    let mut transport = parts.io.into_inner();
+    let transport = parts.io.into_inner();
+    // In a box: what comes after HTTP needs more room than an idle connection is to take.
+    Box::pin(finish(connection, transport, parts.read_buf, timed_out)).await;
+}
+
+/// What a connection is after HTTP: a tunnel, or closed in order.
+async fn finish<T: AsyncRead + AsyncWrite + Unpin>(
+    connection: Rc<Connection>,
+    mut transport: Transport<T>,
+    read: Bytes,
+    timed_out: bool,
+) {
     if let Some(tunnel) = connection.tunnel.take() {
         if let Ok(Ok(mut guest)) = tunnel.guest.await {
             let mut socket = transport.into_inner();
             // Whoever broke it knows; the other side is closed with it.
-            let _ = tunnel::join(&mut socket, &mut guest.stream, (parts.read_buf, guest.read)).await;
+            let _ = tunnel::join(&mut socket, &mut guest.stream, (read, guest.read)).await;
         }
         drop(tunnel.busy);
         return;
     }
-    if timed_out {
-        if !connection.has_begun_head() {
-            return;
-        }
-        if transport.write_all(REQUEST_TIMEOUT).await.is_err() {
-            return;
-        }
+    if timed_out && (!connection.has_begun_head() || transport.write_all(REQUEST_TIMEOUT).await.is_err()) {
+        return;
     }
     linger(&mut transport).await;
 }

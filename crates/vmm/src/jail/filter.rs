@@ -16,6 +16,7 @@ const COMMON: &[i64] = &[
     libc::SYS_pread64,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
+    libc::SYS_recvfrom,
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_close,
@@ -56,7 +57,7 @@ const VCPU: &[i64] = &[
 ];
 
 /// Of the thread that moves frames.
-const IO: &[i64] = &[libc::SYS_recvfrom, libc::SYS_timerfd_settime, libc::SYS_fstat, libc::SYS_statx];
+const IO: &[i64] = &[libc::SYS_timerfd_settime, libc::SYS_fstat, libc::SYS_statx];
 
 /// Of the thread that hears commands, which is the only one that is handed descriptors.
 const CONTROL: &[i64] =

@@ -1,13 +1,13 @@
 //! The guest kernel: an ELF file that this program carries. Loading it, and naming its addresses after a crash.
 
 use super::memory::{Gpa, GuestMemory, Plain};
-use object::elf::{ET_EXEC, FileHeader64, PT_LOAD};
+use object::elf::{ET_EXEC, FileHeader64, PT_LOAD, ProgramHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{LittleEndian, Object, ObjectSymbol, SymbolKind};
 use std::fmt::Write as _;
 use thiserror::Error;
 use torpor_abi::boot::VERSION;
-use torpor_abi::layout::{KERNEL_BASE, KERNEL_GPA, KERNEL_MAX_BYTES, PAGE_BYTES};
+use torpor_abi::layout::{KERNEL_BASE, KERNEL_GPA, KERNEL_MAX_BYTES, LARGE_PAGE_BYTES, PAGE_BYTES};
 use torpor_abi::trap::{KERNEL_MAGIC, KernelHeader};
 
 /// Aligned so that its structures can be read in place.
@@ -61,8 +61,17 @@ pub(super) fn load(elf: &[u8], memory: &GuestMemory) -> Result<Loaded, BadKernel
     if file.e_type(endian) != ET_EXEC || file.e_machine(endian) != object::elf::EM_X86_64 {
         return Err(BadKernel::Elf("not linked at a fixed address".into()));
     }
+    let segments = file.program_headers(endian, elf).map_err(bad)?;
+    let span = |segment: &ProgramHeader64<LittleEndian>| {
+        let end = segment.p_vaddr(endian).saturating_add(segment.p_memsz(endian));
+        if segment.p_type(endian) == PT_LOAD { end.saturating_sub(KERNEL_BASE).min(KERNEL_MAX_BYTES) } else { 0 }
+    };
+    // By large pages, which the kernel nearly fills: KVM maps each by one fault. It is only quicker: where it fails the
+    // copies below fault small pages in.
+    let large = segments.iter().map(span).max().unwrap_or(0).next_multiple_of(LARGE_PAGE_BYTES);
+    let _ = memory.populate(Gpa(KERNEL_GPA), large);
     let mut end = KERNEL_GPA;
-    for segment in file.program_headers(endian, elf).map_err(bad)? {
+    for segment in segments {
         if segment.p_type(endian) != PT_LOAD || segment.p_memsz(endian) == 0 {
             continue;
         }
@@ -77,10 +86,6 @@ pub(super) fn load(elf: &[u8], memory: &GuestMemory) -> Result<Loaded, BadKernel
         let data = segment.data(endian, elf).map_err(|()| BadKernel::Elf("a segment beyond its end".into()))?;
         // The bss is zero because guest memory is; only what the file holds is copied.
         let target = Gpa(KERNEL_GPA + offset);
-        let first_page = Gpa(target.0 / PAGE_BYTES * PAGE_BYTES);
-        let pages = (target.0 + data.len() as u64).next_multiple_of(PAGE_BYTES) - first_page.0;
-        // One call instead of a fault for each page. It is only quicker; without it the copy faults them in.
-        let Ok(_) = memory.populate(first_page, pages) else { return Err(outside) };
         if memory.write(target, data).is_err() {
             return Err(outside);
         }

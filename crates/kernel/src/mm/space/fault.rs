@@ -39,12 +39,17 @@ pub enum FaultOutcome {
     OutOfMemory,
 }
 
-/// Pages that the first fault in a part of the image brings in; they cost nothing but their table entries.
-const IMAGE_WINDOW_PAGES: u32 = 64;
+/// Pages that the first fault in a part of the image brings in: all of a table. They cost nothing but their entries, which are
+/// quick to write while the hypervisor does not know the table yet.
+const IMAGE_WINDOW_PAGES: u32 = BLOCK_FRAMES;
 /// Pages of objects that are asked for one by one.
 const OBJECT_WINDOW_PAGES: u32 = 16;
 /// The most pages that are copied at a time, for a program that goes through copied memory in order.
 const COPY_WINDOW_PAGES: u32 = 16;
+/// The largest data segment that is copied in pieces of 64 KiB when it is touched.
+const DATA_SEGMENT_BYTES: u64 = 8 << 20;
+/// How far before it its text is looked for.
+const TEXT_BEFORE_BYTES: u64 = 128 << 20;
 
 impl From<NoMemory> for FaultOutcome {
     fn from(_: NoMemory) -> Self {
@@ -167,6 +172,9 @@ impl AddressSpace {
     fn bring_in(&self, area: &Area, page: u64, write: bool) -> Step {
         match &area.backing {
             Backing::Anonymous => self.bring_in_anonymous(area, page),
+            Backing::Object(object) if self.is_data_segment(area, object) && self.bring_in_data(area, object, page) => {
+                Ok(())
+            }
             Backing::Object(object) if write && !area.is_shared() => self.bring_in_copy(area, object, page),
             Backing::Object(object) => self.bring_in_object(area, object, page, write),
         }
@@ -250,6 +258,39 @@ impl AddressSpace {
         drop(table);
         self.count_pages(pte(0), mapped?);
         Ok(())
+    }
+
+    /// Whether an area is the data of a program or library: private and writable, beside executable pages of the same file.
+    fn is_data_segment(&self, area: &Area, object: &ObjectMapping) -> bool {
+        let is_text = |other: &Area| {
+            let same = |text: &ObjectMapping| text.source.id() == object.source.id();
+            other.prot.contains(Prot::EXEC) && matches!(&other.backing, Backing::Object(text) if same(text))
+        };
+        area.prot.contains(Prot::WRITE)
+            && !area.prot.contains(Prot::EXEC)
+            && !area.is_shared()
+            && area.len() <= DATA_SEGMENT_BYTES
+            && self.areas.borrow().overlapping(area.start.saturating_sub(TEXT_BEFORE_BYTES), area.start).any(is_text)
+    }
+
+    /// Copies the pages of the image around `page` that are not mapped yet, whether it is read or written: most of a data
+    /// segment is written sooner or later, and a page that was mapped from the image costs a second fault and a flush then.
+    /// False if the page is none of the image's, or there is no memory.
+    fn bring_in_data(&self, area: &Area, object: &ObjectMapping, page: u64) -> bool {
+        let window_bytes = u64::from(COPY_WINDOW_PAGES) * PAGE_BYTES;
+        let start = (page & !(window_bytes - 1)).max(area.start);
+        let end = ((page & !(window_bytes - 1)) + window_bytes).min(area.end);
+        let mut found = false;
+        for address in (start..end).step_by(PAGE_BYTES as usize) {
+            let index = object.first_page + (address - area.start) / PAGE_BYTES;
+            if self.table.borrow().lookup(address).is_none()
+                && let Ok(from @ Page::Image(_)) = object.source.page(index, Access::Read)
+                && let Ok(pfn) = copy_of(&from)
+            {
+                found |= self.map_own(area, address, pfn).is_ok() && address == page;
+            }
+        }
+        found
     }
 
     /// The first write to a private page of an object that is not mapped yet.

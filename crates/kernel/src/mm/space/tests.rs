@@ -1,5 +1,6 @@
 //! Address spaces: what single operations promise; [`model`] checks random sequences of them.
 
+mod image;
 mod model;
 mod rewritten;
 

@@ -1,54 +1,30 @@
 //! Rewritten text: what the program runs, and what everybody sees.
 
 use super::super::*;
-use super::{check, fresh, request};
+use super::image::{self, PAGES};
+use super::{check, fresh};
 use crate::arch::regs::UserRegs;
 use crate::mm::addr::UserAddr;
 use crate::mm::frame;
-use crate::mm::pages::{Access, Page, PageError, PageSource};
 use crate::mm::phys;
 use crate::rewrite;
 use crate::rewrite::shape::{Refusal, Shape};
-use alloc::boxed::Box;
-use torpor_abi::layout::IMAGE_GPA;
 
 const TEXT: u64 = 0x7_0000_0000;
-const PAGES: u64 = 8;
 /// Where islands jump to.
 const ENTRY: u64 = 0x7ff0_1234_5678;
 /// Of the `syscall` instruction, in every page.
 const SITE: u64 = 0x120;
 
-/// A file that is a part of the image.
-struct ImageFile;
-
-impl PageSource for ImageFile {
-    fn page(&self, index: u64, _access: Access) -> core::result::Result<Page, PageError> {
-        if index < PAGES { Ok(Page::Image(Gpa(IMAGE_GPA + index * PAGE_BYTES))) } else { Err(PageError::BeyondEnd) }
-    }
-
-    fn image_run(&self, index: u64, max: usize) -> Option<(Gpa, usize)> {
-        let count = PAGES.checked_sub(index)?.min(max as u64);
-        Some((Gpa(IMAGE_GPA + index * PAGE_BYTES), count as usize))
-    }
-}
-
 /// Page n calls with number n + 1.
 fn make_image() {
-    let mut image = vec![0x90; (PAGES * PAGE_BYTES) as usize];
-    for (index, page) in image.chunks_exact_mut(4096).enumerate() {
+    image::make(|index, page| {
         page[SITE as usize - 5..SITE as usize + 2].copy_from_slice(&[0xb8, index as u8 + 1, 0, 0, 0, 0x0f, 0x05]);
-    }
-    phys::map_image(Box::leak(image.into_boxed_slice()));
+    });
 }
 
 fn map_text(space: &AddressSpace, start: u64) {
-    thread_local!(static FILE: Rc<ImageFile> = Rc::new(ImageFile));
-    let source: Rc<dyn PageSource> = FILE.with(Rc::<ImageFile>::clone);
-    let backing = Backing::Object(ObjectMapping { source, first_page: 0, label: Label::Name("test") });
-    let prot = Prot::READ | Prot::EXEC;
-    let request = request(Placement::Fixed(start), PAGES * PAGE_BYTES, prot, AreaFlags::empty(), backing);
-    space.map(request, &MemoryLimits::DEFAULT).expect("mapped");
+    image::map(space, start, PAGES * PAGE_BYTES, Prot::READ | Prot::EXEC);
 }
 
 fn site(page: u64) -> u64 {
@@ -105,7 +81,7 @@ fn start() -> Rc<AddressSpace> {
 #[test]
 fn sites_jump_to_islands_and_are_seen_as_they_were() {
     let space = start();
-    for page in 0..PAGES {
+    for page in 0..8 {
         assert_eq!(rewrite(&space, page), Ok(()));
         let island = assert_rewritten(&space, page);
         assert_original(&space, page);
