@@ -195,19 +195,18 @@ def wake(
     others = [apps.example(one) if Path("examples", one).is_dir() else one for one in also]
     found = _inside_namespaces(data, [app or apps.example("bun-counter"), *others])
     report, own = Report("wake", directory), _fresh(directory)
-    shapes = {
-        one: Shape(apps.put(one, data_dir(data), own, say), one.port, cooldown_ms=1)
-        for one in found
-    }
-    counter, *rest = found
+    shapes = [
+        Shape(apps.put(one, data_dir(data), own, say), one.port, cooldown_ms=1) for one in found
+    ]
+    (counter, shape), *rest = zip(found, shapes, strict=True)
     with own_server(own) as target:
         cases = Cases(report, target, directory, _Progress(), wakes, instances)
 
         async def measure() -> None:
-            await Running(report, target).measure(counter, shapes[counter])
-            await cases.counter(shapes[counter])
-            for one in rest:
-                await cases.other(one, shapes[one], min(wakes, 500))
+            await Running(report, target).measure(counter, shape)
+            await cases.counter(shape)
+            for other, its_shape in rest:
+                await cases.other(other, its_shape, min(wakes, 500))
 
         _run(measure(), directory)
     title = "from request to answer of instances that slept"
