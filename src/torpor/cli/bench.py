@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -36,6 +37,8 @@ def bench() -> None:
     Images are made in the data directory (--data); servers that are measured have data directories
     of their own, below --out.
     """
+    # A benchmark that is told to end takes its server with it, as after ^C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @bench.command()
