@@ -38,7 +38,9 @@ struct Counter {
 }
 
 impl Counter {
-    const NEW: Self = Self { site: Cell::new(0), traps: Cell::new(0), last: Cell::new(0) };
+    const fn new() -> Self {
+        Self { site: Cell::new(0), traps: Cell::new(0), last: Cell::new(0) }
+    }
 }
 
 struct State {
@@ -54,7 +56,7 @@ struct State {
 crate::global! {
     static STATE: State = State {
         threshold: Cell::new(0),
-        counters: [const { [const { Counter::NEW }; SET_SITES] }; SETS],
+        counters: [const { [const { Counter::new() }; SET_SITES] }; SETS],
         fast: Cell::new(0),
         trapped: Cell::new(0),
         refused: RefCell::new(BTreeMap::new()),
