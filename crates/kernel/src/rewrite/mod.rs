@@ -25,19 +25,26 @@ use shape::SYSCALL_BYTES;
 const TRAPS: u32 = 8;
 /// The same in a VM that has been restored, where each page that is copied is in every snapshot from then on.
 const TRAPS_RESTORED: u32 = 256;
-/// Sites whose traps are counted at a time.
-const COUNTED: usize = 256;
+/// Sites whose traps are counted at a time, in sets by their addresses.
+const SETS: usize = 64;
+const SET_SITES: usize = 4;
 
 struct Counter {
     /// Of the `syscall`, mixed with the address space.
     site: Cell<u64>,
     traps: Cell<u32>,
+    /// When it trapped last, in traps of all sites: a rewritten one never again.
+    last: Cell<u64>,
+}
+
+impl Counter {
+    const NEW: Self = Self { site: Cell::new(0), traps: Cell::new(0), last: Cell::new(0) };
 }
 
 struct State {
     /// Traps after which a site is rewritten; 0 is never.
     threshold: Cell<u32>,
-    counters: [Counter; COUNTED],
+    counters: [[Counter; SET_SITES]; SETS],
     fast: Cell<u64>,
     trapped: Cell<u64>,
     /// How often a site was not rewritten.
@@ -47,7 +54,7 @@ struct State {
 crate::global! {
     static STATE: State = State {
         threshold: Cell::new(0),
-        counters: [const { Counter { site: Cell::new(0), traps: Cell::new(0) } }; COUNTED],
+        counters: [const { [const { Counter::NEW }; SET_SITES] }; SETS],
         fast: Cell::new(0),
         trapped: Cell::new(0),
         refused: RefCell::new(BTreeMap::new()),
@@ -73,16 +80,26 @@ pub fn count_fast() {
     STATE.with(|state| state.fast.set(state.fast.get() + 1));
 }
 
-/// Counts a call that trapped; whether its site, whose `syscall` ends at `rip`, is due to be rewritten.
+/// Counts a call that trapped; whether its site, whose `syscall` ends at `rip` in a space (by its root), is due to be
+/// rewritten.
 #[must_use]
 pub fn count_trap(rip: u64, space: u64) -> bool {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     STATE.with(|state| {
-        state.trapped.set(state.trapped.get() + 1);
-        let site = rip ^ space << 48;
-        let counter = &state.counters[(rip ^ rip >> 8) as usize % COUNTED];
+        let now = state.trapped.get() + 1;
+        state.trapped.set(now);
+        // Addresses of programs have 47 bits, and roots are whole pages.
+        let site = rip ^ space << 36;
+        let set = &state.counters[(site.wrapping_mul(GOLDEN) >> 58) as usize % SETS];
+        let known = set.iter().find(|counter| counter.site.get() == site);
+        let counter = known.or_else(|| set.iter().min_by_key(|counter| counter.last.get()));
+        let counter = counter.expect("sets are not empty");
         let traps = if counter.site.replace(site) == site { counter.traps.get().saturating_add(1) } else { 1 };
         counter.traps.set(traps);
-        traps == state.threshold.get()
+        counter.last.set(now);
+        // Again after as many more, and so on: what was in the way may have gone.
+        let times = traps.checked_div(state.threshold.get()).unwrap_or(0);
+        times.is_power_of_two() && traps == times * state.threshold.get()
     })
 }
 
@@ -133,4 +150,21 @@ pub fn summary() -> String {
         }
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Places are random, so any sites may share a set.
+    #[test]
+    fn sites_are_counted_wherever_they_are() {
+        enable();
+        for distance in 1..2000 {
+            let sites = [0, 1, 2, 3].map(|n| 0x7f00_1234_5000 + n * distance);
+            let due = (0..TRAPS).map(|_| sites.map(|site| count_trap(site, distance << 12))).last();
+            assert_eq!(due, Some([true; 4]), "{distance}");
+            assert!(!count_trap(sites[0], distance << 12), "not at once again");
+        }
+    }
 }
