@@ -120,8 +120,8 @@ fn each_thread_has_only_its_own() {
 
 #[test]
 fn privileges_and_names_are_gone() {
-    // SAFETY: as in `jailed`.
     let (reader, writer) = std::io::pipe().expect("pipe");
+    // SAFETY: as in `jailed`.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let missing = jail::enter();
