@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-snapshot bench-clones bench-api test-examples rootfs lock clean
+.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-snapshot bench-clones bench-api bench-density bench-wake bench-peers test-examples rootfs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,19 @@ bench-proxy: build rootfs ## what the proxy adds to a request, and its memory
 
 bench-api: build ## torpord with a million instances: speed, memory, start-up
 	@$(BIN)/python -m tests.bench.api
+
+BENCH = $(BIN)/torpor --data build/bench/images bench # bases and images are made once, there
+
+bench-density: build ## 50,000 instances started, asked, asleep, audited (BENCH_COUNT)
+	@$(BENCH) density --count $(or $(BENCH_COUNT),50000)
+
+bench-wake: build ## waking instances, alone and under load, of five programs
+	@scripts/system-packages test
+	@$(BENCH) wake
+
+bench-peers: build ## the same program as a process, in containers, as a microVM
+	@scripts/system-packages test
+	@$(BENCH) peers
 
 test-examples: build ## sample applications, natively and in microVMs; makes base images
 	@scripts/system-packages test

@@ -156,13 +156,18 @@ class Guest:
         """To standard output."""
         self.say(frame(STDOUT, DATA, data))
 
-    def sleep(self) -> dict[int, Connection]:
-        """Closes the link, as a VM process does whose state is stored; returns what goes on.
+    def sleep(self, *, closes: bool = True) -> dict[int, Connection]:
+        """Stops, as a guest whose state is stored; returns what goes on.
 
-        Programs that wait for their connection wait on.
+        The VM process closes the link with that, or later. Programs that wait for their connection
+        wait on.
         """
         self._slept = True
-        self._close()
+        if closes:
+            self._close()
+        else:
+            self.ours.shutdown(socket.SHUT_RD)  # the other end does not see it
+            self._thread.join(10)
         return self.connections
 
     def die(self) -> None:

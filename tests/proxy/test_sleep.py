@@ -44,6 +44,7 @@ class Instance:
         self.lock = threading.Lock()
         self.asleep = threading.Event()
         self.asleep.set()
+        self.closes = True
         self.allow_sleep: Callable[[], bool] = lambda: True
         torpord.on["wake"] = self.wake
         torpord.on["idle"] = self.idle
@@ -72,7 +73,7 @@ class Instance:
             assert self.guest is not None
             if not self.allow_sleep():
                 return {"parked": False, "why": "not now"}
-            self.state = self.guest.sleep()
+            self.state = self.guest.sleep(closes=self.closes)
             self.guest = None
             self.generation += 1
             self.asleep.set()
@@ -341,6 +342,18 @@ def test_an_upgraded_connection_sleeps_and_its_bytes_wake(proxy: Proxy, torpord:
     while instance.state or not instance.asleep.is_set():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_link_may_be_closed_late(proxy: Proxy, torpord: Torpord) -> None:
+    """The VM process that has stored its guest is put back to rest off the wake path."""
+    instance = Instance(torpord, upper, policy="idle", cooldown_ms=50)
+    instance.closes = False
+    with upgrade(proxy.address) as client:
+        for _ in range(5):
+            assert instance.asleep.wait(30)
+            client.send(b"hello")
+            assert client.exactly(5) == b"HELLO"
+    assert "did not close" not in proxy.logged()
 
 
 def test_policy_on_does_not_sleep_with_a_connection_open(proxy: Proxy, torpord: Torpord) -> None:

@@ -105,12 +105,23 @@ def test_a_killed_vm_may_fall_back_to_what_was_durable(tmp_path: Path, clock: Cl
     ask(audit, clock, 0, 2)
     ask(audit, clock, 0, 3)
     kill(audit, clock)
-    assert look(audit, clock, 0, 0) == "wrong"
     assert look(audit, clock, 0, 1) == "fell back"
     assert audit.fell_back == 1
     # What it said is known now: the old kill excuses nothing more.
-    assert look(audit, clock, 0, 0) == "wrong"
     assert ask(audit, clock, 0, 2) == "right"
+    assert look(audit, clock, 0, 1) == "wrong"
+
+
+def test_a_killed_vm_falls_no_lower_than_what_was_durable(tmp_path: Path, clock: Clock) -> None:
+    audit = an_audit(tmp_path, clock)
+    ask(audit, clock, 0, 1)
+    rest(audit, clock)
+    ask(audit, clock, 0, 2)
+    kill(audit, clock)
+    assert look(audit, clock, 0, 0) == "wrong"
+    # It is one finding, not one for every answer from then on.
+    assert ask(audit, clock, 0, 1) == "right"
+    assert len(audit.wrong) == 1
 
 
 def test_a_kill_while_an_instance_slept_excuses_nothing(tmp_path: Path, clock: Clock) -> None:
@@ -119,8 +130,8 @@ def test_a_kill_while_an_instance_slept_excuses_nothing(tmp_path: Path, clock: C
     ask(audit, clock, 0, 2)
     rest(audit, clock)
     kill(audit, clock)
-    assert look(audit, clock, 0, 1) == "wrong"
     assert look(audit, clock, 0, 2) == "right"
+    assert look(audit, clock, 0, 1) == "wrong"
 
 
 def test_a_kill_before_it_slept_excuses_also_after(tmp_path: Path, clock: Clock) -> None:

@@ -3,7 +3,7 @@
 use crate::control::AskError;
 use crate::control::messages::{Attach, ScaleToZero, Sleep, Slept, Which};
 use crate::http::upstream::Pool;
-use crate::limits::{IDLE_AGAIN, LINK_END_TIME, UNUSED_TIME};
+use crate::limits::{IDLE_AGAIN, UNUSED_TIME};
 use crate::link::{Link, Owner};
 use crate::proxy::Proxy;
 use std::cell::{Cell, RefCell};
@@ -308,7 +308,7 @@ impl Instance {
             return;
         }
         if slept.parked {
-            self.park().await;
+            self.settle();
         } else {
             self.go_on();
             if self.requests.get() == 0 {
@@ -350,28 +350,19 @@ impl Instance {
         }
     }
 
-    /// Its state is committed: what it has open is kept, and without anything open it is forgotten. Waits for the link's
-    /// end.
-    pub async fn park(self: &Rc<Self>) {
-        let which = self.which();
-        // Whether it came in time is seen there.
-        let _ = tokio::time::timeout(LINK_END_TIME, self.link.wire_end()).await;
-        if self.which() == which {
-            self.settle();
-        }
-    }
-
-    /// The same, at once: torpord is done with the link, so its end is there.
-    pub fn settle(self: &Rc<Self>) {
+    /// Its state is committed: what it has open is kept, and without anything open it is forgotten. Whether its VM process
+    /// has closed the link yet does not matter: it sends nothing for a guest that has stopped.
+    pub fn settle(&self) {
         let Some(proxy) = self.proxy.upgrade() else { return };
         if !matches!(self.phase.get(), Phase::Quiet | Phase::Draining) {
             return;
         }
-        let ended = self.link.drain();
-        if !ended {
-            eprintln!("torpor-proxy: instance {}: its VM process did not close the link", self.id);
+        self.link.drain();
+        if self.phase.get() == Phase::Gone {
+            // Its last words broke the rules.
+            return;
         }
-        if ended && self.link.has_connections() {
+        if self.link.has_connections() {
             self.phase.set(Phase::Asleep);
             // Something may have been said meanwhile.
             self.link.look_again();

@@ -43,8 +43,6 @@ pub const OUTPUT_MAX_BYTES: usize = 256 << 10;
 pub const OUTPUT_ALL_MAX_BYTES: usize = 64 << 20;
 /// What torpord may be behind.
 pub const CONTROL_QUEUE_MAX_BYTES: usize = 16 << 20;
-/// A VM process closes its link within this time once its state is committed.
-pub const LINK_END_TIME: Duration = Duration::from_secs(10);
 /// After torpord has refused an `idle` it is not asked again for at least this long.
 pub const IDLE_AGAIN: Duration = Duration::from_secs(1);
 /// An instance that was attached and has had nothing to do yet stays awake for at least this long.

@@ -33,6 +33,8 @@ class Population:
     """Those that have answered their first request."""
     next: int = 0
     """All numbers below are taken."""
+    environment: Callable[[int], dict[str, str] | None] = lambda _: None
+    """Of each instance by its number; those that have the same share a template."""
     left_over: tuple[int, ...] = ()
     """Numbers below `next` that an earlier part of the run did not get to the end with."""
 
@@ -77,7 +79,8 @@ class Population:
         missing = [index for index in indexes if not self.ledger.entry(index).known]
         if not missing:
             return
-        made = await self._made([self.shape.spec(self.counters.name_of(i)) for i in missing])
+        specs = [self.shape.spec(self.counters.name_of(i), self.environment(i)) for i in missing]
+        made = await self._made(specs)
         for index, one in zip(missing, made, strict=True):
             if one.error == NAME_IN_USE:  # the answer to an earlier request was lost
                 (found,) = await self.api.named([self.counters.name_of(index)])

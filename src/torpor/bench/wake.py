@@ -17,6 +17,7 @@ PAUSE_S = 0.02
 """Between wakes on an idle machine: the standby of the one before is over."""
 CLIENTS = 50
 BURST = 25
+WARM_UP = 3
 
 
 @dataclass(slots=True)
@@ -37,8 +38,10 @@ class Woken:
 async def populate(population: Population, count: int) -> None:
     """Starts instances, and waits until all have answered once and sleep."""
     indexes = list(population.take(count))
-    for first in range(0, len(indexes), BURST):
-        burst = indexes[first : first + BURST]
+    # The first ones alone: the template is made of one of them.
+    bursts = [[index] for index in indexes[:WARM_UP]]
+    bursts += [indexes[at : at + BURST] for at in range(WARM_UP, len(indexes), BURST)]
+    for burst in bursts:
         await population.create(burst)
         with first_error():
             async with asyncio.TaskGroup() as tasks:

@@ -20,7 +20,12 @@ from torpor.bench.server import BUSY_STATES, Api, Shape, Target
 UNDER_LOAD = 300.0
 """Cycles a second beside which wakes are measured."""
 OTHER_INSTANCES = 20
-"""Of each program that does not count."""
+"""Of each program that does not count, and where few are enough."""
+FEW_WAKES = 500
+TEMPLATES = 200
+RESTING = 20
+FRESH_CONFIG = "[vms]\nreuse = false\n"
+TEMPLATES_CONFIG = f"[vms]\nresting = {RESTING}\n"
 MB = 1e6
 
 
@@ -36,6 +41,11 @@ class Cases:
     """Of each case."""
     instances: int
     histogram: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def few(self) -> int:
+        """Wakes of a case that takes long or whose tail is of no interest."""
+        return min(self.wakes, FEW_WAKES)
 
     async def counter(self, shape: Shape) -> None:
         """The application that counts: alone, under load, and as many cycles as there can be."""
@@ -62,7 +72,23 @@ class Cases:
             self._row(name, woken)
             self.report.value(f"{name}: cycles", woken.rate, "1/s", bar=Bar(500, at_least=True))
 
-    async def other(self, app: App, shape: Shape, wakes: int) -> None:
+    async def fresh(self, shape: Shape) -> None:
+        """A server that never uses a VM process twice."""
+        async with self._population("fresh", shape) as population:
+            await wake.populate(population, OTHER_INSTANCES)
+            woken = await self._checked(population, lambda: wake.alone(population, self.few))
+            self._row("alone, fresh VM processes, cool-down 1 ms", woken, p50=8)
+
+    async def templates(self, shape: Shape) -> None:
+        """Many templates, of which few have VM processes at rest at a time."""
+        async with self._population("templates", shape) as population:
+            population.environment = lambda index: {"TEMPLATE": str(index % TEMPLATES)}
+            # The second instance of a configuration is the first that a template is made for.
+            await wake.populate(population, 2 * TEMPLATES)
+            woken = await self._checked(population, lambda: wake.alone(population, self.few))
+            self._row(f"{TEMPLATES} templates, {RESTING} processes at rest", woken)
+
+    async def other(self, app: App, shape: Shape) -> None:
         """Another program: one after the other, each answer as the first."""
         api, proxy = Api(self.target), self._proxy()
         names = [f"{app.name.replace(':', '-')}-{number}" for number in range(OTHER_INSTANCES)]
@@ -74,7 +100,7 @@ class Cases:
                 first = await proxy.get(host=f"{name}.{self.target.suffix}")
                 await self._settled(api)
             before, times = await api.wakes(), []
-            for number in range(wakes):
+            for number in range(self.few):
                 answer = await proxy.get(host=hosts[number % len(hosts)])
                 if (answer.status, answer.body) != (first.status, first.body):
                     raise WrongAnswerError(
@@ -84,7 +110,7 @@ class Cases:
                 times.append(answer.took_s * 1e3)
                 await self._settled(api)
             woken = wake.Woken(times, 1.0)
-            self._count(app.name, wakes, await api.wakes() - before)
+            self._count(app.name, self.few, await api.wakes() - before)
             self._row(f"{app.name}: wake, cool-down 1 ms", woken)
         finally:
             proxy.close()
@@ -93,7 +119,8 @@ class Cases:
     @asynccontextmanager
     async def _population(self, name: str, shape: Shape) -> AsyncIterator[Population]:
         """Instances of one kind, whose every answer is judged; deleted afterwards."""
-        ledger = Ledger(self.directory / f"ledger-{name}-{time.time_ns()}", 2 * self.instances)
+        count = max(2 * self.instances, 2 * TEMPLATES)
+        ledger = Ledger(self.directory / f"ledger-{name}-{time.time_ns()}", count)
         api, proxy = Api(self.target), self._proxy()
         counters = Counters(proxy, Audit(ledger), f"wake-{name}", self.target.suffix)
         population = Population(api, counters, ledger, shape)

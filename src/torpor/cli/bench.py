@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,6 +37,8 @@ def bench() -> None:
     Images are made in the data directory (--data); servers that are measured have data directories
     of their own, below --out.
     """
+    # A benchmark that is told to end takes its server with it, as after ^C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @bench.command()
@@ -188,30 +191,37 @@ def wake(
     from torpor.bench.plots import histogram
     from torpor.bench.running import Running
     from torpor.bench.server import Shape, own_server
-    from torpor.bench.wake_cases import Cases
+    from torpor.bench.wake_cases import FRESH_CONFIG, TEMPLATES_CONFIG, Cases
 
     refuse_debug_build()
     directory = _directory(out, "wake")
     others = [apps.example(one) if Path("examples", one).is_dir() else one for one in also]
     found = _inside_namespaces(data, [app or apps.example("bun-counter"), *others])
     report, own = Report("wake", directory), _fresh(directory)
-    shapes = {
-        one: Shape(apps.put(one, data_dir(data), own, say), one.port, cooldown_ms=1)
-        for one in found
-    }
-    counter, *rest = found
-    with own_server(own) as target:
-        cases = Cases(report, target, directory, _Progress(), wakes, instances)
+    shapes = [
+        Shape(apps.put(one, data_dir(data), own, say), one.port, cooldown_ms=1) for one in found
+    ]
+    (counter, shape), *rest = zip(found, shapes, strict=True)
+    histograms: dict[str, list[float]] = {}
 
-        async def measure() -> None:
-            await Running(report, target).measure(counter, shapes[counter])
-            await cases.counter(shapes[counter])
-            for one in rest:
-                await cases.other(one, shapes[one], min(wakes, 500))
+    async def all_cases(cases: Cases) -> None:
+        await Running(report, cases.target).measure(counter, shape)
+        await cases.counter(shape)
+        for other, its_shape in rest:
+            await cases.other(other, its_shape)
 
-        _run(measure(), directory)
+    servers: list[tuple[str, Callable[[Cases], Coroutine[Any, Any, None]]]] = [
+        ("", all_cases),
+        (FRESH_CONFIG, lambda cases: cases.fresh(shape)),
+        (TEMPLATES_CONFIG, lambda cases: cases.templates(shape)),
+    ]
+    for config, work in servers:
+        with own_server(own, config) as target:
+            cases = Cases(report, target, directory, _Progress(), wakes, instances)
+            _run(work(cases), directory)
+            histograms |= cases.histogram
     title = "from request to answer of instances that slept"
-    histogram(directory / "wake.png", cases.histogram, title=title, x="ms", most=10.0)
+    histogram(directory / "wake.png", histograms, title=title, x="ms", most=10.0)
     return report.finish()
 
 

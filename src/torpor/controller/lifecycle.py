@@ -121,7 +121,7 @@ class Lifecycle:
     async def stop(self, row: InstanceRow, *, force: bool) -> tuple[State, State]:
         """Begins to stop an instance: the state it was in, and the one it is in now.
 
-        There are no connections to drain before there is a proxy that holds them.
+        Requests in flight are not waited for.
         """
         async with self._lives.lock(row.id):
             live = self._lives.get(row.id)

@@ -213,12 +213,9 @@ fn detach_link(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, detach: 
         proxy.forget_instance(&instance);
         return connection.answer(id, Ok(json!({})));
     }
-    let connection = connection.clone();
-    tokio::task::spawn_local(async move {
-        instance.be_quiet();
-        instance.park().await;
-        connection.answer(id, Ok(json!({})));
-    });
+    instance.be_quiet();
+    instance.settle();
+    connection.answer(id, Ok(json!({})));
 }
 
 fn park_link(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, park: &Park) {

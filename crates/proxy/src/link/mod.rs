@@ -21,7 +21,6 @@ use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Instant;
-use tokio::sync::Notify;
 use torpor_abi::endpoint::{Endpoint, Transport, network};
 use torpor_abi::frame::{Header, MAX_WINDOW_BYTES, is_guest_number, kind, stream as numbers};
 use torpor_streams::ledger::{Side, Violation};
@@ -57,8 +56,6 @@ pub struct Link {
     pub instance: Uuid,
     inner: RefCell<Inner>,
     owner: RefCell<Weak<dyn Owner>>,
-    /// Wakes whoever waits for the wire's end.
-    wire_ended: Notify,
     last_traffic: Cell<Instant>,
 }
 
@@ -133,7 +130,6 @@ impl Link {
             instance,
             inner: RefCell::new(inner),
             owner: RefCell::new(Weak::<Nobody>::new()),
-            wire_ended: Notify::new(),
             last_traffic: Cell::new(Instant::now()),
         });
         link.inner.borrow_mut().send();
@@ -166,9 +162,6 @@ impl Link {
 
     fn spread(&self, news: News) {
         let owner = self.owner.borrow().upgrade();
-        if news.end.is_some() {
-            self.wire_ended.notify_waiters();
-        }
         let Some(owner) = owner else { return };
         if !news.output.is_empty() {
             owner.output(&news.output);
@@ -234,12 +227,6 @@ impl Link {
         self.inner.borrow().wake_pump();
     }
 
-    /// Whether the wire is there.
-    #[must_use]
-    pub fn has_wire(&self) -> bool {
-        self.inner.borrow().wire.as_ref().is_some_and(|wire| !wire.ended)
-    }
-
     /// Whether the guest has anything open that a sleep must keep.
     #[must_use]
     pub fn has_connections(&self) -> bool {
@@ -266,36 +253,22 @@ impl Link {
         self.inner.borrow().wire.as_ref().map_or_else(Traffic::default, |wire| wire.traffic)
     }
 
-    /// Takes all that has come so far; whether that includes the end.
-    pub fn drain(&self) -> bool {
+    /// Takes all that has come so far, and nothing more: the VM has stopped, and has sent what it had to say before.
+    pub fn drain(&self) {
         let mut buffer = vec![0; MESSAGE_MAX_BYTES];
         let mut news = News::default();
         let mut inner = self.inner.borrow_mut();
         while let Some(wire) = inner.wire.as_mut().filter(|wire| !wire.ended) {
-            let Some(len) = wire.receive(&mut buffer) else { break };
-            let result = if len == 0 {
-                Err(None)
-            } else {
-                inner.take_message(&buffer[..len], &mut news, &self.last_traffic).map_err(Some)
-            };
-            if let Err(violation) = result {
-                inner.end_wire(violation, &mut news);
+            let Some(len) = wire.receive(&mut buffer).filter(|len| *len > 0) else { break };
+            if let Err(violation) = inner.take_message(&buffer[..len], &mut news, &self.last_traffic) {
+                inner.end_wire(Some(violation), &mut news);
             }
+        }
+        if let Some(wire) = &mut inner.wire {
+            wire.ended = true;
         }
         drop(inner);
         self.spread(news);
-        !self.has_wire()
-    }
-
-    /// Waits until the VM process has closed its end and all that it sent was received.
-    pub async fn wire_end(&self) {
-        loop {
-            let notified = self.wire_ended.notified();
-            if !self.has_wire() {
-                return;
-            }
-            notified.await;
-        }
     }
 
     /// Goes on over a new wire, with all connections: the guest was restored as `generation`.
@@ -342,8 +315,6 @@ impl Link {
         }
         inner.gone = true;
         inner.wake_pump();
-        drop(inner);
-        self.wire_ended.notify_waiters();
     }
 }
 

@@ -31,7 +31,9 @@ from torpor.store import InstanceRow, Kind, State
 PATH = "/v1/instances"
 MAX_WAIT_S = 86400
 LOG_LIMIT_BYTES = 1 << 20
-_NO_PROXY = "no packets, connections, requests or wake-up latencies before there is a proxy"
+DRAIN_MAX_MS = 10_000
+"""How long requests in flight are waited for at most, before a standby that was asked for."""
+_NO_PROXY = "no packets, connections, requests or wake-up latencies"
 
 PROPS = Literal[
     "image",
@@ -228,13 +230,13 @@ async def start_instance(call: Call, item: StartItem) -> TransitionAnswer:
 
 @operation("PUT", PATH + "/stop", "stop_instances", "Stop", group="Instances", form="each",
            key="instances", answer=TransitionAnswer, body=StopItem, array=True, body_needed=True,
-           support="partial", note="nothing to drain before there is a proxy; no dump")  # fmt: skip
+           support="partial", note="nothing is drained; no dump")  # fmt: skip
 @operation("POST", PATH + "/stop", "stop_instances_post", "Stop instances (old verb)",
            group="Instances", form="each", key="instances", answer=TransitionAnswer, body=StopItem,
            array=True, body_needed=True, support="partial", note="as PUT")  # fmt: skip
 @operation("PUT", PATH + "/{uuid:str}/stop", "stop_instance_by_uuid", "Stop an instance",
            group="Instances", form="each", key="instances", answer=TransitionAnswer, body=StopItem,
-           support="partial", note="nothing to drain before there is a proxy; no dump")  # fmt: skip
+           support="partial", note="nothing is drained; no dump")  # fmt: skip
 async def stop_instance(call: Call, item: StopItem) -> TransitionAnswer:
     if item.force and item.drain_timeout_ms is not None:
         raise ItemError(Code.CONFLICTING, "Cannot specify 'drain_timeout_ms' when 'force' is set")
@@ -261,7 +263,11 @@ async def stop_instance(call: Call, item: StopItem) -> TransitionAnswer:
            answer=TransitionAnswer, body=SuspendItem)  # fmt: skip
 async def suspend_instance(call: Call, item: SuspendItem) -> TransitionAnswer:
     row = find(call, item)
-    previous, state = await call.service.controller.lifecycle.suspend(row, "api")
+    drain_ms = item.drain_timeout_ms
+    if drain_ms is None or not 0 <= drain_ms < DRAIN_MAX_MS:
+        drain_ms = DRAIN_MAX_MS
+    lifecycle = call.service.controller.lifecycle
+    previous, state = await lifecycle.suspend(row, "api", drain_ms=drain_ms)
     return _transition(row, state, previous)
 
 

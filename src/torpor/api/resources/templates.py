@@ -32,7 +32,7 @@ class UpdateItem(Reference, frozen=True, kw_only=True):
 
 @operation("POST", PATH, "create_template_instances", "Turn instances into templates", group=GROUP,
            form="each", key="instances", answer=TransitionAnswer, body=TemplateItem, array=True,
-           body_needed=True, support="partial", note="none from a clone of a template")  # fmt: skip
+           body_needed=True)  # fmt: skip
 async def create_template(call: Call, item: TemplateItem) -> TransitionAnswer:
     row = find(call, item)
     made = await call.service.controller.make_template(call.principal.owner, row, item.autokill)

@@ -1,7 +1,8 @@
 //! Learning a warm base: what siblings have in common soon after they left their template.
 //!
 //! Only bytes on which at least [`AGREE`] siblings agree are taken, the template's elsewhere: nothing of a single instance,
-//! or of two, is in it. Page tables are left out: mixed from several siblings they would map anything.
+//! or of two, is in it. Of page tables whole entries are taken, under the same rule. What they map together is no one's
+//! address space, but a VM that rests uses the boot page tables alone, and none of their entries that it uses ever changes.
 
 use super::base::{Base, each_page, is_scratch};
 use crate::snapshot::metadata::Machine as Family;
@@ -13,6 +14,8 @@ use torpor_abi::layout::PAGE_BYTES;
 
 /// So many siblings have to agree on a byte.
 const AGREE: usize = 3;
+/// Of an entry of a page table.
+const ENTRY_BYTES: usize = 8;
 
 /// Makes a warm base from sibling deltas that are coded against the template alone.
 ///
@@ -40,7 +43,7 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         }
         instances.push(metadata.uuid);
         each_page(&delta, |coded| {
-            if !is_table(&family, coded.number) && !is_scratch(coded.number) {
+            if !is_scratch(coded.number) {
                 contents.entry(coded.number).or_default().push(Box::new(base.decode(coded)));
             }
             Ok(())
@@ -54,7 +57,11 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
     let mut writer = Writer::new().map_err(host)?;
     for (number, pages) in &contents {
         let template_page = base.template(*number).unwrap_or(&ZEROS);
-        let agreed = agreed(pages, template_page);
+        let agreed = if is_table(&family, *number) {
+            agreed_parts::<ENTRY_BYTES>(pages, template_page)
+        } else {
+            agreed_parts::<1>(pages, template_page)
+        };
         if agreed != *template_page {
             writer.push(*number, &agreed, Some(template_page), None).map_err(host)?;
         }
@@ -77,17 +84,17 @@ fn is_table(family: &Family, number: u32) -> bool {
     family.tables.iter().any(|(start, len)| (*start..start + len).contains(&gpa))
 }
 
-/// Each byte that at least [`AGREE`] of the pages have, the template's elsewhere. Siblings that do not have the page in
-/// their deltas agree with the template, and so with nobody else.
-fn agreed(pages: &[Box<Page>], template: &Page) -> Page {
+/// Each part of `N` bytes that at least [`AGREE`] of the pages have, the template's elsewhere. Siblings that do not have the
+/// page in their deltas agree with the template, and so with nobody else.
+fn agreed_parts<const N: usize>(pages: &[Box<Page>], template: &Page) -> Page {
     let mut out = *template;
-    for (at, byte) in out.iter_mut().enumerate() {
+    for (at, part) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
         let mut best = 0;
-        for candidate in pages {
-            let votes = pages.iter().filter(|page| page[at] == candidate[at]).count();
+        for candidate in pages.iter().map(|page| &page.as_chunks::<N>().0[at]) {
+            let votes = pages.iter().filter(|page| page.as_chunks::<N>().0[at] == *candidate).count();
             if votes >= AGREE && votes > best {
                 best = votes;
-                *byte = candidate[at];
+                *part = *candidate;
             }
         }
     }
@@ -108,7 +115,11 @@ mod tests {
         };
         let template = ZEROS;
         let all = [page(7, 1), page(7, 1), page(9, 1), page(8, 2)];
-        let learnt = agreed(&all, &template);
+        let learnt = agreed_parts::<1>(&all, &template);
         assert_eq!(learnt[..3], [0, 1, 0]);
+        // As a page table: no two have the same first entry but the first two.
+        assert_eq!(agreed_parts::<ENTRY_BYTES>(&all, &template), template);
+        let agreeing = [page(7, 1), page(7, 1), page(7, 1), page(8, 2)];
+        assert_eq!(agreed_parts::<ENTRY_BYTES>(&agreeing, &template)[..3], [7, 1, 0]);
     }
 }
