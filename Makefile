@@ -24,7 +24,9 @@ $(VENV)/.installed: $(VENV)/.packages pyproject.toml
 	touch $@
 
 build: $(VENV)/.installed ## .venv/bin/torpor and its binaries, release profile
-	cargo build --release --locked --quiet -p torpor-vmm -p torpor-proxy
+	@# One by one, as the wheel builds them: together they would share features, and all be built anew.
+	cargo build --release --locked --quiet -p torpor-vmm
+	cargo build --release --locked --quiet -p torpor-proxy
 	@$(BIN)/python -m compileall -q src # so that the command need not, whatever the environment says
 	@for binary in torpor-vmm torpor-proxy; do \
 	  cmp --silent $(CARGO_TARGET)/release/$$binary $(BIN)/$$binary \

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.harness import REPOSITORY, Result
@@ -23,6 +24,10 @@ def python_files() -> Iterator[tuple[str, Path]]:
             yield str(path.relative_to(root)), path
     for path in (root / "usr/lib/x86_64-linux-gnu").glob("*.so*"):
         yield f"python-lib/{path.name}", path.resolve()
+    messages = Path(msgspec.__file__).parent
+    for path in messages.rglob("*"):
+        if path.suffix in (".py", ".so"):
+            yield f"torpor/msgspec/{path.relative_to(messages)}", path
     for part in ("src/torpor", "tests"):
         for path in (REPOSITORY / part).rglob("*.py"):
             yield f"torpor/{path.relative_to(REPOSITORY)}".replace("/src/", "/"), path

@@ -42,7 +42,17 @@ def test_replies_find_their_requests_whatever_the_order() -> None:
         body = datagram({"id": requests[1]["id"], "ok": stored}, descriptors=1)
         socket.send_fds(theirs, [body], [memory])
         os.close(memory)
-        status = {"state": "running", "instance": None, "busy": False}
+        status = {
+            "state": "running",
+            "instance": None,
+            "busy": False,
+            "stored_generation": None,
+            "template": None,
+            "warm_base": None,
+            "unlinked": False,
+            "memory_bytes": 1 << 20,
+            "cpu_ns": 1,
+        }
         theirs.send(datagram({"id": requests[0]["id"], "ok": status}))
         os.close((await second).descriptor)
         assert (await first).state == "running"
