@@ -105,10 +105,25 @@ fn register(regs: &mut UserRegs, number: u8) -> Option<&mut u64> {
     })
 }
 
+/// Whether the byte behind `before` may be the displacement of an instruction with an immediate: `movl $0, -72(%rsp)`
+/// ends like `mov $0, %eax`.
+fn is_displacement(before: &[u8]) -> bool {
+    let with_immediate = |opcode: u8| matches!(opcode, 0xc7 | 0x81 | 0x69);
+    match before {
+        // The opcode, ModRM with an 8-bit displacement, and SIB where that asks for one.
+        [.., opcode, modrm, _] if with_immediate(*opcode) && modrm & 0xc7 == 0x44 => true,
+        [.., opcode, modrm] => with_immediate(*opcode) && modrm & 0xc0 == 0x40 && modrm & 7 != 4,
+        _ => false,
+    }
+}
+
 /// `mov $imm32, %r32` in the five bytes before `at`, and whether it has a prefix byte that makes it one of r8 to r15.
 fn immediate(page: &Bytes, at: usize, regs: &UserRegs) -> Option<Shape> {
     let [opcode @ 0xb8..=0xbf, imm @ ..] = &page[at.checked_sub(5)?..at] else { return None };
     let value = u32::from_le_bytes(imm.try_into().ok()?);
+    if is_displacement(&page[..at - 5]) {
+        return None;
+    }
     let low = opcode - 0xb8;
     let mut regs = *regs;
     let mut holds = |number: u8| register(&mut regs, number).is_some_and(|r| *r == u64::from(value));

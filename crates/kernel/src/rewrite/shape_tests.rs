@@ -56,6 +56,20 @@ fn other_registers_by_their_value() {
 }
 
 #[test]
+fn stores_with_a_displacement_like_a_load() {
+    // movl $0, -72(%rsp); movq $0, -72(%rsp); movl $0, -72(%rsi); cmpl $0, -72(%rdx).
+    for store in [&[0xc7, 0x44, 0x24][..], &[0x48, 0xc7, 0x44, 0x24], &[0xc7, 0x46], &[0x81, 0x7a]] {
+        let page = page(&[store, &[0xb8, 0, 0, 0, 0]].concat());
+        assert_eq!(shape(&page, |r| r.rax = 0), Err(Refusal::OtherShape), "{store:x?}");
+    }
+    // mov %rax, %rdi and xor %esi, %esi before a load are none.
+    for before in [&[0x48, 0x89, 0xc7][..], &[0x48, 0x89, 0xc7, 0x31, 0xf6]] {
+        let page = page(&[before, &[0xb8, 3, 0, 0, 0]].concat());
+        assert_eq!(shape(&page, |r| r.rax = 3), Ok(Shape::Immediate { register: 0, value: 3 }), "{before:x?}");
+    }
+}
+
+#[test]
 fn ends_of_other_instructions() {
     // lea 39(%rax), %edi; mov $39, %ax and two more bytes; popcnt.
     for before in [0x8d, 0x66, 0x0f] {

@@ -11,6 +11,7 @@ use crate::mm::pages::{Access, Page, PageError};
 use crate::mm::phys;
 use crate::mm::pte::{Kind, Prot, Pte};
 use crate::mm::tlb::Flush;
+use core::iter;
 use torpor_abi::layout::LARGE_PAGE_BYTES;
 
 /// What the program tried.
@@ -280,8 +281,13 @@ impl AddressSpace {
         let window_bytes = u64::from(COPY_WINDOW_PAGES) * PAGE_BYTES;
         let start = (page & !(window_bytes - 1)).max(area.start);
         let end = ((page & !(window_bytes - 1)) + window_bytes).min(area.end);
+        // The page itself first: where memory is short, the others stay out.
+        let others = (start..end).step_by(PAGE_BYTES as usize).filter(|address| *address != page);
         let mut found = false;
-        for address in (start..end).step_by(PAGE_BYTES as usize) {
+        for address in iter::once(page).chain(others) {
+            if address != page && (!found || frame::usage().free_bytes() / 8 <= window_bytes) {
+                break;
+            }
             let index = object.first_page + (address - area.start) / PAGE_BYTES;
             if self.table.borrow().lookup(address).is_none()
                 && let Ok(from @ Page::Image(_)) = object.source.page(index, Access::Read)

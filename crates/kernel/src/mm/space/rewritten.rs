@@ -242,7 +242,16 @@ impl AddressSpace {
         texts.iter().find_map(|mapped| {
             let found = match address.checked_sub(mapped.islands()).filter(|offset| *offset < ISLANDS_BYTES) {
                 Some(offset) => mapped.text.in_islands(offset),
-                None => mapped.text.in_text(mapped.offset(address)?),
+                None => {
+                    let offset = mapped.offset(address)?;
+                    // The text may have been unmapped, replaced or copied since: only what shows the copy has jumps.
+                    let shown = self.table.borrow().lookup(address & !(PAGE_BYTES - 1)).map(|pte| pte.gpa());
+                    let copy = mapped.text.copy(offset & !(PAGE_BYTES - 1));
+                    if copy.is_none() || shown != copy {
+                        return None;
+                    }
+                    mapped.text.in_text(offset)
+                }
             };
             let Found { site, pending } = found?;
             Some((mapped.base + site, pending))
