@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torpor.durable import write_durably
 from torpor.errors import ImageNotFoundError, TorporError
 from torpor.images.config import parse_config
 from torpor.images.errors import ImageError
@@ -420,19 +421,7 @@ class ImageStore:
 
     def _write(self, path: Path, content: bytes) -> None:
         temporary = self.directory / f"new-{secrets.token_hex(8)}"
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_durably(path, content, mode=0o666, temporary=temporary)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

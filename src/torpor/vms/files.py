@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from torpor.controller.sealing import Seal
+from torpor.durable import write_durably
 from torpor.errors import TorporError
 from torpor.store import DamagedError
-from torpor.vms.templates import write_durably
 
 VERSION = 1
 MAX_DESCRIPTION_BYTES = 1 << 20

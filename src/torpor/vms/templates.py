@@ -3,13 +3,12 @@
 import fcntl
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torpor.durable import write_durably
 from torpor.errors import TorporError
 
 
@@ -105,26 +104,3 @@ class TemplateStore:
             for leftover in self.directory.glob(".new-*"):
                 leftover.unlink(missing_ok=True)
             yield
-
-
-def write_durably(path: Path, *pieces: bytes) -> None:
-    """Make a file, or replace it, all at once; when this returns it survives a power cut.
-
-    What fails leaves what was there.
-    """
-    temporary = path.parent / f".new-{secrets.token_hex(8)}"
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
