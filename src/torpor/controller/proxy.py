@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import struct
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import msgspec
 
 from torpor.controller.errors import Code, ItemError
 from torpor.controller.links import Attachment, Why, socket_pair
+from torpor.envelope import HEADER_BYTES, Envelope
 from torpor.tasks import Tasks
 
 VERSION = 1
@@ -24,8 +24,7 @@ MAX_BEHIND_BYTES = 16 << 20
 RETRY_S = 0.2
 ANSWER_S = 30.0
 """How long the proxy may take for an answer that does not wait for requests."""
-_HEADER = struct.Struct("<4sHHII")
-_MAGIC = b"TPPX"
+_ENVELOPE = Envelope(b"TPPX", VERSION)
 
 
 class ProxyGoneError(ConnectionError):
@@ -132,7 +131,7 @@ class ProxyClient:
         self._lost = asyncio.Event()
         self._tasks = Tasks()
         self._running: asyncio.Task[None] | None = None
-        self._buffer = bytearray(_HEADER.size + MAX_BODY_BYTES)
+        self._buffer = bytearray(HEADER_BYTES + MAX_BODY_BYTES)
         self.ready = asyncio.Event()
         """Set while there is a proxy that was told everything."""
 
@@ -314,7 +313,7 @@ class ProxyClient:
         if connection is None:
             return
         body = _encode(document)
-        datagram = _HEADER.pack(_MAGIC, VERSION, len(descriptors), len(body), 0) + body
+        datagram = _ENVELOPE.wrap(body, len(descriptors))
         if not self._waiting:
             try:
                 if descriptors:
@@ -423,14 +422,8 @@ def _check_user(connection: socket.socket) -> None:
 
 
 def _body(datagram: memoryview) -> _Message:
-    if len(datagram) < _HEADER.size:
-        raise ValueError(f"a message of {len(datagram)} bytes")
-    magic, version, descriptors, length, zero = _HEADER.unpack_from(datagram)
-    if magic != _MAGIC or version != VERSION:
-        raise ValueError(f"version {version} of the protocol; this program speaks {VERSION}")
-    if descriptors or zero or length != len(datagram) - _HEADER.size:
-        raise ValueError("a message that is not what its header says")
-    return _decode(datagram[_HEADER.size :])
+    # The proxy sends no descriptors.
+    return _decode(_ENVELOPE.unwrap(datagram, 0))
 
 
 def _close_all(descriptors: list[int]) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 from typing import Any, Self
 
+from torpor.envelope import HEADER_BYTES
 from torpor.vmprocess import messages
 from torpor.vmprocess.messages import (
     Boot,
@@ -206,7 +207,7 @@ class VMProcess:
         try:
             datagram, descriptors, _, _ = socket.recv_fds(
                 self._socket,
-                messages.HEADER_BYTES + messages.MAX_BODY_BYTES,
+                HEADER_BYTES + messages.MAX_BODY_BYTES,
                 messages.MAX_DESCRIPTORS,
                 socket.MSG_CMSG_CLOEXEC,
             )

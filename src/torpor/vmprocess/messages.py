@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgspec
 
+from torpor.envelope import Envelope
+
 VERSION = 1
 MAX_BODY_BYTES = 128 << 10
 MAX_DESCRIPTORS = 16
-_HEADER = struct.Struct("<4sHHII")
-HEADER_BYTES = _HEADER.size
-_MAGIC = b"TPVM"
+_ENVELOPE = Envelope(b"TPVM", VERSION)
 _objects = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -148,23 +147,19 @@ def encode(request_id: int, command: str, arguments: dict[str, Any], descriptors
         raise Refused(
             "bad_request", f"a request of {len(body)} bytes; {MAX_BODY_BYTES} are allowed"
         )
-    return _HEADER.pack(_MAGIC, VERSION, descriptors, len(body), 0) + body
+    return _ENVELOPE.wrap(body, descriptors)
 
 
 def decode(datagram: bytes, descriptors: list[int]) -> Message:
     """Check a datagram against its header."""
-    if len(datagram) < HEADER_BYTES:
-        raise ProtocolError(f"a message of {len(datagram)} bytes")
-    magic, version, count, length, zero = _HEADER.unpack_from(datagram)
-    if magic != _MAGIC or version != VERSION:
-        raise ProtocolError(f"version {version} of the protocol; this program speaks {VERSION}")
-    if length != len(datagram) - HEADER_BYTES or count != len(descriptors) or zero != 0:
-        raise ProtocolError("a message that is not what its header says")
     try:
-        body: dict[str, Any] = _objects.decode(datagram[HEADER_BYTES:])
+        content = _ENVELOPE.unwrap(datagram, len(descriptors))
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error
+    try:
+        return Message(_objects.decode(content), descriptors)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"a message that is no object: {error}") from error
-    return Message(body, descriptors)
 
 
 def arguments_of(record: Boot | Prepare | Restore) -> dict[str, Any]:

@@ -316,7 +316,7 @@ fn expire(shared: &Shared) {
 
 fn take(shared: &Shared, received: protocol::Received) {
     let received_at = Instant::now();
-    let request: Request = match serde_json::from_slice(&received.body) {
+    let request: Request = match serde_json::from_slice(&received.object) {
         Ok(request) => request,
         Err(error) => {
             // So that the caller learns of it, if its number can be told.
@@ -324,7 +324,7 @@ fn take(shared: &Shared, received: protocol::Received) {
             struct Id {
                 id: u64,
             }
-            let id = serde_json::from_slice::<Id>(&received.body).map_or(0, |id| id.id);
+            let id = serde_json::from_slice::<Id>(&received.object).map_or(0, |id| id.id);
             return shared.refuse(id, "bad_request", &error.to_string());
         }
     };

@@ -1,25 +1,17 @@
 //! What is said on the control socket; docs/control-socket.md describes it.
 //!
-//! The socket is of type SOCK_SEQPACKET: a message is one datagram, with its descriptors.
-//!
-//! ```text
-//! offset 0  4 bytes "TPVM"
-//!        4  u16 version (VERSION)
-//!        6  u16 number of descriptors that come with the message
-//!        8  u32 length of the body in bytes, at most MAX_BODY_BYTES
-//!       12  u32 0
-//!       16  body: a JSON object, nothing behind it
-//! ```
+//! A message is one datagram, with its descriptors ([`torpor_streams::envelope`]).
 
 use crate::snapshot::metadata::{Digest, Uuid};
 use rustix::cmsg_space;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::{Deserialize, Serialize};
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use torpor_streams::envelope::{Envelope, HEADER_BYTES};
+
+pub use torpor_streams::envelope::Received;
 
 /// Version of the protocol.
 pub const VERSION: u16 = 1;
@@ -27,8 +19,7 @@ pub const VERSION: u16 = 1;
 pub const MAX_BODY_BYTES: usize = 128 << 10;
 /// Cap of the descriptors of a message.
 pub const MAX_DESCRIPTORS: usize = 16;
-const HEADER_BYTES: usize = 16;
-const MAGIC: [u8; 4] = *b"TPVM";
+const ENVELOPE: Envelope = Envelope { magic: *b"TPVM", version: VERSION };
 
 /// A request: a number that comes back in the reply, and a command.
 #[derive(Debug, Deserialize)]
@@ -244,11 +235,7 @@ pub fn send_body(socket: impl AsFd, body: &[u8], descriptors: &[BorrowedFd<'_>])
     if descriptors.len() > MAX_DESCRIPTORS {
         return Err(io::Error::other("message with too many descriptors"));
     }
-    let mut header = [0; HEADER_BYTES];
-    header[..4].copy_from_slice(&MAGIC);
-    header[4..6].copy_from_slice(&VERSION.to_le_bytes());
-    header[6..8].copy_from_slice(&(descriptors.len() as u16).to_le_bytes());
-    header[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    let header = ENVELOPE.header(body.len() as u32, descriptors.len() as u16);
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
@@ -264,52 +251,13 @@ pub fn send_body(socket: impl AsFd, body: &[u8], descriptors: &[BorrowedFd<'_>])
     }
 }
 
-/// What was received.
-#[derive(Debug)]
-pub struct Received {
-    /// The body.
-    pub body: Vec<u8>,
-    /// Its descriptors.
-    pub descriptors: Vec<OwnedFd>,
-}
-
 /// Receives a message, waiting for it; `None` at the end.
 ///
 /// # Errors
 /// What recvmsg(2) gives; [`io::ErrorKind::InvalidData`] for a message that breaks the format.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<Received>> {
-    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = loop {
-        let flags = RecvFlags::CMSG_CLOEXEC;
-        match rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags) {
-            Ok(got) => break got,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    };
-    let mut descriptors = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            descriptors.extend(received);
-        }
-    }
-    if got.bytes == 0 {
-        return Ok(None);
-    }
-    let message = &buffer[..got.bytes];
-    let Some((header, body)) = message.split_at_checked(HEADER_BYTES) else { return Err(invalid("a short message")) };
-    let version = u16::from_le_bytes([header[4], header[5]]);
-    if header[..4] != MAGIC || version != VERSION {
-        return Err(invalid(&format!("version {version} of the protocol; this program speaks {VERSION}")));
-    }
-    let count = usize::from(u16::from_le_bytes([header[6], header[7]]));
-    let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
-    if len != body.len() || header[12..] != [0; 4] || count != descriptors.len() {
-        return Err(invalid("a message that is not what its header says"));
-    }
-    Ok(Some(Received { body: body.to_vec(), descriptors }))
+    ENVELOPE.receive(socket, buffer, &mut space, RecvFlags::empty())
 }
 
 /// Room for one message.
