@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tests.harness import REPOSITORY, TORPOR
 from tests.images.checks import CHECKS, Server
-from tests.images.running import in_vm, mount, natively
+from tests.images.running import in_vm, natively
+from torpor.bench.native import mount
 from torpor.images import resolve
 
 EXAMPLES = REPOSITORY / "examples"

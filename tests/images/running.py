@@ -1,6 +1,5 @@
 """Running an image's server natively, and in a microVM, with its port on the loopback interface."""
 
-import json
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from typing import IO
 
 from tests.harness import REPOSITORY, TORPOR
 from tests.images.checks import Server
+from torpor.bench.native import mounted
 from torpor.images import ResolvedImage
 
 PORT = 8080
@@ -24,51 +24,29 @@ START_TIMEOUT_S = 60
 @contextmanager
 def natively(image: ResolvedImage, scratch: Path) -> Iterator[Server]:
     """By chroot(2) into its image under an overlay in `scratch`; it listens on port 8080 itself."""
-    for name in ("lower", "upper", "work", "root"):
-        (scratch / name).mkdir()
-    root = scratch / "root"
-    mount("-t", "erofs", "-o", "loop,ro", image.erofs, scratch / "lower")
-    options = ",".join(
-        f"{key}={scratch / name}"
-        for key, name in (("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work"))
-    )
-    mount("-t", "overlay", "-o", options, "overlay", root)
-    for name in ("proc", "dev", "run/torpor", "tmp"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    mount("-t", "proc", "proc", root / "proc")
-    mount("--rbind", "/dev", root / "dev")
-
-    def set_instance(uuid: str) -> None:
-        (root / "run/torpor/instance").write_text(json.dumps({"uuid": uuid, "name": "x"}))
-
-    set_instance("7a3d9b70-3f4e-4c1c-9a77-0d6e3f6b2b11")
-    config = image.config
-    log = scratch / "log"
-    with log.open("wb") as output, subprocess.Popen(
-        # A PID namespace, so that all that the program started ends with it.
-        ["unshare", "--pid", "--fork", f"--root={root}",
-         f"--wd={config.workdir}", *config.argv()],
-        env=dict(variable.split("=", 1) for variable in config.env),
-        stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            deadline_s = time.monotonic() + START_TIMEOUT_S
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", PORT), 1).close()
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > deadline_s:
-                        raise RuntimeError(f"does not listen: {log.read_text()}") from None
-                    time.sleep(0.05)
-            yield Server(PORT, set_instance)
-        finally:
-            # Not unshare's --kill-child, which a program that changes its user is free of.
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def mount(*words: "str | Path") -> None:
-    subprocess.run(["mount", *words], check=True)
+    with mounted(image, scratch) as root:
+        log = scratch / "log"
+        with log.open("wb") as output, subprocess.Popen(
+            # A PID namespace, so that all that the program started ends with it.
+            ["unshare", "--pid", "--fork", f"--root={root.path}",
+             f"--wd={root.config.workdir}", *root.config.argv()],
+            env=root.environment(),
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                deadline_s = time.monotonic() + START_TIMEOUT_S
+                while True:
+                    try:
+                        socket.create_connection(("127.0.0.1", PORT), 1).close()
+                        break
+                    except OSError:
+                        if process.poll() is not None or time.monotonic() > deadline_s:
+                            raise RuntimeError(f"does not listen: {log.read_text()}") from None
+                        time.sleep(0.05)
+                yield Server(PORT, root.set_instance)
+            finally:
+                # Not unshare's --kill-child, which a program that changes its user is free of.
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ from torpor.tasks import Tasks
 
 STOP_TIMEOUT_S = 10.0
 IDLE_S = 0.5
-"""The same for a VM that is silent: if it is busy after all, it is asked again later."""
+"""As STANDBY_S, for a VM that is silent: if it is busy after all, it is asked again later."""
 
 
 class Lifecycle:
