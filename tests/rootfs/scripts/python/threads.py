@@ -64,14 +64,19 @@ def wake() -> None:
         condition.notify_all()
 
 
+waker = threading.Thread(target=wake)
 with condition:
-    threading.Thread(target=wake).start()
+    waker.start()
     print("notified", condition.wait(10))
+waker.join()
 barrier = threading.Barrier(3)
-for _ in range(2):
-    threading.Thread(target=barrier.wait).start()
+waiters = [threading.Thread(target=barrier.wait) for _ in range(2)]
+for waiter in waiters:
+    waiter.start()
 barrier.wait(10)
-print("barrier passed, threads left:", threading.active_count() <= 3)
+for waiter in waiters:
+    waiter.join()
+print("barrier passed, threads left:", threading.active_count())
 print("stack size", threading.stack_size(1 << 20), threading.get_native_id() > 0)
 deep = threading.Thread(target=lambda: print("in a thread with its own stack"))
 deep.start()
