@@ -40,8 +40,9 @@ pub mod exit {
     pub const PROGRAM: u32 = 0;
     /// The kernel panicked; the text is in the panic area.
     pub const PANIC: u32 = 1;
-    /// The program could not be started; `exit_status` is the errno, the text is in the panic area. ENOENT becomes exit
-    /// status 127; EINVAL (an unknown user, say), EUCLEAN (a damaged image), ENOMEM and EIO become 125; all others 126.
+    /// The program could not be started, or the image was found to be damaged while it ran (EUCLEAN); `exit_status` is the
+    /// errno, the text is in the panic area. ENOENT becomes exit status 127; EINVAL (an unknown user, say), EUCLEAN and
+    /// ENOMEM become 125; all others 126.
     pub const START_FAILED: u32 = 2;
 }
 
