@@ -85,6 +85,9 @@ extern "C" fn kernel_main() -> ! {
     let info = &boot.info;
     crate::arch::tlb::set_boot_root(mm::addr::Gpa(info.pml4_gpa));
     mm::init(info.ram_bytes, info.memory_limit_bytes, mm::addr::Gpa(info.kernel_end_gpa), mm::addr::Gpa(info.pml4_gpa));
+    if info.flags & flags::TEMPLATE == 0 {
+        mm::frame::prefer_large_pages();
+    }
     random::reseed(&info.seed);
     time::start(info.tsc_hz);
     syscall::dispatch::set_tracing(info.flags & flags::TRACE != 0);
