@@ -61,8 +61,8 @@ impl RamSlots {
         if end <= covered {
             return Ok(());
         }
-        // Twice as much each time, so that there are few.
-        let end = end.max(2 * covered).next_multiple_of(RAM_ALIGN_BYTES).min(memory.len_bytes());
+        // Twice as much each time, so that there are few. The guest may name anything; RAM ends on such a boundary.
+        let end = end.max(2 * covered).min(memory.len_bytes()).next_multiple_of(RAM_ALIGN_BYTES);
         if end <= covered {
             return Ok(());
         }
