@@ -47,9 +47,25 @@ impl Coding {
 
 /// Part of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
+pub struct Run {
     offset: u16,
     len: u16,
+}
+
+impl Run {
+    /// Its bytes' places in the page.
+    #[must_use]
+    pub fn range(self) -> std::ops::Range<usize> {
+        usize::from(self.offset)..usize::from(self.offset + self.len)
+    }
+}
+
+/// All of `page` that differs from `base`, and single equal words between.
+#[must_use]
+pub fn differing(page: &Page, base: &Page) -> Vec<Run> {
+    let mut runs = Vec::new();
+    let _ = differences(page, base, &mut runs, usize::MAX);
+    runs
 }
 
 /// Where `page` differs from `base`: runs of whole words, with single equal words between them included. `None` as soon as
@@ -131,7 +147,7 @@ impl Encoder {
         for run in best {
             self.runs.extend_from_slice(&run.offset.to_le_bytes());
             self.runs.extend_from_slice(&run.len.to_le_bytes());
-            let range = usize::from(run.offset)..usize::from(run.offset + run.len);
+            let range = run.range();
             self.bytes.extend(page[range.clone()].iter().zip(&base[range]).map(|(a, b)| a ^ b));
         }
         coding

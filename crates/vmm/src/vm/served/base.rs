@@ -1,7 +1,7 @@
 //! What a VM rests at, and what its deltas are against: its template, with the warm base's pages over it.
 
 use super::super::Fatal;
-use crate::snapshot::pages::{CodedPage, Coding, Page, ZEROS};
+use crate::snapshot::pages::{CodedPage, Coding, Page, Run, ZEROS, differing};
 use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader, metadata::Digest};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::collections::BTreeMap;
@@ -56,7 +56,15 @@ pub(super) struct Base {
     /// Of the warm base's.
     pub(super) warm_digest: Option<Digest>,
     template: TemplateView,
-    warm: BTreeMap<u32, Box<Page>>,
+    warm: BTreeMap<u32, Warm>,
+}
+
+/// A page of the warm base.
+#[derive(Debug)]
+struct Warm {
+    page: Box<Page>,
+    /// Where it differs from the template's.
+    differs: Vec<Run>,
 }
 
 impl Base {
@@ -88,7 +96,7 @@ impl Base {
 
     /// The warm base's page, if it has this one.
     pub(super) fn warm(&self, number: u32) -> Option<&Page> {
-        self.warm.get(&number).map(|page| &**page)
+        self.warm.get(&number).map(|warm| &*warm.page)
     }
 
     /// What the page is while the VM rests.
@@ -98,7 +106,12 @@ impl Base {
 
     /// The pages of the warm base.
     pub(super) fn warm_pages(&self) -> impl Iterator<Item = (u32, &Page)> {
-        self.warm.iter().map(|(number, page)| (*number, &**page))
+        self.warm.iter().map(|(number, warm)| (*number, &*warm.page))
+    }
+
+    /// The pages of the warm base: number, the template's page, and where the two differ.
+    pub(super) fn warm_differences(&self) -> impl Iterator<Item = (u32, &Page, &[Run])> {
+        self.warm.iter().map(|(number, warm)| (*number, self.template(*number).unwrap_or(&ZEROS), &warm.differs[..]))
     }
 
     /// A page put together from its coding.
@@ -122,7 +135,9 @@ impl Base {
             if coded.coding == Coding::WarmBase {
                 return Err(BadSnapshot::Format("a warm base that needs a warm base".into()));
             }
-            pages.insert(coded.number, Box::new(self.decode(coded)));
+            let page = Box::new(self.decode(coded));
+            let differs = differing(&page, self.template(coded.number).unwrap_or(&ZEROS));
+            pages.insert(coded.number, Warm { page, differs });
             Ok(())
         })?;
         self.warm = pages;

@@ -2,10 +2,13 @@
 //!
 //! 1. The host writes the base's content over every ordinary page that this process has of its own (kernel text, GDT, IDT
 //!    and TSS are ordinary pages) and zeros over what is no part of a state.
-//! 2. All registers are as in a new VM, with the boot page tables as root.
-//! 3. The guest's resume entry stores the page-table entries that differ from the base.
-//! 4. The host reads every page table of its own and CR3, and compares them with the base. The code that ran in step 3 ran
-//!    on tables that the former instance may have made: it is not trusted, and any difference ends the process.
+//! 2. Where page-table entries differ from the base, registers are set as in a new VM, with the boot page tables as root,
+//!    and the guest's resume entry stores those entries.
+//! 3. The host reads every page table of its own and CR3, and compares them with the base. The code that ran in step 2 ran
+//!    on tables that the former instance may have made: it is not trusted. Any difference ends the process, and so does
+//!    that it takes too long.
+//! 4. All registers are as in a new VM, at the resume entry. KVM has seen another root in between, so that it looks at every
+//!    table anew before the next instruction.
 
 use super::super::memory::Gpa;
 use super::super::{Fatal, cpu};
@@ -28,6 +31,8 @@ pub enum Outcome {
 const KEEP_PAGES: usize = (64 << 20) / PAGE_BYTES as usize;
 /// Accessed and dirty: the processor may set them.
 const ACCESSED_DIRTY: u64 = 0x60;
+/// For storing page-table entries, which takes a millisecond.
+const PARKS_WITHIN_S: u32 = 10;
 
 impl Vm {
     /// Resets a stopped VM.
@@ -60,20 +65,40 @@ impl Vm {
         if entries.len() > HANDOVER_LIST_MAX as usize {
             return Ok(Outcome::Retired);
         }
-        cpu::reset(&self.vcpu, &self.cpuid, self.family.syscall_stub, Gpa(BOOT_TABLES_GPA))?;
-        handover::write_list(&self.machine.memory, &entries).map_err(Fatal::from)?;
-        self.rest(entries.len() as u32)?;
+        if !entries.is_empty() {
+            self.store_entries(&entries)?;
+        }
         self.audit()?;
+        self.reset_registers()?;
+        self.enter_at_resume();
         Ok(Outcome::Resting)
     }
 
-    /// Step 4.
-    fn audit(&mut self) -> Result<(), Refusal> {
+    fn reset_registers(&self) -> Result<(), Fatal> {
+        cpu::reset(&self.vcpu, &self.cpuid, self.family.syscall_stub, Gpa(BOOT_TABLES_GPA))
+    }
+
+    /// Step 2.
+    fn store_entries(&mut self, entries: &Entries) -> Result<(), Refusal> {
+        self.reset_registers()?;
+        handover::write_list(&self.machine.memory, entries).map_err(Fatal::from)?;
+        // By the signal's default action, which nothing in this process changes: whoever waits sees the process end.
+        // SAFETY: alarm(2) touches no memory.
+        unsafe { libc::alarm(PARKS_WITHIN_S) };
+        let parked = self.rest(entries.len() as u32);
+        // SAFETY: as above.
+        unsafe { libc::alarm(0) };
+        parked?;
         // The root is read from KVM, not from the shared page, which may be older.
         let sregs = self.vcpu.get_sregs().map_err(Fatal::kvm("KVM_GET_SREGS"))?;
         if sregs.cr3 != BOOT_TABLES_GPA {
             return Err(Refusal::Host(format!("after a reset CR3 is {:#x}", sregs.cr3)));
         }
+        Ok(())
+    }
+
+    /// Step 3.
+    fn audit(&self) -> Result<(), Refusal> {
         let memory = &self.machine.memory;
         for (start, len) in &self.family.tables {
             for number in self.pagemap.private_pages_in(memory, *start..start + len)? {
@@ -89,9 +114,7 @@ impl Vm {
                 }
             }
         }
-        // Stale translations of tables that the guest changed and did not make the processor look at.
-        cpu::reset(&self.vcpu, &self.cpuid, self.family.syscall_stub, Gpa(BOOT_TABLES_GPA))?;
-        self.rest(0)
+        Ok(())
     }
 }
 
