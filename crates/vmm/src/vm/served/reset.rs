@@ -14,7 +14,7 @@ use super::super::memory::Gpa;
 use super::super::{Fatal, cpu};
 use super::base::is_scratch;
 use super::restore::Entries;
-use super::{Refusal, Survey, Vm, handover};
+use super::{Changed, Refusal, Survey, Vm, handover};
 use crate::snapshot::pages::{Page, ZEROS};
 use torpor_abi::layout::{BOOT_TABLES_GPA, HANDOVER_LIST_MAX, PAGE_BYTES};
 
@@ -44,31 +44,35 @@ impl Vm {
         let memory = &self.machine.memory;
         let survey = match self.survey.take() {
             Some(survey) => survey,
-            None => Survey::all_changed(self.pagemap.private_pages(memory)?),
+            None => Survey::all_changed(&self.pagemap.private_pages(memory)?),
         };
         if self.base.digest.is_none() || survey.private > KEEP_PAGES {
             return Ok(Outcome::Retired);
         }
-        let changed = survey.changed;
-        for number in changed.iter().copied().filter(|number| !self.is_table(*number)) {
-            let gpa = Gpa(u64::from(number) * PAGE_BYTES);
-            let base = if is_scratch(number) { &ZEROS } else { self.base.page(number) };
+        for Changed { number, runs } in survey.changed.iter().filter(|page| !self.is_table(page.number)) {
+            let base = if is_scratch(*number) { &ZEROS } else { self.base.page(*number) };
+            if let Some(runs) = runs {
+                self.put_differences(*number, base, &survey.runs[runs.clone()])?;
+                continue;
+            }
+            let gpa = Gpa(u64::from(*number) * PAGE_BYTES);
             if !memory.equals(gpa, base).map_err(Fatal::from)? {
                 memory.write(gpa, base).map_err(Fatal::from)?;
             }
         }
         self.start_over(None)?;
         let mut entries: Entries = Vec::new();
-        for number in changed.iter().copied().filter(|number| self.is_table(*number)) {
-            self.list_entries(number, self.base.page(number), &mut entries)?;
+        for Changed { number, .. } in survey.changed.iter().filter(|page| self.is_table(page.number)) {
+            self.list_entries(*number, self.base.page(*number), &mut entries)?;
         }
         if entries.len() > HANDOVER_LIST_MAX as usize {
             return Ok(Outcome::Retired);
         }
+        // Without any, every page table of its own was just compared with the base, and nothing has run since.
         if !entries.is_empty() {
             self.store_entries(&entries)?;
+            self.audit()?;
         }
-        self.audit()?;
         self.reset_registers()?;
         self.enter_at_resume();
         Ok(Outcome::Resting)

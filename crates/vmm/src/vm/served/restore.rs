@@ -9,7 +9,7 @@ use super::super::{Fatal, Ledger};
 use super::base::each_page;
 use super::{Instance, Refusal, Vm, handover};
 use crate::snapshot::metadata::unhex_all;
-use crate::snapshot::pages::{CodedPage, Coding, Page, Run, ZEROS};
+use crate::snapshot::pages::{CodedPage, Page, Run, ZEROS};
 use crate::snapshot::{BadSnapshot, Metadata, Reader};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -107,8 +107,13 @@ impl Vm {
         if !on_warm_base {
             // The state is one of the template alone: what the warm base has besides is not part of it.
             for (number, template, differs) in self.base.warm_differences() {
-                if !covered.contains(&number) {
-                    self.put_differences(number, template, differs, entries)?;
+                if covered.contains(&number) {
+                    continue;
+                }
+                if self.is_table(number) {
+                    self.put_content(number, template, entries)?;
+                } else {
+                    self.put_differences(number, template, differs)?;
                 }
             }
         }
@@ -131,8 +136,7 @@ impl Vm {
 
     fn put_page(&self, coded: &CodedPage<'_>, entries: &mut Entries) -> Result<(), Fatal> {
         let number = coded.number;
-        let rests_at = if self.base.warm(number).is_some() { Coding::WarmBase } else { Coding::Template };
-        if coded.coding != rests_at || self.is_table(number) {
+        if coded.coding != self.base.rests_at(number) || self.is_table(number) {
             return self.put_content(number, &self.base.decode(coded), entries);
         }
         // Memory holds what the runs are against: only the words that differ are touched.
@@ -143,10 +147,7 @@ impl Vm {
     }
 
     /// Writes `page` where it `differs` from what is there.
-    fn put_differences(&self, number: u32, page: &Page, differs: &[Run], entries: &mut Entries) -> Result<(), Fatal> {
-        if self.is_table(number) {
-            return self.put_content(number, page, entries);
-        }
+    pub(super) fn put_differences(&self, number: u32, page: &Page, differs: &[Run]) -> Result<(), Fatal> {
         for range in differs.iter().map(|run| run.range()) {
             let gpa = Gpa(u64::from(number) * PAGE_BYTES + range.start as u64);
             self.machine.memory.write(gpa, &page[range])?;
