@@ -5,7 +5,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -30,7 +30,7 @@ from torpor.vmhost.loaded import Loaded, Templates, memory_file, open_image, own
 from torpor.vmhost.pool import Limits, Pool
 from torpor.vmhost.vm import RunningVm, read_all
 from torpor.vmhost.worker import Rest, Worker
-from torpor.vmprocess import Boot, Origin, Prepare, Refused, Restore, launch
+from torpor.vmprocess import Boot, Origin, Prepare, Refused, Restore, Status, launch
 
 DIRECTORY = "run/vm"
 LOADED_MAX_BYTES = 2 << 30
@@ -122,7 +122,7 @@ class Host:
     ) -> VmProcess:
         template = state.template
         warm = state.warm or self._warm(template)
-        worker = self._pool.take(template, None if warm is None else warm.id)
+        worker = await self._pool.take(template, None if warm is None else warm.id)
         restore = Restore(
             uuid=who.instance.replace("-", ""),
             generation=who.generation,
@@ -132,7 +132,7 @@ class Host:
         console = None if link is None else link.fileno()
         delta = None if state.delta is None else memory_file("delta", state.delta)
         try:
-            if worker is None or not self._limits.reuse:
+            if worker is None:
                 self._check_room()
                 worker = await self._prepared(template, warm)
             is_last = False
@@ -210,24 +210,26 @@ class Host:
     async def _free(self, worker: Worker) -> None:
         """A VM is stopped and its state is safe, or not wanted."""
         self._served(worker)
-        kept = False
-        if worker.rest is not None and self._limits.reuse:
-            # Whoever waits may go away; the process has to rest or end all the same.
-            kept = await asyncio.shield(self._tasks.start(self._reset(worker)))
-        if not kept:
+        if worker.template is not None and self._limits.reuse:
+            # The state is safe, so nobody waits for this.
+            self._tasks.start(self._reset(worker, worker.template))
+        else:
             worker.kill()
             await worker.dead()
 
-    async def _reset(self, worker: Worker) -> bool:
-        """Puts a process back to rest; whether it can be used again."""
+    async def _reset(self, worker: Worker, template: Base) -> None:
+        """Puts a process back to rest, or ends it."""
+        self._pool.comes(template)
+        back: Worker | None = None
         try:
-            rests = await worker.process.reset()
+            if await worker.process.reset() and worker.rest == self._rest(template):
+                back = worker
         except (Refused, ConnectionError):
-            return False
-        if not rests or worker.template is None or worker.rest != self._rest(worker.template):
-            return False
-        self._pool.give(worker)
-        return True
+            pass
+        finally:
+            self._pool.came(template, back)
+        if back is None:
+            worker.kill()
 
     def _rest(self, template: Base) -> Rest:
         """Where processes of a template rest now."""
@@ -259,9 +261,7 @@ class Host:
             self._count()
 
     def _count(self) -> None:
-        self._used_bytes = sum(
-            worker.private_bytes() for worker in self._workers if not worker.killed
-        )
+        self._used_bytes = sum(worker.measured() for worker in self._workers if not worker.killed)
 
     async def _measure(self) -> None:
         while True:
@@ -319,10 +319,12 @@ class Host:
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:
         found: dict[str, Found] = {}
         dying: list[Worker] = []
-        for left in await find_left(self._directory):
+        all_left = await find_left(self._directory)
+        superseded = _superseded([left.status for left in all_left])
+        for left, is_over in zip(all_left, superseded, strict=True):
             worker = left.worker
             self._keep(worker)
-            adopted = await self._adopted(left, listener)
+            adopted = None if is_over else await self._adopted(left, listener)
             # Of two that say that they are the same instance, which must not be, neither is right.
             if adopted is None or adopted.instance in found:
                 worker.listener = None
@@ -376,6 +378,24 @@ class Host:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(worker.dead(), 5)
         self._templates.close()
+
+
+def _superseded(statuses: Sequence[Status]) -> list[bool]:
+    """Which processes only wait for their reset: what they were stopped for was committed, since
+    another process runs the same instance from there.
+    """
+    newest: dict[str, int] = {}
+    for status in statuses:
+        if status.instance is not None:
+            uuid, generation = status.instance["uuid"], status.instance["generation"]
+            newest[uuid] = max(newest.get(uuid, 0), generation)
+    return [
+        status.state == "stopped"
+        and status.instance is not None
+        and status.stored_generation is not None
+        and status.stored_generation <= newest[status.instance["uuid"]]
+        for status in statuses
+    ]
 
 
 def _origin(text: str) -> Origin | None:
