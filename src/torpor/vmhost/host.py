@@ -37,6 +37,8 @@ LOADED_MAX_BYTES = 2 << 30
 """Memory of templates that stay unpacked though no VM process is to be made of them."""
 MEMORY_SHARE = 0.75
 MEASURE_S = 1.0
+MEMORY_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Between attempts to make a VM for which the host's kernel has no memory."""
 DEFAULT_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -133,8 +135,7 @@ class Host:
         delta = None if state.delta is None else memory_file("delta", state.delta)
         try:
             if worker is None:
-                self._check_room()
-                worker = await self._prepared(template, warm)
+                worker = await self._another(template, warm)
             is_last = False
             while True:
                 worker.listener = listener
@@ -175,6 +176,23 @@ class Host:
     def _keep(self, worker: Worker) -> None:
         worker.on_death = self._buried
         self._workers.add(worker)
+
+    async def _another(self, template: Base, warm: Base | None) -> Worker:
+        """One more process than there were. Raises BusyError where the host has no memory for it.
+
+        KVM wants pieces of 64 KiB for a VM; a host that has none just then is making some.
+        """
+        for pause_s in (*MEMORY_PAUSES_S, None):
+            self._check_room()
+            try:
+                return await self._prepared(template, warm)
+            except Refused as error:
+                if error.code != "host":
+                    raise
+                if pause_s is None:
+                    raise BusyError(f"The host cannot make another VM now: {error}") from error
+            await asyncio.sleep(pause_s)
+        raise AssertionError  # the last round ends the loop
 
     async def _prepared(
         self, template: Base, warm: Base | None = None, *, never_run: bool = False
