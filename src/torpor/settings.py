@@ -12,8 +12,8 @@ public_ports = { "80" = 80, "443" = 443 }   # what clients see, if not these por
 
 [vms]
 memory_mb = 16000                # of all VM processes; 0 is three quarters of the host's
-resting_per_template = 32        # VM processes that rest, for one template and for all
-resting = 64
+resting_per_template = 0         # VM processes that rest, at most, for one template and for all;
+resting = 0                      # 0 is as many as are wanted and memory_mb allows
 reuse = true                     # false: every wake gets a fresh VM process
 checkpoint_s = 60                # of stateful instances that stay awake; 0 is never
 """
@@ -60,8 +60,8 @@ class VmsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """VM processes."""
 
     memory_mb: Annotated[int, Meta(ge=0)] = 0
-    resting_per_template: Count = 32
-    resting: Count = 64
+    resting_per_template: Count = 0
+    resting: Count = 0
     reuse: bool = True
 
 

@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import apsw
@@ -44,6 +43,7 @@ class Snapshots:
         content: bytes,
         *,
         created_ms: int,
+        digest: bytes | None = None,
         template: Base | None = None,
         warm: Base | None = None,
         origin: str = "",
@@ -52,23 +52,21 @@ class Snapshots:
         """Makes `content` the state of `row`, whose other columns are written along with it.
 
         `row.generation` is the generation that `content` was made from; the row that comes back
-        has the next one. Raises ConflictError, and then nothing has changed.
+        has the next one. `digest` is the SHA-256 of `content`, for who has it already. Raises
+        ConflictError, and then nothing has changed.
         """
-        digest = hashlib.sha256(content).digest()
+        if digest is None:
+            digest = hashlib.sha256(content).digest()
         large = len(content) > INLINE_MAX_BYTES
         dropped: list[tuple[bytes, str]] = []
 
         def change(connection: apsw.Connection) -> InstanceRow:
-            written = write_row(connection, row)
-            connection.execute(
-                "UPDATE instances SET generation=generation+1 WHERE id=? AND generation=?",
-                (row.id, row.generation),
-            )
-            if isinstance(written, StoreError) or connection.changes() != 1:
+            written = write_row(connection, row, commits=True)
+            if isinstance(written, StoreError):
                 raise ConflictError(
                     f"{row.kind} '{row.name}' is not at generation {row.generation} any more: "
                     "this snapshot of it is discarded"
-                )
+                ) from written
             former = _take(connection, row.id)
             if large:
                 connection.execute(
@@ -92,8 +90,10 @@ class Snapshots:
                     digest if large else None,
                 ),
             )
+            if template is not None and former[1] == template.id:
+                former = (former[0], None)
             dropped.extend(self._drop_orphans(connection, former))
-            return replace(written, generation=row.generation + 1)
+            return written
 
         with ExitStack() as held:
             if large:
