@@ -71,7 +71,7 @@ async def test_a_wake_by_name_attaches_before_it_answers(
     assert await peer.idle(link)
     assert served.lifecycle.lives.get(row.id) is None
     again = await peer.wake(host="web.localhost", port=80)
-    assert (again.generation, again.attachment["resumed"]) == (1, False), "a whole state"
+    assert (again.generation, again.attachment["resumed"]) == (1, True)
     assert await peer.idle(again)
     again = await peer.wake(host="web.localhost", port=80)
     assert (again.generation, again.attachment["resumed"]) == (2, True), "a delta"

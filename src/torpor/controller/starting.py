@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
 from torpor.controller.groups import ServiceGroups
 from torpor.controller.links import Attachment, Links
-from torpor.controller.live import Live
+from torpor.controller.live import DEFAULT_POLICY, Live
 from torpor.controller.live_set import LiveSet
 from torpor.controller.machines import Machines
 from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, with_documents
@@ -149,7 +149,7 @@ class Starter:
             if far is not None:
                 far.close()
             raise
-        self._attached(live, pair, resumed=live.woken and state.delta is not None)
+        self._attached(live, pair, resumed=state.resumes)
         if live.state == "starting":
             self._ready(live)
 
@@ -164,9 +164,13 @@ class Starter:
         live.link_generation = live.row.generation
         if pair is None:
             return
-        row, policy = live.row, live.policy
-        # A VM that a template is made of is gone then: no request may go there.
-        if row.service_id is not None and live.template_key is None:
+        row = live.row
+        policy = live.policy
+        if live.template_key is not None:
+            # A VM that a template is made of is gone then: no request may go there, and it is not
+            # to sleep before.
+            policy = DEFAULT_POLICY
+        elif row.service_id is not None:
             alone = len(self._lives.of_service(row.service_id)) <= 1
             live.group = self._groups.announce(row.service_id, anew=alone)
         what = Attachment(
@@ -175,8 +179,7 @@ class Starter:
             row.generation,
             live.group,
             resumed,
-            policy.policy,
-            policy.cooldown_time_ms,
+            policy,
         )
         self._links.attach(what, pair[1])
 
@@ -205,8 +208,11 @@ class Starter:
                 return
             try:
                 if live.template_key is not None:
-                    saved = await vm.standby(0, busy=True, within_s=STANDBY_S)
-                    await self._become_clone(live, saved.content)
+
+                    async def stored() -> bytes:
+                        return (await vm.standby(0, busy=True, within_s=STANDBY_S)).content
+
+                    await self._become_clone(live, stored)
                     return
             except BusyError:
                 live.template_key = None
@@ -222,7 +228,7 @@ class Starter:
                 return
             try:
                 if live.state == "starting" and live.template_key is not None:
-                    await self._become_clone(live, await live.vm.template())
+                    await self._become_clone(live, live.vm.template)
                     return
                 await live.vm.go_on()
             except (ItemError, StoreError) as error:
@@ -238,12 +244,17 @@ class Starter:
         else:
             await self._on_lost(live)
 
-    async def _become_clone(self, live: Live, content: bytes) -> None:
-        """Makes a template of the VM as it is now, and goes on as a clone of that."""
-        row, vm = live.row, live.vm
-        key, live.template_key = live.template_key, None
-        assert vm is not None  # noqa: S101 -- the caller looked
-        template = await self._templates.add(row, content, live.config.image_digest, key)
+    async def _become_clone(self, live: Live, stored: Callable[[], Awaitable[bytes]]) -> None:
+        """Makes a template of the VM as it is now, and goes on as a clone of that.
+
+        Of many that were started at once the first one's serves them all.
+        """
+        row, vm, key = live.row, live.vm, live.template_key
+        assert vm is not None and key is not None  # noqa: S101, PT018 -- the caller looked
+        template = self._store.bases.by_key(key)
+        if template is None:
+            template = await self._templates.add(row, await stored(), live.config.image_digest, key)
+        live.template_key = None
         live.vm = None
         await vm.release()
         self._links.detach(row.uuid, live.link_generation, "lost", parked=False)

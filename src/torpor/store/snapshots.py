@@ -48,11 +48,13 @@ class Snapshots:
         warm: Base | None = None,
         origin: str = "",
         mac: bytes = b"",
+        wake_ms: int | None = None,
     ) -> InstanceRow:
         """Makes `content` the state of `row`, whose other columns are written along with it.
 
         `row.generation` is the generation that `content` was made from; the row that comes back
-        has the next one. Raises ConflictError, and then nothing has changed.
+        has the next one. `wake_ms` is when `due` names it. Raises ConflictError, and then nothing
+        has changed.
         """
         digest = hashlib.sha256(content).digest()
         large = len(content) > INLINE_MAX_BYTES
@@ -77,7 +79,7 @@ class Snapshots:
                     (digest, len(content), created_ms),
                 )
             connection.execute(
-                "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     row.id,
                     row.generation + 1,
@@ -90,6 +92,7 @@ class Snapshots:
                     len(content),
                     None if large else content,
                     digest if large else None,
+                    wake_ms,
                 ),
             )
             dropped.extend(self._drop_orphans(connection, former))
@@ -107,6 +110,14 @@ class Snapshots:
         """The committed state of an instance, without its content."""
         found = self._database.reader.execute(_FIND, (instance_id,)).fetchone()
         return None if found is None else self._snapshot(found)
+
+    def due(self, now_ms: int, limit: int) -> list[int]:
+        """Ids of instances whose committed state asks to be woken by now, the earliest first."""
+        sql = (
+            "SELECT s.instance_id FROM snapshots s JOIN instances i ON i.id = s.instance_id "
+            "WHERE s.wake_ms <= ? AND i.state = 'standby' ORDER BY s.wake_ms LIMIT ?"
+        )
+        return [int(found) for (found,) in self._database.reader.execute(sql, (now_ms, limit))]
 
     async def read(self, instance_id: int) -> tuple[Snapshot, bytes] | None:
         """The committed state of an instance with its content, its checksum verified.

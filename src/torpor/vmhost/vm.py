@@ -53,17 +53,22 @@ class RunningVm:
         return read_all(stored.descriptor)
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
-        process = self.worker.process
-        work = process.standby(generation, within_s=within_s, busy=busy)
-        stored = await self._ask("be put into standby", work)
-        content = read_all(stored.descriptor)
-        if self._template is None:
+        process, loop = self.worker.process, asyncio.get_running_loop()
+        ends_s = loop.time() + within_s
+        while True:
+            work = process.standby(generation, within_s=within_s, busy=busy)
+            stored = await self._ask("be put into standby", work)
+            if self._template is not None:
+                content = read_all(stored.descriptor)
+                return Saved(content, self._template, self._warm, stored.next_deadline_ns)
+            os.close(stored.descriptor)
             try:
-                content = await self._whole()
-            except ItemError:
+                return Saved(await self._whole(), None, None, stored.next_deadline_ns)
+            except ItemError as error:
                 await self.go_on()
-                raise
-        return Saved(content, self._template, self._warm, stored.next_deadline_ns)
+                # What has come meanwhile has to get to the guest first, and then it is tried again.
+                if not isinstance(error, BusyError) or loop.time() > ends_s:
+                    raise
 
     async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
         if self._template is None:
