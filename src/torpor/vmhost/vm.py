@@ -42,14 +42,15 @@ class RunningVm:
 
     async def template(self) -> bytes:
         try:
-            return await self._whole()
+            return await self._whole(0)
         except BusyError:
             # Something came in between, and has to get to the guest first.
             await self.go_on()
             return (await self.standby(0, busy=True, within_s=WHOLE_S)).content
 
-    async def _whole(self) -> bytes:
-        stored = await self._ask("be stored", self.worker.process.template(_hex(self._uuid)))
+    async def _whole(self, generation: int) -> bytes:
+        work = self.worker.process.template(_hex(self._uuid), generation)
+        stored = await self._ask("be stored", work)
         return read_all(stored.descriptor)
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
@@ -63,7 +64,7 @@ class RunningVm:
                 return Saved(content, self._template, self._warm, stored.next_deadline_ns)
             os.close(stored.descriptor)
             try:
-                return Saved(await self._whole(), None, None, stored.next_deadline_ns)
+                return Saved(await self._whole(generation), None, None, stored.next_deadline_ns)
             except ItemError as error:
                 await self.go_on()
                 # What has come meanwhile has to get to the guest first, and then it is tried again.
