@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from torpor.controller.clock import steady_ms
 from torpor.controller.console import Console
 from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
@@ -231,7 +232,7 @@ class Lifecycle:
         if not live.policy.wake_on_timer or saved.next_deadline_ns is None:
             return None
         left_ms = -(-saved.next_deadline_ns // 1_000_000)
-        return now_ms() + max(left_ms, self._timer_interval_ms)
+        return steady_ms() + max(left_ms, self._timer_interval_ms)
 
     async def _put_away(self, live: Live) -> None:
         """Standby of an instance without a state of its own: it begins anew at the next wake."""

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
+from torpor.controller.clock import steady_ms
 from torpor.controller.errors import ItemError
 from torpor.controller.events import now_ms
 from torpor.controller.lifecycle import Lifecycle
@@ -86,7 +87,7 @@ class Upkeep:
         """Wakes instances for timers of their own."""
         while True:
             await asyncio.sleep(TIMERS_S)
-            lives, now = self._lifecycle.lives, now_ms()
+            lives, now = self._lifecycle.lives, steady_ms()
             self._put_off = {one: until for one, until in self._put_off.items() if until > now}
             # Those that were woken since have the same committed state.
             limit = len(lives.all()) + len(self._put_off) + WAKES_AT_ONCE
@@ -102,7 +103,7 @@ class Upkeep:
             await self._lifecycle.wake(row, "system")
         except (ItemError, TimeoutError):
             # Without memory for it, say.
-            self._put_off[instance_id] = now_ms() + WAKE_AGAIN_MS
+            self._put_off[instance_id] = steady_ms() + WAKE_AGAIN_MS
 
     async def _sweeps(self) -> None:
         while True:
