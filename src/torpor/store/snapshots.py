@@ -48,12 +48,13 @@ class Snapshots:
         warm: Base | None = None,
         origin: str = "",
         mac: bytes = b"",
+        wake_ms: int | None = None,
     ) -> InstanceRow:
         """Makes `content` the state of `row`, whose other columns are written along with it.
 
         `row.generation` is the generation that `content` was made from; the row that comes back
-        has the next one. `digest` is the SHA-256 of `content`, for who has it already. Raises
-        ConflictError, and then nothing has changed.
+        has the next one. `digest` is the SHA-256 of `content`, for who has it already; `wake_ms` is
+        when `due` names it. Raises ConflictError, and then nothing has changed.
         """
         if digest is None:
             digest = hashlib.sha256(content).digest()
@@ -75,7 +76,7 @@ class Snapshots:
                     (digest, len(content), created_ms),
                 )
             connection.execute(
-                "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     row.id,
                     row.generation + 1,
@@ -88,6 +89,7 @@ class Snapshots:
                     len(content),
                     None if large else content,
                     digest if large else None,
+                    wake_ms,
                 ),
             )
             if template is not None and former[1] == template.id:
@@ -107,6 +109,14 @@ class Snapshots:
         """The committed state of an instance, without its content."""
         found = self._database.reader.execute(_FIND, (instance_id,)).fetchone()
         return None if found is None else self._snapshot(found)
+
+    def due(self, now_ms: int, limit: int) -> list[int]:
+        """Ids of instances whose committed state asks to be woken by now, the earliest first."""
+        sql = (
+            "SELECT s.instance_id FROM snapshots s JOIN instances i ON i.id = s.instance_id "
+            "WHERE s.wake_ms <= ? AND i.state = 'standby' ORDER BY s.wake_ms LIMIT ?"
+        )
+        return [int(found) for (found,) in self._database.reader.execute(sql, (now_ms, limit))]
 
     async def read(self, instance_id: int) -> tuple[Snapshot, bytes] | None:
         """The committed state of an instance with its content, its checksum verified.
