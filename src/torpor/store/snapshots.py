@@ -9,10 +9,10 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import apsw
+from msgspec.structs import replace
 
 from torpor.store.bases import Bases, drop_blob
 from torpor.store.blobs import LOWER, UPPER, BlobFiles
