@@ -106,7 +106,7 @@ class Controller:
 
     async def open(self) -> None:
         """Takes over what an earlier torpord left. Before this nothing may be started."""
-        await self.store.clean_up()
+        self.store.sweep_staging()
         await self.lifecycle.adopt()
         self._host.start()
         self._keep(asyncio.create_task(self.console.run()))
