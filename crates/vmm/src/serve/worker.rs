@@ -416,6 +416,7 @@ fn reply_with(captured: Captured) -> Done {
             "warm_base": count(Coding::WarmBase),
         },
         "next_deadline_ns": captured.next_deadline_ns,
+        "drew_random": captured.drew_random,
     });
     Ok((result, Some(file)))
 }

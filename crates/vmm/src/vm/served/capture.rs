@@ -23,6 +23,8 @@ pub struct Captured {
     pub pages: [u32; Coding::COUNT],
     /// From the stop to the next timer on CLOCK_MONOTONIC.
     pub next_deadline_ns: Option<u64>,
+    /// Whether a program has drawn random numbers from a generator like BoringSSL's, which may lie in memory for later use.
+    pub drew_random: bool,
 }
 
 impl Vm {
@@ -122,7 +124,8 @@ impl Vm {
         let file = writer.finish(kind, &metadata).map_err(host)?;
         page.fill(0);
         self.survey = Some(Survey { private: private.len(), changed });
-        Ok(Captured { file, pages, next_deadline_ns: stopped.next_deadline_ns })
+        let (next_deadline_ns, drew_random) = (stopped.next_deadline_ns, stopped.drew_random);
+        Ok(Captured { file, pages, next_deadline_ns, drew_random })
     }
 
     /// The streams as they are at the stop. Nothing is on its way to the guest: see [`Vm::settle`]. None of them goes on
