@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import apsw
+from msgspec.structs import replace
 
 from torpor.store.bases import Bases, drop_blob
 from torpor.store.blobs import LOWER, UPPER, BlobFiles
@@ -24,6 +25,11 @@ _FIND = (
     "SELECT s.instance_id, s.generation, s.created_ms, s.template_id, s.warm_id, s.origin, s.mac, "
     "s.digest, s.size_bytes, b.tier FROM snapshots s LEFT JOIN blobs b ON b.digest = s.blob "
     "WHERE s.instance_id = ?"
+)
+_UNREFERENCED = (
+    "DELETE FROM blobs WHERE NOT EXISTS"
+    "(SELECT 1 FROM snapshots WHERE snapshots.blob = blobs.digest) "
+    "AND NOT EXISTS(SELECT 1 FROM bases WHERE bases.blob = blobs.digest)"
 )
 INLINE_MAX_BYTES = 64 << 10
 """A larger snapshot becomes a file: beyond this a row costs SQLite more than a file system."""
@@ -196,25 +202,29 @@ class Snapshots:
         sums = self._database.reader.execute("SELECT tier, sum(size_bytes) FROM blobs GROUP BY 1")
         return {UPPER: 0, LOWER: 0, **{str(tier): int(size) for tier, size in sums}}
 
-    async def drop_unreferenced(self, digests: Sequence[bytes] | None = None) -> None:
-        """Removes blobs, of these or of all, that no snapshot refers to, with their files."""
-        unreferenced = (
-            "DELETE FROM blobs WHERE NOT EXISTS"
-            "(SELECT 1 FROM snapshots WHERE snapshots.blob = blobs.digest) "
-            "AND NOT EXISTS(SELECT 1 FROM bases WHERE bases.blob = blobs.digest)"
-        )
+    async def drop_unreferenced(self, digests: Sequence[bytes]) -> None:
+        """Removes those of these blobs that nothing refers to, with their files."""
 
         def change(connection: apsw.Connection) -> None:
-            if digests is None:
-                connection.execute(unreferenced)
-            else:
-                one = f"{unreferenced} AND digest = ?"
-                connection.executemany(one, ((digest,) for digest in digests))
+            one = f"{_UNREFERENCED} AND digest = ?"
+            connection.executemany(one, ((digest,) for digest in digests))
 
         await self._database.write(change)
-        for tier in self._files.tiers():
-            found = digests or [digest for digest, _ in self._files.files(tier)]
-            await self._remove_files([(digest, tier) for digest in found])
+        tiers = self._files.tiers()
+        await self._remove_files([(digest, tier) for digest in digests for tier in tiers])
+
+    async def collect(self) -> None:
+        """The same for all blobs and all files, a 256th of them at a time."""
+        for first in range(256):
+            bounds = bytes([first]) + bytes(31), bytes([first]) + b"\xff" * 31
+
+            def change(connection: apsw.Connection, bounds: tuple[bytes, bytes] = bounds) -> None:
+                connection.execute(f"{_UNREFERENCED} AND digest BETWEEN ? AND ?", bounds)
+
+            await self._database.write(change)
+            for tier in self._files.tiers():
+                found = await asyncio.to_thread(self._files.beginning_with, first, tier)
+                await self._remove_files([(digest, tier) for digest in found])
 
     async def _remove_files(self, blobs: Sequence[tuple[bytes, str]]) -> None:
         """Removes files whose rows were dropped, unless a row refers to them again."""
