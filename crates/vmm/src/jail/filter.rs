@@ -54,6 +54,7 @@ const VCPU: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
+    libc::SYS_alarm,
 ];
 
 /// Of the thread that moves frames.
