@@ -32,7 +32,8 @@ from torpor.bench import Bar, Report, WrongAnswerError, refuse_debug_build
 from torpor.vmprocess import Prepare, VMProcess
 
 PYTHON = """
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer
 n, seen = 0, {}
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -47,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *_):
         pass
-HTTPServer(("0.0.0.0", PORT), Handler).serve_forever()
+TCPServer(("0.0.0.0", PORT), Handler).serve_forever()
 """
 BUN = """
 let n = 0; const seen = new Map();
