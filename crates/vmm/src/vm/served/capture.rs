@@ -23,6 +23,8 @@ pub struct Captured {
     pub pages: [u32; Coding::COUNT],
     /// From the stop to the next timer on CLOCK_MONOTONIC.
     pub next_deadline_ns: Option<u64>,
+    /// Whether a program has drawn random numbers from a generator like BoringSSL's, which may lie in memory for later use.
+    pub drew_random: bool,
 }
 
 impl Vm {
@@ -64,12 +66,14 @@ impl Vm {
         self.machine.gate.close();
     }
 
-    /// All of a VM that was booted, as a template.
+    /// All of a VM that was booted, as a template; with a generation as the state of an instance, streams included. After
+    /// [`Vm::settle`].
     ///
     /// # Errors
     /// [`Refusal::Host`].
-    pub fn capture_template(&mut self, uuid: Uuid) -> Result<Captured, Refusal> {
-        self.capture(Kind::Template, uuid, 0, String::new())
+    pub fn capture_template(&mut self, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
+        let streams = if generation > 0 { self.parked(uuid, generation)? } else { String::new() };
+        self.capture(Kind::Template, uuid, generation, streams)
     }
 
     /// What a VM of a template differs by; `with_streams` after [`Vm::settle`].
@@ -126,7 +130,8 @@ impl Vm {
         let file = writer.finish(kind, &metadata).map_err(host)?;
         page.fill(0);
         self.survey = Some(survey);
-        Ok(Captured { file, pages, next_deadline_ns: stopped.next_deadline_ns })
+        let (next_deadline_ns, drew_random) = (stopped.next_deadline_ns, stopped.drew_random);
+        Ok(Captured { file, pages, next_deadline_ns, drew_random })
     }
 
     /// The streams as they are at the stop. Nothing is on its way to the guest: see [`Vm::settle`]. None of them goes on
