@@ -54,7 +54,7 @@ fmt: setup ## format Python and Rust
 test-stock-kvm: build ## VM process and guest kernel on a stock kernel's kvm-amd, in emulation
 	$(BIN)/python -m pytest tests/stock_kvm
 
-conformance: build ## all tests, pending ones too; writes docs/conformance.md
+conformance: build ## other people's tests, both ways; writes docs/conformance.md
 	$(BIN)/python -m tests.conformance
 
 soak: build rootfs ## minutes of load and faults, twice (SOAK_MINUTES, default 10)

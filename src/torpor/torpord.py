@@ -157,8 +157,10 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
             (data_dir / URL_FILE).write_text(service.endpoint + "\n")
             server = api.make_server(app.make_app(service))
             task = asyncio.create_task(server.serve(sockets=[tcp, local]))
-            # What exists now lives as long as the process; collections pass it over.
+            # What exists now lives as long as the process; collections pass it over. What comes
+            # is mostly free of cycles: they are looked for less often than every 700 objects.
             gc.freeze()
+            gc.set_threshold(20_000, 20, 20)
             try:
                 yield service
             finally:

@@ -3,11 +3,11 @@
 Both are JSON documents in the store. A member that has its default is not written.
 """
 
-from dataclasses import replace
 from enum import IntFlag
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from torpor.store import InstanceRow, State
 

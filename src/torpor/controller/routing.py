@@ -82,14 +82,15 @@ class Router:
 
     async def idle(self, link: Link) -> str | None:
         """See Handler."""
-        row = self._store.instances.by_uuid(link.instance)
-        if row is None:
+        live = self._lifecycle.lives.by_uuid(link.instance)
+        if live is None:
             return None
-        return await self._lifecycle.idle(row, link.generation)
+        return await self._lifecycle.idle(live.row, link.generation)
 
     def output(self, instance: str, data: bytes) -> None:
         """See Handler."""
-        row = self._store.instances.by_uuid(instance)
+        live = self._lifecycle.lives.by_uuid(instance)
+        row = self._store.instances.by_uuid(instance) if live is None else live.row
         if row is not None:
             self._console.output(row.id, data)
             self._events.notify(instance)

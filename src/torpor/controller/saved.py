@@ -54,12 +54,12 @@ class SavedStates:
         wake_ms: int | None,
     ) -> InstanceRow:
         base = _named(template, warm, origin)
-        mac = self._seal.make(
-            self._owner(row.owner_id), row.uuid, row.generation + 1, base, content
-        )
+        digest = hashlib.sha256(content).digest()
+        mac = self._seal.make(self._owner(row.owner_id), row.uuid, row.generation + 1, base, digest)
         return await self._store.snapshots.commit(
             row,
             content,
+            digest=digest,
             created_ms=now_ms(),
             template=template,
             warm=warm,
@@ -89,7 +89,7 @@ class SavedStates:
             row.uuid,
             snapshot.generation,
             _named(template, warm, snapshot.origin),
-            content,
+            snapshot.digest,
         )
         return State(template, content or None, warm, snapshot.origin, resumes)
 
@@ -134,16 +134,18 @@ class SavedStates:
 
     async def read_base(self, base: Base) -> bytes:
         """The file of a template or warm base, its seal checked. Raises StoreError."""
+        # Its checksum is verified there.
         content = await self._store.bases.read(base)
         of = ""
         if base.template_id is not None:
             template = self._store.bases.by_id(base.template_id)
             of = "" if template is None else template.digest.hex()
-        self._seal.check(base.mac, self._owner(base.owner_id), "", 0, f"base of {of}", content)
+        self._seal.check(base.mac, self._owner(base.owner_id), "", 0, f"base of {of}", base.digest)
         return content
 
     def _base_mac(self, owner_id: int, template: str, content: bytes) -> bytes:
-        return self._seal.make(self._owner(owner_id), "", 0, f"base of {template}", content)
+        digest = hashlib.sha256(content).digest()
+        return self._seal.make(self._owner(owner_id), "", 0, f"base of {template}", digest)
 
     @contextmanager
     def pinned(self, base: Base) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """What torpord does by itself, now and then: checkpoints, and letting go of what is not needed."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from torpor.controller.clock import steady_ms
@@ -59,7 +60,12 @@ class Upkeep:
             if self._policy.checkpoint_s:
                 tasks.create_task(self._checkpoints())
             tasks.create_task(self._timers())
+            tasks.create_task(self._collect())
             tasks.create_task(self._sweeps())
+
+    async def _collect(self) -> None:
+        with contextlib.suppress(StoreError):  # a full disk, for one: the next start tries again
+            await self._store.collect()
 
     async def _checkpoints(self) -> None:
         every_s = self._policy.checkpoint_s
