@@ -97,7 +97,7 @@ impl Vm {
         let mut free = FreePages::new(stopped.free);
         let private = self.pagemap.private_pages(memory)?;
         let mut survey = Survey { private: private.len(), changed: Vec::new(), runs: Vec::new() };
-        let host = |error: std::io::Error| Refusal::Host(format!("zstd: {error}"));
+        let host = |error: std::io::Error| Refusal::Host(format!("the snapshot: {error}"));
         let mut writer = Writer::new().map_err(host)?;
         let mut page = Box::new(ZEROS);
         for &number in &private {
