@@ -117,6 +117,7 @@ class FakeHost:
     running: dict[str, FakeVm] = field(default_factory=dict)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     stuck: bool = False
+    restores_fail: bool = False
     padding: int = 0
     standby_may_end: asyncio.Event | None = None
     left_over: list[Found] = field(default_factory=list)
@@ -143,8 +144,19 @@ class FakeHost:
         return vm
 
     async def restore(
-        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+        self,
+        who: Identity,
+        state: State,
+        listener: VmListener,
+        link: socket.socket | None,
+        sent: Callable[[], None] | None = None,
     ) -> FakeVm:
+        if sent is not None:
+            sent()
+        if self.restores_fail:
+            if link is not None:
+                link.close()
+            raise ItemError(Code.FAILED, "the state could not be restored")
         memory = json.loads(state.delta or await self._read(state.template))
         memory["lives"] += 1
         env = memory.pop("env")

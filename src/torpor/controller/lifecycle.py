@@ -277,10 +277,11 @@ class Lifecycle:
 
     # Waking -------------------------------------------------------------------------------------
 
-    async def wake(self, row: InstanceRow) -> Live:
+    async def wake(self, row: InstanceRow, soon: Callable[[Live], None] | None = None) -> Live:
         """An instance that runs, started from standby if need be. Raises ItemError.
 
-        `row` was read just now. Nothing is written on the way from a saved state.
+        `row` was read just now. Nothing is written on the way from a saved state. `soon` is as in
+        `Starter.start`.
         """
         live = self._lives.get(row.id)
         lock = self._lives.lock(row.id)
@@ -296,7 +297,7 @@ class Lifecycle:
                     row = self._lives.current(row)
                 if row.state != "standby":
                     raise _wrong_state(row, row.state, "wake")
-                await self._starter.start(row, "proxy")
+                await self._starter.start(row, "proxy", soon=soon)
                 live = self._lives.get(row.id)
         if live is None:
             raise ItemError(Code.FAILED, "The instance ended while it started")

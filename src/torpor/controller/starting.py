@@ -67,13 +67,27 @@ class Starter:
         self._tasks = tasks
         self._on_ended = ended
         self._on_lost = lost
+        self._failed_late: set[int] = set()
+        """Instances whose last wake failed when the proxy had been told of it already."""
 
     def listener(self, live: Live) -> "Listener":
         """Hears of an instance's VM."""
         return Listener(self, live)
 
-    async def start(self, row: InstanceRow, origin: Origin, attempt: int = 0) -> None:
-        """Starts an instance, cold or from a saved state; its lock is held. Raises ItemError."""
+    async def start(
+        self,
+        row: InstanceRow,
+        origin: Origin,
+        attempt: int = 0,
+        *,
+        soon: Callable[[Live], None] | None = None,
+    ) -> None:
+        """Starts an instance, cold or from a saved state; its lock is held. Raises ItemError.
+
+        `soon` is told of one that wakes when the proxy has its link and it is about to run: what
+        is sent to it meanwhile waits in the link. If that fails after all the link is lost, and
+        the next wake is told when it is over, and why.
+        """
         config, facts = config_of(row.config), facts_of(row.facts)
         live = Live(row, config, facts, "starting", attempt=attempt)
         live.woken = row.state == "standby"
@@ -112,7 +126,7 @@ class Starter:
             if state is None:
                 await self._boot(live)
             else:
-                await self._restore(live, state)
+                await self._restore(live, state, soon)
         except (ItemError, OSError) as error:
             if self._lives.has(live):
                 self._lives.forget(live)
@@ -134,22 +148,43 @@ class Starter:
         else:
             self._tasks.start(self._ready_in_time(live, live.vm))
 
-    async def _restore(self, live: Live, state: SavedState) -> None:
+    async def _restore(
+        self, live: Live, state: SavedState, soon: Callable[[Live], None] | None = None
+    ) -> None:
         row = live.row
         live.base = state.template
         self._store.bases.pin(state.template.id)
         pair = self._links.pair()
         near, far = (None, None) if pair is None else pair
         hostname = live.config.hostname or row.name[:63]
+        who = Identity(row.uuid, hostname, row.generation)
+        is_attached = False
+
+        def attach() -> None:
+            nonlocal is_attached
+            is_attached = True
+            self._attached(live, pair, resumed=live.woken and state.delta is not None)
+
+        def attach_soon() -> None:
+            attach()
+            assert soon is not None  # noqa: S101 -- passed on only then
+            soon(live)
+
+        trusted = soon is not None and live.woken and row.id not in self._failed_late
+        self._failed_late.discard(row.id)
         try:
             live.vm = await self._host.restore(
-                Identity(row.uuid, hostname, row.generation), state, self.listener(live), near
+                who, state, self.listener(live), near, attach_soon if trusted else None
             )
         except BaseException:
-            if far is not None:
+            if is_attached:
+                self._failed_late.add(row.id)
+                self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
+            elif far is not None:
                 far.close()
             raise
-        self._attached(live, pair, resumed=live.woken and state.delta is not None)
+        if not is_attached:
+            attach()
         if live.state == "starting":
             self._ready(live)
 
