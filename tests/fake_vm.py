@@ -56,9 +56,9 @@ class FakeVm:
             self.memory["talked"] = True
             self.listener.output(f"life {self.memory['lives']} of {self.name}\n".encode())
 
-    async def template(self) -> bytes:
+    async def template(self) -> Saved:
         await asyncio.sleep(0)
-        return self._content()
+        return Saved(self._content(), drew_random="FAKE_DREW_RANDOM" in self.env)
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:  # noqa: ARG002
         await asyncio.sleep(0)

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from torpor.chance import why_not_templated
 from torpor.controller.console import Console
 from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
@@ -19,7 +18,7 @@ from torpor.controller.machines import Machines
 from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, with_documents
 from torpor.controller.saved import SavedStates
 from torpor.controller.templates import Templates
-from torpor.controller.vm import Exit, Identity, VmHost, VmProcess
+from torpor.controller.vm import Exit, Identity, Machine, Saved, VmHost, VmProcess
 from torpor.controller.vm import State as SavedState
 from torpor.errors import TorporError
 from torpor.store import InstanceRow, Store, StoreError
@@ -96,9 +95,7 @@ class Starter:
             if state is None:
                 machine = self._machines.of(row, config)
                 state, live.template_key = self._templates.begin_with(row, machine)
-                why_not = why_not_templated(machine.argv)
-                if why_not is not None:
-                    self._console.output(row.id, f"torpor: {why_not}\n".encode())
+                self._say_why_no_template(row, machine)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         except ItemError as error:
@@ -241,8 +238,9 @@ class Starter:
             try:
                 if live.template_key is not None:
                     saved = await vm.standby(0, busy=True, within_s=STANDBY_S)
-                    await self._become_clone(live, saved.content)
-                    return
+                    if await self._became_clone(live, saved):
+                        return
+                    await vm.go_on()
             except BusyError:
                 live.template_key = None
             except (ItemError, StoreError) as error:
@@ -256,8 +254,8 @@ class Starter:
             if not self._lives.has(live) or live.vm is None:
                 return
             try:
-                if live.state == "starting" and live.template_key is not None:
-                    await self._become_clone(live, await live.vm.template())
+                wanted = live.state == "starting" and live.template_key is not None
+                if wanted and await self._became_clone(live, await live.vm.template()):
                     return
                 await live.vm.go_on()
             except (ItemError, StoreError) as error:
@@ -273,16 +271,30 @@ class Starter:
         else:
             await self._on_lost(live)
 
-    async def _become_clone(self, live: Live, content: bytes) -> None:
-        """Makes a template of the VM as it is now, and goes on as a clone of that."""
+    async def _became_clone(self, live: Live, saved: Saved) -> bool:
+        """Makes a template of the VM as it has just been stored, and goes on as a clone of that.
+
+        Does not where its clones would repeat secrets: the VM is stopped, and the console says why.
+        """
         row, vm = live.row, live.vm
         key, live.template_key = live.template_key, None
         assert vm is not None  # noqa: S101 -- the caller looked
-        template = await self._templates.add(row, content, live.config.image_digest, key)
+        machine = self._machines.of(row, live.config)
+        if self._templates.is_refused(machine, saved):
+            self._say_why_no_template(row, machine)
+            return False
+        image = live.config.image_digest
+        template = await self._templates.add(row, saved.content, image, key)
         live.vm = None
         await vm.release()
         self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
         await self._restore(live, SavedState(template, None))
+        return True
+
+    def _say_why_no_template(self, row: InstanceRow, machine: Machine) -> None:
+        why = self._templates.why_none(machine)
+        if why is not None:
+            self._console.output(row.id, f"torpor: {why}\n".encode())
 
     def _ready(self, live: Live) -> None:
         if live.state != "starting":

@@ -69,6 +69,8 @@ class Saved:
     template: Base | None = None
     warm: Base | None = None
     next_deadline_ns: int | None = None
+    drew_random: bool = False
+    """Random numbers may lie in it that the program has drawn for later (`torpor.chance`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,8 @@ class VmProcess(Protocol):
     async def go_on(self) -> None:
         """Lets a VM that is stopped run on: at readiness, or after `standby`."""
 
-    async def template(self) -> bytes:
-        """The state of a VM that was started cold and is stopped, as a template's file."""
+    async def template(self) -> Saved:
+        """The state of a VM that was started cold and is stopped, as a template."""
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
         """Stops the VM and gives its state, numbered `generation`; `go_on` takes it back.

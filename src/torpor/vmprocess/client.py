@@ -281,6 +281,7 @@ def _stored(message: Message) -> Stored:
         bytes=ok["bytes"],
         pages=ok["pages"],
         next_deadline_ns=ok["next_deadline_ns"],
+        drew_random=ok["drew_random"],
     )
 
 

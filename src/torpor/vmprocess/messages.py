@@ -105,6 +105,9 @@ class Stored:
     """By coding: `zero`, `raw`, `template`, `warm_base`."""
     next_deadline_ns: int | None
     """From the stop to the next timer on CLOCK_MONOTONIC."""
+    drew_random: bool
+    """A program has used a generator of random numbers like BoringSSL's, so that numbers may lie in
+    memory for later use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ mod identity;
 mod point;
 mod ready;
 mod restored;
+mod symbols;
 mod uk;
 
 pub use fork_id::process_number;
@@ -22,7 +23,8 @@ use crate::arch::thread;
 use crate::fs::context::FsContext;
 use crate::host::{self, control};
 use crate::mm::{frame, paging};
-use crate::task::sched;
+use crate::task::process::Process;
+use crate::task::{pid, sched};
 use crate::time::{self, Instant};
 use alloc::rc::Rc;
 use core::ptr::write_volatile;
@@ -82,6 +84,8 @@ fn describe() {
     let next = sched::next_deadline();
     let left_ns = if next == Instant::FAR { u64::MAX } else { next.0.saturating_sub(time::now().0) };
     handover.next_deadline_ns.store(left_ns, Ordering::Relaxed);
+    let wiped = |process: Rc<Process>| process.try_space().is_some_and(|space| space.has_wiped_areas());
+    handover.drew_random.store(u32::from(pid::processes().into_iter().any(wiped)), Ordering::Relaxed);
     let mut entries = 0;
     frame::each_free_dirty(|gpa, len| {
         // What finds no room is kept in the snapshot: larger, not wrong.

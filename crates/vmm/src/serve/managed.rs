@@ -169,6 +169,7 @@ fn restore(
     })?;
     // The host writes all page tables: the vCPU of a new process has not run.
     let mut vm = Vm::prepare(origin, (saved.digest, &file, &memory), None, true, watcher)?;
-    vm.restore(delta.as_deref(), instance, None, metadata.stopped_at_ns)?;
+    let delta = delta.as_deref().map(|file| Reader::new(file)?.expect(Kind::Delta)).transpose()?;
+    vm.restore(delta.as_ref(), instance, None, metadata.stopped_at_ns)?;
     Ok(vm)
 }

@@ -313,9 +313,10 @@ impl Worker {
             false => None,
         };
         let link = if restore.console { Some(descriptors.next("console")?) } else { None };
+        let read = |delta| Reader::new(delta).and_then(|reader| reader.expect(Kind::Delta));
+        let delta = delta.as_deref().map(read).transpose().map_err(Refusal::from)?;
         if let Some(delta) = &delta {
-            let reader = Reader::new(delta).and_then(|reader| reader.expect(Kind::Delta)).map_err(Refusal::from)?;
-            let metadata = reader.metadata();
+            let metadata = delta.metadata();
             let (uuid, generation) =
                 restore.origin.map_or((restore.uuid, restore.generation), |origin| (origin.uuid, origin.generation));
             if metadata.uuid != uuid || metadata.generation != generation {
@@ -329,7 +330,7 @@ impl Worker {
         let instance =
             Instance { uuid: restore.uuid, generation: restore.generation, host_name: restore.host_name.clone() };
         let vm = self.vm.as_mut().expect("it rests");
-        vm.restore(delta.as_deref(), &instance, link.as_ref(), self.template_stopped_at_ns)?;
+        vm.restore(delta.as_ref(), &instance, link.as_ref(), self.template_stopped_at_ns)?;
         self.uuid = restore.uuid;
         self.set_running(Some(Identity { uuid: restore.uuid, generation: restore.generation }));
         let took_ns = u64::try_from(received_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -416,6 +417,7 @@ fn reply_with(captured: Captured) -> Done {
             "warm_base": count(Coding::WarmBase),
         },
         "next_deadline_ns": captured.next_deadline_ns,
+        "drew_random": captured.drew_random,
     });
     Ok((result, Some(file)))
 }
