@@ -26,6 +26,10 @@ from torpor.tasks import Tasks
 
 READY_S = 10.0
 """After this a program that was started counts as ready, though it listens nowhere."""
+RECORD_S = 5.0
+"""After this it is written down that what was starting runs. Many go to standby before, and that
+is written down then; until then `starting` says as much to the next torpord.
+"""
 STANDBY_S = 10.0
 """How long a busy VM may take to come to a point where it can be stored."""
 
@@ -305,10 +309,11 @@ class Starter:
             return
         started_us = (now_ms() - live.facts.started_ms) * 1000
         live.facts = msgspec.structs.replace(live.facts, boot_time_us=started_us)
-        self._tasks.start(self.record_running(live))
+        self._tasks.start(self.record_running(live, after_s=RECORD_S))
 
-    async def record_running(self, live: Live) -> None:
-        """Writes down that an instance runs."""
+    async def record_running(self, live: Live, *, after_s: float = 0.0) -> None:
+        """Writes down that an instance runs, if it still does after that time."""
+        await asyncio.sleep(after_s)
         async with self._lives.lock(live.row.id):
             if self._lives.has(live) and live.state == "running":
                 await self._lives.write_eventually(live, "running")

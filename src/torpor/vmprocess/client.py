@@ -57,6 +57,7 @@ class VMProcess:
         try:
             connection.setblocking(False)
             deadline = asyncio.get_running_loop().time() + timeout_s
+            pause_s = 0.002
             while True:
                 try:
                     connection.connect(f"/proc/self/fd/{holder}/{name}")
@@ -65,7 +66,8 @@ class VMProcess:
                     # Bound, and not listening yet.
                     if asyncio.get_running_loop().time() > deadline:
                         raise
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(1.5 * pause_s, 0.02)
         except BaseException:
             connection.close()
             raise
