@@ -1,12 +1,12 @@
 """Transitions, restarts, adoption and what is kept when things go wrong."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.controller.conftest import FAST
 from tests.fake_vm import FakeHost, FakeVm

@@ -73,6 +73,11 @@ def root_image(name: str) -> Path:
     return ROOTS / f"{name}.erofs"
 
 
+def recipe_digest(name: str) -> str:
+    """Changes whenever what root file system `name` holds might."""
+    return _recipe_digest(RECIPES[name], read_lock())
+
+
 def _recipe_digest(recipe: Recipe, lock: Lock) -> str:
     """Changes whenever what the root file system holds might."""
     digest = hashlib.sha256(repr(recipe).encode())

@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     fn group(n: u128, hosts: &[&str]) -> Group {
-        let service = Service { port: 80, destination_port: 8080, handlers: Vec::new() };
+        let service = Service { port: 80, destination_port: 8080, handlers: Vec::new(), retry_idempotent: false };
         Group {
             group: Uuid::from_u128(n),
             hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),

@@ -24,17 +24,25 @@ class SavedStates:
         self._seal = seal
 
     async def commit(
-        self, row: InstanceRow, saved: Saved, *, image: str, origin: str = ""
+        self,
+        row: InstanceRow,
+        saved: Saved,
+        *,
+        image: str,
+        origin: str = "",
+        wake_ms: int | None = None,
     ) -> InstanceRow:
         """Makes a state the next generation of `row`. Raises ConflictError, NoSpaceError.
 
         A whole state becomes a template that only this instance has, and nothing differs from it.
         """
         if saved.template is not None:
-            return await self._commit(row, saved.content, saved.template, saved.warm, origin)
+            return await self._commit(
+                row, saved.content, saved.template, saved.warm, origin, wake_ms
+            )
         template = await self.add_template(row.owner_id, saved.content, image)
         with self.pinned(template):
-            return await self._commit(row, b"", template, None, origin)
+            return await self._commit(row, b"", template, None, origin, wake_ms)
 
     async def _commit(
         self,
@@ -43,6 +51,7 @@ class SavedStates:
         template: Base,
         warm: Base | None,
         origin: str,
+        wake_ms: int | None,
     ) -> InstanceRow:
         base = _named(template, warm, origin)
         digest = hashlib.sha256(content).digest()
@@ -56,6 +65,7 @@ class SavedStates:
             warm=warm,
             origin=origin,
             mac=mac,
+            wake_ms=wake_ms,
         )
 
     async def read(self, row: InstanceRow) -> State:
@@ -65,7 +75,7 @@ class SavedStates:
             raise MissingError(f"{row.kind} '{row.name}' has no saved state")
         return state
 
-    async def _read(self, row: InstanceRow) -> State | None:
+    async def _read(self, row: InstanceRow, *, resumes: bool = False) -> State | None:
         found = await self._store.snapshots.read(row.id)
         if found is None:
             return None
@@ -81,13 +91,13 @@ class SavedStates:
             _named(template, warm, snapshot.origin),
             snapshot.digest,
         )
-        return State(template, content or None, warm, snapshot.origin)
+        return State(template, content or None, warm, snapshot.origin, resumes)
 
     async def state(self, row: InstanceRow, config: Config) -> State | None:
         """What a VM of this instance begins with; None for a cold start, or a clone of what serves
         its configuration."""
         if row.state == "standby":
-            own = await self._read(row)
+            own = await self._read(row, resumes=True)
             if own is not None:
                 return own
         if not config.template:

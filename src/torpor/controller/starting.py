@@ -12,7 +12,7 @@ from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
 from torpor.controller.groups import ServiceGroups
 from torpor.controller.links import Attachment, Links
-from torpor.controller.live import Live
+from torpor.controller.live import DEFAULT_POLICY, Live
 from torpor.controller.live_set import LiveSet
 from torpor.controller.machines import Machines
 from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, with_documents
@@ -164,7 +164,7 @@ class Starter:
         def attach() -> None:
             nonlocal is_attached
             is_attached = True
-            self._attached(live, pair, resumed=live.woken and state.delta is not None)
+            self._attached(live, pair, resumed=state.resumes)
 
         def attach_soon() -> None:
             attach()
@@ -200,9 +200,13 @@ class Starter:
         live.link_generation = live.row.generation
         if pair is None:
             return
-        row, policy = live.row, live.policy
-        # A VM that a template is made of is gone then: no request may go there.
-        if row.service_id is not None and live.template_key is None:
+        row = live.row
+        policy = live.policy
+        if live.template_key is not None:
+            # A VM that a template is made of is gone then: no request may go there, and it is not
+            # to sleep before.
+            policy = DEFAULT_POLICY
+        elif row.service_id is not None:
             alone = len(self._lives.of_service(row.service_id)) <= 1
             live.group = self._groups.announce(row.service_id, anew=alone)
         what = Attachment(
@@ -211,8 +215,7 @@ class Starter:
             row.generation,
             live.group,
             resumed,
-            policy.policy,
-            policy.cooldown_time_ms,
+            policy,
         )
         self._links.attach(what, pair[1])
 
@@ -241,8 +244,9 @@ class Starter:
                 return
             try:
                 if live.template_key is not None:
-                    saved = await vm.standby(0, busy=True, within_s=STANDBY_S)
-                    if await self._became_clone(live, saved):
+                    if await self._became_clone(
+                        live, lambda: vm.standby(0, busy=True, within_s=STANDBY_S)
+                    ):
                         return
                     await vm.go_on()
             except BusyError:
@@ -259,7 +263,7 @@ class Starter:
                 return
             try:
                 wanted = live.state == "starting" and live.template_key is not None
-                if wanted and await self._became_clone(live, await live.vm.template()):
+                if wanted and await self._became_clone(live, live.vm.template):
                     return
                 await live.vm.go_on()
             except (ItemError, StoreError) as error:
@@ -275,20 +279,27 @@ class Starter:
         else:
             await self._on_lost(live)
 
-    async def _became_clone(self, live: Live, saved: Saved) -> bool:
-        """Makes a template of the VM as it has just been stored, and goes on as a clone of that.
+    async def _became_clone(
+        self, live: Live, stored: Callable[[], Coroutine[Any, Any, Saved]]
+    ) -> bool:
+        """Makes a template of the VM as it is now, and goes on as a clone of that.
 
-        Does not where its clones would repeat secrets: the VM is stopped, and the console says why.
+        Of many that were started at once the first one's serves them all. False where clones
+        would repeat secrets: the VM is stopped, and the console says why.
         """
-        row, vm = live.row, live.vm
-        key, live.template_key = live.template_key, None
-        assert vm is not None  # noqa: S101 -- the caller looked
-        machine = self._machines.of(row, live.config)
-        if self._templates.is_refused(machine, saved):
-            self._say_why_no_template(row, machine)
-            return False
-        image = live.config.image_digest
-        template = await self._templates.add(row, saved.content, image, key)
+        row, vm, key = live.row, live.vm, live.template_key
+        assert vm is not None and key is not None  # noqa: S101, PT018 -- the caller looked
+        template = self._store.bases.by_key(key)
+        if template is None:
+            saved = await stored()
+            machine = self._machines.of(row, live.config)
+            if self._templates.is_refused(machine, saved):
+                live.template_key = None
+                self._say_why_no_template(row, machine)
+                return False
+            image = live.config.image_digest
+            template = await self._templates.add(row, saved.content, image, key)
+        live.template_key = None
         live.vm = None
         await vm.release()
         self._links.detach(row.uuid, live.link_generation, "lost", parked=False)

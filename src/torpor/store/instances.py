@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import apsw
+from msgspec import Struct
+from msgspec.structs import replace
 
 from torpor.store.database import Database
 from torpor.store.errors import (
@@ -26,8 +27,7 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """Which part of a list is wanted. All conditions must hold."""
 
     start: str = ""

@@ -167,9 +167,10 @@ class VMProcess:
         """
         await self._command("link", {}, [link])
 
-    async def template(self, uuid: str) -> Stored:
-        """Store a booted VM that is ready as a template."""
-        return _stored(await self._command("template", {"uuid": uuid}))
+    async def template(self, uuid: str, generation: int = 0) -> Stored:
+        """Store a booted VM as a template, or as the state of an instance, of that generation."""
+        body = {"uuid": uuid, "generation": generation}
+        return _stored(await self._command("template", body))
 
     async def reset(self) -> bool:
         """Put a stopped VM back to rest. False: end the process, it can't be used again."""

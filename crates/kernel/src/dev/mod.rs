@@ -2,6 +2,7 @@
 
 mod memory;
 pub mod tty;
+mod vsock;
 
 use crate::errno::{Errno, Result};
 use crate::fs::device::{major, make, minor};
@@ -23,6 +24,7 @@ pub fn open(rdev: u64, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
             open_terminal(terminal.device(), flags | OpenFlags::NOCTTY)
         }
         (5, 2) => tty::pty::open_master(),
+        (10, vsock::MINOR) => Ok(Rc::new(vsock::Vsock)),
         _ => open_terminal(rdev, flags),
     }
 }
@@ -43,6 +45,7 @@ pub const NODES: &[(&str, u64, u32)] = &[
     ("urandom", make(1, 9), 0o666),
     ("tty", make(5, 0), 0o666),
     ("ptmx", make(5, 2), 0o666),
+    ("vsock", make(10, vsock::MINOR), 0o600),
 ];
 
 /// Symbolic links in /dev.

@@ -61,6 +61,8 @@ struct Ram {
     used_frames: Cell<u64>,
     /// Those of them that are the kernel's heap.
     kernel_frames: Cell<u64>,
+    /// Those that are content of files and shared memory.
+    shared_frames: Cell<u64>,
     peak_frames: Cell<u64>,
     limit_frames: Cell<u64>,
     /// See [`prefer_large_pages`].
@@ -74,6 +76,7 @@ crate::global! {
         free_dirty: Cell::new(0),
         used_frames: Cell::new(0),
         kernel_frames: Cell::new(0),
+        shared_frames: Cell::new(0),
         peak_frames: Cell::new(0),
         limit_frames: Cell::new(0),
         prefers_large_pages: Cell::new(false),
@@ -88,6 +91,7 @@ pub(super) fn init(blocks: Blocks, first: Gpa, limit_bytes: u64) {
         ram.free_dirty.set(0);
         ram.used_frames.set(0);
         ram.kernel_frames.set(0);
+        ram.shared_frames.set(0);
         ram.peak_frames.set(0);
         ram.limit_frames.set(limit_bytes / PAGE_BYTES);
     });
@@ -325,6 +329,11 @@ pub(super) fn free_kernel(pfn: Pfn, order: u32) {
     });
 }
 
+/// Tells that so many frames have become content of files and shared memory, or (below zero) are it no longer.
+pub(crate) fn count_shared(change: i64) {
+    with_ram(|ram, _| ram.shared_frames.set(ram.shared_frames.get().saturating_add_signed(change)));
+}
+
 /// Frames of the kernel's heap.
 pub(crate) fn kernel_pages() -> u64 {
     with_ram(|ram, _| ram.kernel_frames.get())
@@ -422,6 +431,8 @@ pub struct Usage {
     pub used_bytes: u64,
     /// The part of it that is the kernel's heap.
     pub kernel_bytes: u64,
+    /// The part of it that is content of files and shared memory.
+    pub shared_bytes: u64,
     /// The most that was ever given out at a time.
     pub peak_bytes: u64,
 }
@@ -441,6 +452,7 @@ pub fn usage() -> Usage {
         limit_bytes: ram.limit_frames.get() * PAGE_BYTES,
         used_bytes: ram.used_frames.get() * PAGE_BYTES,
         kernel_bytes: ram.kernel_frames.get() * PAGE_BYTES,
+        shared_bytes: ram.shared_frames.get() * PAGE_BYTES,
         peak_bytes: ram.peak_frames.get() * PAGE_BYTES,
     })
 }

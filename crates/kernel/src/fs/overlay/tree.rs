@@ -6,6 +6,7 @@ use crate::fs::device;
 use crate::fs::erofs::{self, Erofs, ErofsError};
 use crate::fs::inode::{FsStatistics, NewInode};
 use crate::mm::addr::{Gpa, PAGE_BYTES};
+use crate::mm::frame;
 use alloc::rc::{Rc, Weak};
 use core::cell::{Cell, RefCell};
 use hashbrown::HashMap;
@@ -160,11 +161,13 @@ impl Tree {
             return Err(Errno::ENOSPC);
         }
         self.used_pages.set(self.used_pages.get() + 1);
+        frame::count_shared(1);
         Ok(())
     }
 
     pub(super) fn release_pages(&self, pages: u64) {
         self.used_pages.set(self.used_pages.get().saturating_sub(pages));
+        frame::count_shared(-pages.cast_signed());
     }
 
     /// The node with number `nid` of the image.

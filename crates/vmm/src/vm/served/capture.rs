@@ -66,12 +66,14 @@ impl Vm {
         self.machine.gate.close();
     }
 
-    /// All of a VM that was booted, as a template.
+    /// All of a VM that was booted, as a template; with a generation as the state of an instance, streams included. After
+    /// [`Vm::settle`].
     ///
     /// # Errors
     /// [`Refusal::Host`].
-    pub fn capture_template(&mut self, uuid: Uuid) -> Result<Captured, Refusal> {
-        self.capture(Kind::Template, uuid, 0, String::new())
+    pub fn capture_template(&mut self, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
+        let streams = if generation > 0 { self.parked(uuid, generation)? } else { String::new() };
+        self.capture(Kind::Template, uuid, generation, streams)
     }
 
     /// What a VM of a template differs by; `with_streams` after [`Vm::settle`].

@@ -51,6 +51,7 @@ pub use base::{Unpack, unpack_template};
 pub use capture::Captured;
 pub use learn::learn_warm_base;
 pub use reset::Outcome as ResetOutcome;
+pub use restore::Whole;
 
 /// What can't be done with a VM, or not now. The VM is as it was before.
 #[derive(Debug, Error)]

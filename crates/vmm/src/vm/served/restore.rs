@@ -8,7 +8,7 @@ use super::super::memory::Gpa;
 use super::super::{Fatal, Ledger};
 use super::base::each_page;
 use super::{Instance, Refusal, Vm, handover};
-use crate::snapshot::metadata::unhex_all;
+use crate::snapshot::metadata::{Uuid, unhex_all};
 use crate::snapshot::pages::{CodedPage, Page, Run, ZEROS};
 use crate::snapshot::{BadSnapshot, Metadata, Reader};
 use std::collections::BTreeSet;
@@ -36,6 +36,36 @@ fn parked_streams(metadata: &Metadata) -> Result<Vec<(u32, Connection)>, BadSnap
     Ok(parked.streams)
 }
 
+/// What a template's file says besides its memory.
+#[derive(Debug, Default)]
+pub struct Whole {
+    stopped_at_ns: u64,
+    uuid: Uuid,
+    generation: u64,
+    streams: Vec<(u32, Connection)>,
+}
+
+impl Whole {
+    /// What metadata say.
+    ///
+    /// # Errors
+    /// [`BadSnapshot`] where they make no sense.
+    pub fn of(metadata: &Metadata) -> Result<Self, BadSnapshot> {
+        let streams = parked_streams(metadata)?;
+        let Metadata { stopped_at_ns, uuid, generation, .. } = *metadata;
+        Ok(Self { stopped_at_ns, uuid, generation, streams })
+    }
+
+    /// The streams that go on in an instance that begins with the template alone: its own, if it is its own state.
+    fn streams_of(&self, instance: &Instance) -> Vec<(u32, Connection)> {
+        if (self.uuid, self.generation) == (instance.uuid, instance.generation) {
+            self.streams.clone()
+        } else {
+            Vec::new()
+        }
+    }
+}
+
 /// Entries of page tables that the guest has to store.
 pub(super) type Entries = Vec<(u64, u64)>;
 
@@ -50,12 +80,13 @@ impl Vm {
         delta: Option<&Reader<'_>>,
         instance: &Instance,
         link: Option<&OwnedFd>,
-        template_stopped_at_ns: u64,
+        whole: &Whole,
     ) -> Result<(), Refusal> {
         let mut entries = Vec::new();
-        let put = self.put(delta, &mut entries, template_stopped_at_ns);
+        let put = self.put(delta, &mut entries);
         let (stopped_at_ns, parked) = match put {
-            Ok(put) => put,
+            Ok(Some(put)) => put,
+            Ok(None) => (whole.stopped_at_ns, whole.streams_of(instance)),
             Err(refusal) => {
                 self.write_base_back()?;
                 return Err(refusal);
@@ -74,8 +105,7 @@ impl Vm {
         &mut self,
         delta: Option<&Reader<'_>>,
         entries: &mut Entries,
-        template_stopped_at_ns: u64,
-    ) -> Result<(u64, Vec<(u32, Connection)>), Refusal> {
+    ) -> Result<Option<(u64, Vec<(u32, Connection)>)>, Refusal> {
         let mut covered = BTreeSet::new();
         let mut on_warm_base = false;
         if let Some(reader) = delta {
@@ -121,8 +151,8 @@ impl Vm {
             let text = format!("{} page-table entries differ: take a VM that has never run", entries.len());
             return Err(Refusal::Busy(text));
         }
-        let Some(reader) = delta else { return Ok((template_stopped_at_ns, Vec::new())) };
-        Ok((reader.metadata().stopped_at_ns, parked_streams(reader.metadata())?))
+        let Some(reader) = delta else { return Ok(None) };
+        Ok(Some((reader.metadata().stopped_at_ns, parked_streams(reader.metadata())?)))
     }
 
     /// Enters the state's streams in the ledger of the new link; its other end says which of them go on.
