@@ -86,7 +86,7 @@ async def running(
         name=name,
         autostart=True,
         service_group=group,
-        scale_to_zero=ScaleToZero(**{"policy": "on", "stateful": True, **policy}),  # type: ignore[arg-type],
+        scale_to_zero=ScaleToZero(**{"policy": "on", "stateful": True, **policy}),  # type: ignore[arg-type]
     )
     (row,) = await controller.create(owner, [request])
     assert isinstance(row, InstanceRow), row
