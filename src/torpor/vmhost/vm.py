@@ -1,12 +1,13 @@
 """A VM that runs in a VM process, as the controller has it."""
 
 import asyncio
-import dataclasses
 import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+import msgspec
 
 from torpor.controller.errors import BusyError, Code, ItemError
 from torpor.controller.vm import Saved, Usage
@@ -79,7 +80,7 @@ class RunningVm:
                 if not isinstance(error, BusyError) or loop.time() > ends_s:
                     raise
             else:
-                return dataclasses.replace(whole, next_deadline_ns=stored.next_deadline_ns)
+                return msgspec.structs.replace(whole, next_deadline_ns=stored.next_deadline_ns)
 
     async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
         if self._template is None:
