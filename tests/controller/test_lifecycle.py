@@ -145,15 +145,22 @@ async def test_a_restart_gives_up_when_stopped(
 
 
 @pytest.mark.parametrize("generation", [0, 1], ids=["its own generation", "another generation"])
-async def test_adoption(store: Store, owner: Owner, tmp_path: Path, generation: int) -> None:
+async def test_adoption(
+    store: Store,
+    owner: Owner,
+    tmp_path: Path,
+    generation: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torpor.controller.starting.RECORD_S", 0.0)
     first_host = FakeHost()
     first = Controller(tmp_path, store, first_host, backoff=FAST)
     await first.open()
     kept = await running(first, owner)
     lost = await running(first, owner)
-    await asyncio.sleep(0)
-    while current(first, kept).state != "running":  # noqa: ASYNC110 -- written in the background
-        await asyncio.sleep(0.01)
+    for row in (kept, lost):
+        while current(first, row).state != "running":  # noqa: ASYNC110 -- in the background
+            await asyncio.sleep(0.01)
     vm = first_host.running[kept.uuid]
     await first.close()
 

@@ -26,6 +26,10 @@ from torpor.tasks import Tasks
 
 READY_S = 10.0
 """After this a program that was started counts as ready, though it listens nowhere."""
+RECORD_S = 5.0
+"""After this it is written down that what was starting runs. Many go to standby before, and that
+is written down then; until then `starting` says as much to the next torpord.
+"""
 STANDBY_S = 10.0
 """How long a busy VM may take to come to a point where it can be stored."""
 
@@ -66,13 +70,27 @@ class Starter:
         self._tasks = tasks
         self._on_ended = ended
         self._on_lost = lost
+        self._failed_late: set[int] = set()
+        """Instances whose last wake failed when the proxy had been told of it already."""
 
     def listener(self, live: Live) -> "Listener":
         """Hears of an instance's VM."""
         return Listener(self, live)
 
-    async def start(self, row: InstanceRow, origin: Origin, attempt: int = 0) -> None:
-        """Starts an instance, cold or from a saved state; its lock is held. Raises ItemError."""
+    async def start(
+        self,
+        row: InstanceRow,
+        origin: Origin,
+        attempt: int = 0,
+        *,
+        soon: Callable[[Live], None] | None = None,
+    ) -> None:
+        """Starts an instance, cold or from a saved state; its lock is held. Raises ItemError.
+
+        `soon` is told of one that wakes when the proxy has its link and it is about to run: what
+        is sent to it meanwhile waits in the link. If that fails after all the link is lost, and
+        the next wake is told when it is over, and why.
+        """
         config, facts = config_of(row.config), facts_of(row.facts)
         live = Live(row, config, facts, "starting", attempt=attempt)
         live.woken = row.state == "standby"
@@ -109,7 +127,7 @@ class Starter:
             if state is None:
                 await self._boot(live)
             else:
-                await self._restore(live, state)
+                await self._restore(live, state, soon)
         except (ItemError, OSError) as error:
             if self._lives.has(live):
                 self._lives.forget(live)
@@ -131,22 +149,43 @@ class Starter:
         else:
             self._tasks.start(self._ready_in_time(live, live.vm))
 
-    async def _restore(self, live: Live, state: SavedState) -> None:
+    async def _restore(
+        self, live: Live, state: SavedState, soon: Callable[[Live], None] | None = None
+    ) -> None:
         row = live.row
         live.base = state.template
         self._store.bases.pin(state.template.id)
         pair = self._links.pair()
         near, far = (None, None) if pair is None else pair
         hostname = live.config.hostname or row.name[:63]
+        who = Identity(row.uuid, hostname, row.generation)
+        is_attached = False
+
+        def attach() -> None:
+            nonlocal is_attached
+            is_attached = True
+            self._attached(live, pair, resumed=state.resumes)
+
+        def attach_soon() -> None:
+            attach()
+            assert soon is not None  # noqa: S101 -- passed on only then
+            soon(live)
+
+        trusted = soon is not None and live.woken and row.id not in self._failed_late
+        self._failed_late.discard(row.id)
         try:
             live.vm = await self._host.restore(
-                Identity(row.uuid, hostname, row.generation), state, self.listener(live), near
+                who, state, self.listener(live), near, attach_soon if trusted else None
             )
         except BaseException:
-            if far is not None:
+            if is_attached:
+                self._failed_late.add(row.id)
+                self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
+            elif far is not None:
                 far.close()
             raise
-        self._attached(live, pair, resumed=state.resumes)
+        if not is_attached:
+            attach()
         if live.state == "starting":
             self._ready(live)
 
@@ -281,10 +320,11 @@ class Starter:
             return
         started_us = (now_ms() - live.facts.started_ms) * 1000
         live.facts = msgspec.structs.replace(live.facts, boot_time_us=started_us)
-        self._tasks.start(self.record_running(live))
+        self._tasks.start(self.record_running(live, after_s=RECORD_S))
 
-    async def record_running(self, live: Live) -> None:
-        """Writes down that an instance runs."""
+    async def record_running(self, live: Live, *, after_s: float = 0.0) -> None:
+        """Writes down that an instance runs, if it still does after that time."""
+        await asyncio.sleep(after_s)
         async with self._lives.lock(live.row.id):
             if self._lives.has(live) and live.state == "running":
                 await self._lives.write_eventually(live, "running")

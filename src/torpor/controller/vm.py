@@ -187,9 +187,18 @@ class VmHost(Protocol):
         """Starts a VM cold; `ready` comes when it is. Raises ItemError if it cannot."""
 
     async def restore(
-        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+        self,
+        who: Identity,
+        state: State,
+        listener: VmListener,
+        link: socket.socket | None,
+        sent: Callable[[], None] | None = None,
     ) -> VmProcess:
-        """Starts a VM from a saved state; it runs. Raises ItemError if it cannot."""
+        """Starts a VM from a saved state; it runs. Raises ItemError if it cannot.
+
+        `sent` is called at most once, when a VM is about to run: from then on its link's far end
+        may be written to.
+        """
 
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:
         """All VM processes that an earlier torpord left, now reporting to `listener(instance)`.
@@ -233,6 +242,7 @@ class NoVmHost:
         state: State,  # noqa: ARG002
         listener: VmListener,  # noqa: ARG002
         link: socket.socket | None,  # noqa: ARG002
+        sent: Callable[[], None] | None = None,  # noqa: ARG002
     ) -> VmProcess:
         raise ItemError(Code.NOT_SUPPORTED, self.reason)
 

@@ -111,16 +111,26 @@ class Host:
         return RunningVm(worker, machine.instance, None, None, self._free)
 
     async def restore(
-        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+        self,
+        who: Identity,
+        state: State,
+        listener: VmListener,
+        link: socket.socket | None,
+        sent: Callable[[], None] | None = None,
     ) -> VmProcess:
         try:
-            return await self._restore(who, state, listener, link)
+            return await self._restore(who, state, listener, link, sent)
         finally:
             if link is not None:
                 link.close()
 
     async def _restore(
-        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+        self,
+        who: Identity,
+        state: State,
+        listener: VmListener,
+        link: socket.socket | None,
+        sent: Callable[[], None] | None,
     ) -> VmProcess:
         template = state.template
         warm = state.warm or self._warm(template)
@@ -136,11 +146,11 @@ class Host:
         try:
             if worker is None:
                 worker = await self._another(template, warm)
-            is_last = False
+            is_last, told = False, sent
             while True:
                 worker.listener = listener
                 try:
-                    await worker.process.restore(restore, delta=delta, console=console)
+                    await worker.process.restore(restore, delta=delta, console=console, sent=told)
                 except (Refused, ConnectionError) as error:
                     worker.listener = None
                     busy = isinstance(error, Refused) and error.code == "busy"
@@ -149,8 +159,10 @@ class Host:
                         self._pool.give(worker)
                         raise
                     worker.kill()
-                    if is_last:
+                    # One that died may have read from the link, which is of no use to another then.
+                    if is_last or (sent is not None and not busy):
                         raise
+                    told = None
                     # So many page tables differ that only a VM that has never run takes them, or
                     # the process has died: one more try, in a fresh one.
                     worker = await self._prepared(template, warm, never_run=busy)
