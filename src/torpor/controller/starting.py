@@ -1,6 +1,7 @@
 """From a row to a VM that runs: cold starts, templates on the way, restores, links to the proxy."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,7 +13,7 @@ from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
 from torpor.controller.groups import ServiceGroups
 from torpor.controller.links import Attachment, Links
-from torpor.controller.live import Live
+from torpor.controller.live import Beginning, Live
 from torpor.controller.live_set import LiveSet
 from torpor.controller.machines import Machines
 from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, with_documents
@@ -80,7 +81,8 @@ class Starter:
             state = await self._saved.state(row, config)
             if state is None:
                 machine = self._machines.of(row, config)
-                state, live.template_key = self._templates.begin_with(row, machine)
+                live.beginning = self._templates.begin_with(row, machine)
+                state = live.beginning.clone_of
                 self._say_why_no_template(row, machine)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
@@ -121,11 +123,12 @@ class Starter:
 
     async def _boot(self, live: Live) -> None:
         machine = self._machines.of(live.row, live.config)
+        machine = msgspec.structs.replace(machine, seed=live.beginning.seed)
         pair = self._links.pair()
         near = None if pair is None else pair[0]
         live.vm = await self._host.boot(machine, self.listener(live), near)
         self._attached(live, pair, resumed=False)
-        if live.row.service_id is None and live.template_key is None:
+        if live.row.service_id is None and not live.beginning.is_stored_when_ready:
             # Nobody waits for it to listen: it runs as soon as it is started.
             self._ready(live)
         else:
@@ -162,8 +165,8 @@ class Starter:
         if pair is None:
             return
         row, policy = live.row, live.policy
-        # A VM that a template is made of is gone then: no request may go there.
-        if row.service_id is not None and live.template_key is None:
+        # A VM that is stored when it is ready is gone then: no request may go there.
+        if row.service_id is not None and not live.beginning.is_stored_when_ready:
             alone = len(self._lives.of_service(row.service_id)) <= 1
             live.group = self._groups.announce(row.service_id, anew=alone)
         what = Attachment(
@@ -194,24 +197,28 @@ class Starter:
 
     async def _ready_in_time(self, live: Live, vm: VmProcess) -> None:
         """A program that listens nowhere is ready after READY_S all the same."""
-        await asyncio.sleep(READY_S)
-        async with self._lives.lock(live.row.id):
-            if not self._lives.has(live) or live.vm is not vm:
+        while True:
+            await asyncio.sleep(READY_S)
+            async with self._lives.lock(live.row.id):
+                if not self._lives.has(live) or live.vm is not vm:
+                    return
+                if live.state != "starting":
+                    return
+                try:
+                    if live.beginning.is_stored_when_ready:
+                        saved = await vm.standby(0, busy=True, within_s=STANDBY_S)
+                        if await self._goes_on_stored(live, saved):
+                            return
+                        await vm.go_on()
+                except BusyError:
+                    if live.beginning.seed is not None:
+                        continue  # its random numbers are still those of its siblings
+                    live.beginning = Beginning()
+                except (ItemError, StoreError) as error:
+                    await self._failed(live, error)
+                    return
+                self._ready(live)
                 return
-            if live.state != "starting":
-                return
-            try:
-                if live.template_key is not None:
-                    saved = await vm.standby(0, busy=True, within_s=STANDBY_S)
-                    if await self._became_clone(live, saved):
-                        return
-                    await vm.go_on()
-            except BusyError:
-                live.template_key = None
-            except (ItemError, StoreError) as error:
-                await self._failed(live, error)
-                return
-            self._ready(live)
 
     async def _at_ready(self, live: Live) -> None:
         """A VM that was started cold has stopped, because its program is ready."""
@@ -219,8 +226,8 @@ class Starter:
             if not self._lives.has(live) or live.vm is None:
                 return
             try:
-                wanted = live.state == "starting" and live.template_key is not None
-                if wanted and await self._became_clone(live, await live.vm.template()):
+                wanted = live.state == "starting" and live.beginning.is_stored_when_ready
+                if wanted and await self._goes_on_stored(live, None):
                     return
                 await live.vm.go_on()
             except (ItemError, StoreError) as error:
@@ -236,24 +243,37 @@ class Starter:
         else:
             await self._on_lost(live)
 
-    async def _became_clone(self, live: Live, saved: Saved) -> bool:
-        """Makes a template of the VM as it has just been stored, and goes on as a clone of that.
+    async def _goes_on_stored(self, live: Live, saved: Saved | None) -> bool:
+        """Stores the VM, which is stopped, and goes on with that in another one; whether it did.
 
-        Does not where its clones would repeat secrets: the VM is stopped, and the console says why.
+        `saved` is a whole state of it that was just taken. It does not where clones would repeat
+        secrets: the console says why.
         """
-        row, vm = live.row, live.vm
-        key, live.template_key = live.template_key, None
+        row, vm, beginning = live.row, live.vm, live.beginning
         assert vm is not None  # noqa: S101 -- the caller looked
-        machine = self._machines.of(row, live.config)
-        if self._templates.is_refused(machine, saved):
-            self._say_why_no_template(row, machine)
-            return False
-        image = live.config.image_digest
-        template = await self._templates.add(row, saved.content, image, key)
+        state = None
+        async with self._templates.sibling(beginning) as sibling:
+            if sibling is not None:
+                # That of another kernel, for one, is refused: then it gets one of its own.
+                with contextlib.suppress(ItemError, StoreError):
+                    delta = await vm.sibling(sibling, row.generation)
+                    state = SavedState(sibling, delta.content)
+            if state is None:
+                whole = saved or await vm.template()
+                machine = self._machines.of(row, live.config)
+                if self._templates.is_refused(machine, whole):
+                    live.beginning = Beginning()
+                    self._say_why_no_template(row, machine)
+                    return False
+                template = await self._templates.add(
+                    row, whole, live.config.image_digest, beginning
+                )
+                state = SavedState(template, None)
+        live.beginning = Beginning()
         live.vm = None
         await vm.release()
         self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
-        await self._restore(live, SavedState(template, None))
+        await self._restore(live, state)
         return True
 
     def _say_why_no_template(self, row: InstanceRow, machine: Machine) -> None:

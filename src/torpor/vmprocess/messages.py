@@ -45,6 +45,8 @@ class Boot:
     user: str = ""
     template: bool = False
     """Stop when the program is ready."""
+    seed: str | None = None
+    """What random numbers begin with, 64 digits: for a VM that is stored then and ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
