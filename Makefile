@@ -54,13 +54,14 @@ fmt: setup ## format Python and Rust
 test-stock-kvm: build ## VM process and guest kernel on a stock kernel's kvm-amd, in emulation
 	$(BIN)/python -m pytest tests/stock_kvm
 
-conformance: build ## all tests, pending ones too; writes docs/conformance.md
+conformance: build ## other people's tests, both ways; writes docs/conformance.md
 	$(BIN)/python -m tests.conformance
 
 soak: build rootfs ## minutes of load and faults, twice (SOAK_MINUTES, default 10)
 	$(BIN)/python -m tests.soak
 	$(BIN)/python -m tests.snapshot.soak
 	FENCING_VMS=200 FENCING_ROUNDS=100 $(BIN)/python -m pytest tests/faults/test_fencing.py
+	FAULTS_VMS=50 FAULTS_S=600 $(BIN)/python -m pytest tests/faults/test_identities.py
 
 bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
 	@scripts/system-packages test

@@ -414,9 +414,12 @@ def anonymous_kib(pid: int) -> int:
 
 
 @contextmanager
-def running(server: Server) -> Iterator[tuple[Address, int]]:
-    """The server in a microVM, once it answers: its address and the id of the VM's broker."""
-    options = ("--memory", server.memory)
+def running(server: Server, *more: str) -> Iterator[tuple[Address, int]]:
+    """The server in a microVM, once it answers: its address and the id of the VM's broker.
+
+    `more` are options of `torpor vm run`.
+    """
+    options = ("--memory", server.memory, *more)
     with vm_process_with_port(server.root, server.port, *server.argv, options=options) as (
         address,
         process,

@@ -3,7 +3,8 @@
 import sys
 from dataclasses import dataclass
 
-from tests.conformance.cpython import MODULES, Outcome, run_module
+from tests.conformance.cpython import MODULES, Outcome, Outcomes, read_kept, run_module
+from tests.conformance.kept import Side
 
 ABSENT = Outcome("absent")
 
@@ -21,19 +22,29 @@ class Module:
         return self.native - len(self.failed)
 
 
-def compare(name: str, only: list[str] | None = None) -> Module:
-    native = run_module(name, "native", only)
+def judge(name: str, native: Outcomes, guest: Outcomes) -> Module:
     passing = [case for case, outcome in native.items() if outcome.word == "passed"]
-    guest = run_module(name, "guest", only)
     outcomes = {case: guest.get(case, ABSENT) for case in passing}
     failed = {case: outcome for case, outcome in outcomes.items() if outcome.word != "passed"}
     return Module(name, len(passing), failed)
 
 
+def compare(name: str, side: Side = Side.GUEST, only: list[str] | None = None) -> Module:
+    return judge(name, run_module(name, Side.NATIVE, only), run_module(name, side, only))
+
+
+def known(name: str, side: Side) -> Module | None:
+    """As `compare`, of what earlier runs have kept; None if one of the two is not finished."""
+    native, guest = read_kept(name, Side.NATIVE), read_kept(name, side)
+    return judge(name, native[0], guest[0]) if native[1] and guest[1] else None
+
+
 def main() -> int:
-    """`python -m tests.conformance.cases [MODULE...]` prints the figures as they come."""
-    for name in sys.argv[1:] or MODULES:
-        module = compare(name)
+    """`python -m tests.conformance.cases [--no-rewrite] [MODULE...]`: figures as they come."""
+    words = sys.argv[1:]
+    side = Side.TRAPPED if "--no-rewrite" in words else Side.GUEST
+    for name in [word for word in words if word != "--no-rewrite"] or MODULES:
+        module = compare(name, side)
         print(f"{name:36} {module.guest} of {module.native}", flush=True)
         for case, outcome in module.failed.items():
             print(f"    {case}: {outcome.word} {outcome.reason}", flush=True)

@@ -2,12 +2,9 @@
 
 A module is run until each of its cases has an outcome: a case that takes too long or ends the
 process has that as its outcome, and the module goes on behind it in a new VM. Outcomes are kept in
-build/conformance/cpython/, a file for each module and side, so that an interrupted run goes on
-where it was; natively they are kept until the root file system changes, in the guest until the
-binary changes.
+build/conformance, so that an interrupted run goes on where it was.
 """
 
-import hashlib
 import json
 import os
 import selectors
@@ -18,12 +15,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.harness import DEFAULT_ENVIRONMENT, REPOSITORY, TORPOR, native_command
-from tests.rootfs.build import SCRIPTS, root_image
-from tests.rootfs.lock import read_lock
+from tests.conformance.kept import Kept, Side
+from tests.harness import DEFAULT_ENVIRONMENT, TORPOR, native_command
+from tests.rootfs.build import root_image
 
 ROOT = "cpython-tests"
-KEPT = REPOSITORY / "build" / "conformance" / "cpython"
 CASE_LIMIT_S = 60.0
 MEMORY = "1G"
 EMPTY_RUNS = 3
@@ -54,15 +50,11 @@ class Outcome:
 Outcomes = dict[str, Outcome]
 
 
-def guest_command(module: str) -> list[str | Path]:
-    return [
-        TORPOR, "vm", "run", "-i", "--memory", MEMORY, root_image(ROOT),
-        "python3", "/srv/cases.py", module,
-    ]  # fmt: skip
-
-
-def natively_command(module: str) -> list[str | Path]:
-    return native_command(ROOT, "python3", "/srv/cases.py", module, alone=True)
+def command(module: str, side: Side) -> list[str | Path]:
+    words = ("python3", "/srv/cases.py", module)
+    if side is Side.NATIVE:
+        return native_command(ROOT, *words, alone=True)
+    return [TORPOR, "vm", "run", "-i", "--memory", MEMORY, *side.options, root_image(ROOT), *words]
 
 
 class Run:
@@ -143,47 +135,31 @@ class Run:
         return (panics or lines or [""])[-1][:300]
 
 
-def identity(side: str) -> str:
-    """Changes when outcomes of `side` may: with the tests' packages, and the guest's binary."""
-    lock = read_lock()
-    packages = {name: lock.debian[name].version for name in lock.roots[ROOT]}
-    digest = hashlib.sha256(json.dumps(packages, sort_keys=True).encode())
-    digest.update((SCRIPTS / ROOT / "cases.py").read_bytes())
-    if side == "guest":
-        digest.update((TORPOR.parent / "torpor-vmm").read_bytes())
-    return digest.hexdigest()
+def read_kept(module: str, side: Side) -> tuple[Outcomes, bool]:
+    """The outcomes known of `module` on `side`, and whether those are all."""
+    stored = Kept(side, ROOT, module).load()
+    if stored is None:
+        return {}, False
+    return {case: Outcome(**fields) for case, fields in stored["outcomes"].items()}, stored[
+        "finished"
+    ]
 
 
-def run_module(module: str, side: str, only: list[str] | None = None) -> Outcomes:
-    """The outcomes of the cases of `module` on `side` (`native` or `guest`), kept ones reused."""
-    folder = KEPT / side
-    folder.mkdir(parents=True, exist_ok=True)
-    kept, log = folder / f"{module}.json", folder / f"{module}.log"
-    current = identity(side)
-    done: Outcomes = {}
-    if only is None and kept.exists():
-        stored = json.loads(kept.read_text())
-        if stored["identity"] == current:
-            done = {case: Outcome(**fields) for case, fields in stored["outcomes"].items()}
-            if stored["finished"]:
-                return done
-    if not done:
-        log.unlink(missing_ok=True)
-    command = guest_command(module) if side == "guest" else natively_command(module)
+def run_module(module: str, side: Side, only: list[str] | None = None) -> Outcomes:
+    """The outcomes of the cases of `module` on `side`, kept ones reused; `only` some: none kept."""
+    kept = Kept(side, ROOT, module)
+    done, finished = read_kept(module, side) if only is None else ({}, False)
+    if not done and only is None:
+        kept.log.unlink(missing_ok=True)
     empty_runs = 0
-    while True:
-        run = Run(command, done, only)
+    while not finished:
+        run = Run(command(module, side), done, only)
         done |= run.outcomes
         empty_runs = 0 if run.outcomes else empty_runs + 1
         finished = run.finished or empty_runs == EMPTY_RUNS
         if only is None:
-            with log.open("ab") as file:
+            with kept.log.open("ab") as file:
                 file.write(run.log)
-            stored = {
-                "identity": current,
-                "finished": finished,
-                "outcomes": {case: asdict(outcome) for case, outcome in done.items()},
-            }
-            kept.write_text(json.dumps(stored, indent=1))
-        if finished:
-            return done
+            outcomes = {case: asdict(outcome) for case, outcome in done.items()}
+            kept.store({"finished": finished, "outcomes": outcomes})
+    return done

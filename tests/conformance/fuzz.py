@@ -8,8 +8,9 @@ the same difference. The programs are tests/rootfs/programs/fuzz: a seed always 
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from tests.conformance.kept import Kept, Side
 from tests.harness import run_native, vm_run
 
 ROOT = "programs"
@@ -47,13 +48,13 @@ def programs(output: bytes) -> dict[int, Lines]:
     return found
 
 
-def compare(first: int, count: int, *cut: int) -> list[Difference]:
+def compare(first: int, count: int, *cut: int, side: Side = Side.GUEST) -> list[Difference]:
     """Run both sides; `cut` is the number of steps and the steps to leave out."""
     words = ["fuzz", *map(str, (first, count, *cut))]
     native = run_native(ROOT, *words, timeout_s=TIMEOUT_S, alone=True)
     if native.status != 0:
         raise RuntimeError(f"{words} does not even run natively: {native}")
-    guest = vm_run(ROOT, *words, timeout_s=TIMEOUT_S)
+    guest = vm_run(ROOT, *words, options=side.options, timeout_s=TIMEOUT_S)
     guest_programs = programs(guest.stdout)
     found = []
     for seed, lines in programs(native.stdout).items():
@@ -63,6 +64,22 @@ def compare(first: int, count: int, *cut: int) -> list[Difference]:
     if guest.status != 0:
         last = guest.stderr.decode(errors="replace")[-2000:]
         found.append(Difference(first, "exit status 0", f"exit status {guest.status}: {last}", 0))
+    return found
+
+
+def known(first: int, count: int, side: Side) -> list[Difference] | None:
+    """What is kept of a batch."""
+    stored = Kept(side, ROOT, f"fuzz-{first}-{count}").load()
+    return None if stored is None else [Difference(**fields) for fields in stored]
+
+
+def compare_once(first: int, count: int, side: Side) -> list[Difference]:
+    """As `compare`, or what is kept of that."""
+    found = known(first, count, side)
+    if found is None:
+        found = compare(first, count, side=side)
+        kept = Kept(side, ROOT, f"fuzz-{first}-{count}")
+        kept.store([asdict(difference) for difference in found])
     return found
 
 

@@ -1,12 +1,14 @@
 """stress-ng's stressors with their own verification, in a microVM and natively beside.
 
-`python -m tests.conformance.stress_ng [STRESSOR...]` runs them and prints what failed.
+`python -m tests.conformance.stress_ng [--no-rewrite] [STRESSOR...]` runs them and prints what
+failed. Outcomes are kept: see tests/conformance/kept.py.
 """
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from tests.conformance.kept import Kept, Side
 from tests.harness import Result, run_native, vm_run
 
 ROOT = "stress"
@@ -69,31 +71,46 @@ def command(stressor: str) -> list[str]:
     return ["stress-ng", *options, f"--{stressor}", "1"]
 
 
-def natively(stressor: str) -> Outcome:
-    return outcome(run_native(ROOT, *command(stressor), timeout_s=TIMEOUT_S, alone=True))
-
-
-def in_guest(stressor: str) -> Outcome:
+def in_guest(stressor: str, side: Side) -> Outcome:
+    options = ("--memory", MEMORY, *side.options)
     try:
-        result = vm_run(ROOT, *command(stressor), options=("--memory", MEMORY), timeout_s=TIMEOUT_S)
+        result = vm_run(ROOT, *command(stressor), options=options, timeout_s=TIMEOUT_S)
     except TimeoutError as error:
         return Outcome("failed", f"took longer than {TIMEOUT_S} s: {str(error)[-200:]}")
     return outcome(result)
 
 
-def compare(stressor: str) -> tuple[Outcome, Outcome]:
-    """The outcomes natively and in the guest; they agree if both are the same word."""
-    return natively(stressor), in_guest(stressor)
+def run(stressor: str, side: Side) -> Outcome:
+    """The outcome of a stressor on one side, the one that is kept if there is one."""
+    kept = Kept(side, ROOT, f"stress-{stressor}")
+    stored = kept.load()
+    if stored is not None:
+        return Outcome(**stored)
+    if side is Side.NATIVE:
+        found = outcome(run_native(ROOT, *command(stressor), timeout_s=TIMEOUT_S, alone=True))
+    else:
+        found = in_guest(stressor, side)
+    kept.store(asdict(found))
+    return found
+
+
+def known(stressor: str, side: Side) -> Outcome | None:
+    """What is kept of a stressor."""
+    stored = Kept(side, ROOT, f"stress-{stressor}").load()
+    return None if stored is None else Outcome(**stored)
 
 
 def main() -> int:
+    words = sys.argv[1:]
+    side = Side.TRAPPED if "--no-rewrite" in words else Side.GUEST
+    stressors = [word for word in words if word != "--no-rewrite"] or STRESSORS
     bad = 0
-    for stressor in sys.argv[1:] or STRESSORS:
-        native, guest = compare(stressor)
+    for stressor in stressors:
+        native, guest = run(stressor, Side.NATIVE), run(stressor, side)
         if native.word != guest.word:
             bad += 1
             print(f"{stressor}: {guest.word} ({guest.reason}), natively {native.word}", flush=True)
-    print(f"{bad} of {len(sys.argv[1:] or STRESSORS)} differ")
+    print(f"{bad} of {len(stressors)} differ")
     return 1 if bad else 0
 
 

@@ -111,3 +111,34 @@ print(os.listdir("/tmp/a"))
         "['file'] ok ok",
         "[]",
     ], result
+
+
+SHORT_OF_MEMORY = """
+import mmap, os, signal, sys
+held = os.pipe()
+child = os.fork()
+if child == 0:
+    memory = bytearray(150 << 20)
+    os.write(held[1], b"x")
+    signal.pause()
+os.read(held[0], 1)
+wanted = memoryview(mmap.mmap(-1, 120 << 20))
+at = 0
+with open("/dev/zero", "rb", buffering=0) as zeros:
+    while at < len(wanted):
+        at += zeros.readinto(wanted[at : at + (1 << 20)])
+print(at >> 20, os.WTERMSIG(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_calls_wait_for_memory() -> None:
+    """A system call that needs a page goes on when another process has been ended for it."""
+    result = vm_run("python", "python3", "-c", SHORT_OF_MEMORY, options=("--memory", "256M"))
+    assert result.stdout == b"120 9\n", str(result)
+
+
+def test_memory_of_files_is_told() -> None:
+    """In /proc/meminfo, in KiB: a file of 8 MiB and shared memory come and go."""
+    shown = "awk '/^(Cached|Shmem):/ { print int($2 / 1024) }' /proc/meminfo"
+    result = sh(f"{shown}; head -c 8388608 /dev/zero > /tmp/file; {shown}; rm /tmp/file; {shown}")
+    assert result.stdout.split() == [b"0", b"0", b"8", b"8", b"0", b"0"], str(result)

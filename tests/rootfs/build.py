@@ -17,7 +17,7 @@ from tests.rootfs.fetch import (
 )
 from tests.rootfs.lock import LOCK, Lock, read_lock
 from tests.rootfs.recipes import EXCLUDED_PATHS, RECIPES, Recipe
-from torpor.erofs import make_erofs
+from torpor.erofs import make_erofs, settle_erofs
 
 ROOTS = REPOSITORY / "build" / "rootfs"
 PROGRAMS = Path(__file__).with_name("programs")
@@ -60,6 +60,7 @@ def make_root(name: str) -> Path:
         _fill(work, recipe, lock)
         image = ROOTS / f"{name}.erofs.new"
         make_erofs(work, image)
+        settle_erofs(image)
         work.rename(final)
         image.rename(ROOTS / f"{name}.erofs")
         stamp.write_text(wanted)
@@ -70,6 +71,11 @@ def root_image(name: str) -> Path:
     """The EROFS image of root file system `name`, made like `make_root`."""
     make_root(name)
     return ROOTS / f"{name}.erofs"
+
+
+def recipe_digest(name: str) -> str:
+    """Changes whenever what root file system `name` holds might."""
+    return _recipe_digest(RECIPES[name], read_lock())
 
 
 def _recipe_digest(recipe: Recipe, lock: Lock) -> str:

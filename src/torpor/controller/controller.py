@@ -95,6 +95,7 @@ class Controller:
             self.events,
             self.console,
             backoff,
+            policy.timer_interval_s,
         )
         self.router = Router(
             store, self.lifecycle, self.groups, self.links, self.console, self.events

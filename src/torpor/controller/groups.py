@@ -246,6 +246,7 @@ def _document(row: ServiceRow) -> dict[str, Any]:
                 "port": service.port,
                 "destination_port": service.destination_port or service.port,
                 "handlers": list(service.handlers),
+                "retry_idempotent": service.retry_idempotent,
             }
             for service in config.services
         ],

@@ -13,13 +13,13 @@ from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
 from torpor.controller.groups import ServiceGroups
 from torpor.controller.links import Attachment, Links
-from torpor.controller.live import Beginning, Live
+from torpor.controller.live import DEFAULT_POLICY, Beginning, Live
 from torpor.controller.live_set import LiveSet
 from torpor.controller.machines import Machines
 from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, with_documents
 from torpor.controller.saved import SavedStates
 from torpor.controller.templates import Templates
-from torpor.controller.vm import Exit, Identity, Machine, Saved, VmHost, VmProcess
+from torpor.controller.vm import Exit, Identity, Machine, VmHost, VmProcess
 from torpor.controller.vm import State as SavedState
 from torpor.errors import TorporError
 from torpor.store import InstanceRow, Store, StoreError
@@ -149,7 +149,7 @@ class Starter:
             if far is not None:
                 far.close()
             raise
-        self._attached(live, pair, resumed=live.woken and state.delta is not None)
+        self._attached(live, pair, resumed=state.resumes)
         if live.state == "starting":
             self._ready(live)
 
@@ -164,9 +164,13 @@ class Starter:
         live.link_generation = live.row.generation
         if pair is None:
             return
-        row, policy = live.row, live.policy
-        # A VM that is stored when it is ready is gone then: no request may go there.
-        if row.service_id is not None and not live.beginning.is_stored_when_ready:
+        row = live.row
+        policy = live.policy
+        if live.beginning.is_stored_when_ready:
+            # Its VM is gone when it is ready: no request may go there, and it is not to sleep
+            # before.
+            policy = DEFAULT_POLICY
+        elif row.service_id is not None:
             alone = len(self._lives.of_service(row.service_id)) <= 1
             live.group = self._groups.announce(row.service_id, anew=alone)
         what = Attachment(
@@ -175,8 +179,7 @@ class Starter:
             row.generation,
             live.group,
             resumed,
-            policy.policy,
-            policy.cooldown_time_ms,
+            policy,
         )
         self._links.attach(what, pair[1])
 
@@ -206,8 +209,7 @@ class Starter:
                     return
                 try:
                     if live.beginning.is_stored_when_ready:
-                        saved = await vm.standby(0, busy=True, within_s=STANDBY_S)
-                        if await self._goes_on_stored(live, saved):
+                        if await self._goes_on_stored(live, runs=True):
                             return
                         await vm.go_on()
                 except BusyError:
@@ -227,7 +229,7 @@ class Starter:
                 return
             try:
                 wanted = live.state == "starting" and live.beginning.is_stored_when_ready
-                if wanted and await self._goes_on_stored(live, None):
+                if wanted and await self._goes_on_stored(live):
                     return
                 await live.vm.go_on()
             except (ItemError, StoreError) as error:
@@ -243,32 +245,32 @@ class Starter:
         else:
             await self._on_lost(live)
 
-    async def _goes_on_stored(self, live: Live, saved: Saved | None) -> bool:
-        """Stores the VM, which is stopped, and goes on with that in another one; whether it did.
+    async def _goes_on_stored(self, live: Live, *, runs: bool = False) -> bool:
+        """Stores the VM, which is stopped (or `runs`), and goes on with that in another one.
 
-        `saved` is a whole state of it that was just taken. It does not where clones would repeat
-        secrets: the console says why.
+        Of many that were started at once the first one's template serves them all. False where
+        clones would repeat secrets: the VM is stopped, and the console says why.
         """
         row, vm, beginning = live.row, live.vm, live.beginning
-        assert vm is not None  # noqa: S101 -- the caller looked
-        state = None
-        async with self._templates.sibling(beginning) as sibling:
-            if sibling is not None:
+        assert vm is not None and beginning.key is not None  # noqa: S101, PT018 -- the caller looked
+        async with self._templates.base_of(beginning) as (state, sibling):
+            whole = None
+            if state is None and runs:
+                whole = await vm.standby(0, busy=True, within_s=STANDBY_S)
+            if state is None and sibling is not None:
                 # That of another kernel, for one, is refused: then it gets one of its own.
                 with contextlib.suppress(ItemError, StoreError):
                     delta = await vm.sibling(sibling, row.generation)
                     state = SavedState(sibling, delta.content)
             if state is None:
-                whole = saved or await vm.template()
+                whole = whole or await vm.template()
                 machine = self._machines.of(row, live.config)
                 if self._templates.is_refused(machine, whole):
                     live.beginning = Beginning()
                     self._say_why_no_template(row, machine)
                     return False
-                template = await self._templates.add(
-                    row, whole, live.config.image_digest, beginning
-                )
-                state = SavedState(template, None)
+                image = live.config.image_digest
+                state = SavedState(await self._templates.add(row, whole, image, beginning), None)
         live.beginning = Beginning()
         live.vm = None
         await vm.release()

@@ -111,21 +111,25 @@ class Templates:
         return await self._saved.add_template(row.owner_id, saved.content, image, key, family)
 
     @asynccontextmanager
-    async def sibling(self, beginning: Beginning) -> AsyncIterator[Base | None]:
-        """The template that a new state is to be a difference to, or None: then it becomes one.
+    async def base_of(
+        self, beginning: Beginning
+    ) -> AsyncIterator[tuple[State | None, Base | None]]:
+        """What a VM goes on as that is stored because it is ready, within the block.
 
-        That is to be recorded within the block: another one of the family waits for it.
+        A clone of the template of its configuration; else a difference to the other template; where
+        there is neither it becomes a template itself, and others of its family wait for that.
         """
-        if beginning.family is None or beginning.is_asked_for:
-            yield None
-            return
-        found = self._store.bases.by_family(beginning.family)
-        if found is not None:
-            yield found
-            return
-        lock = self._first_of.setdefault(beginning.family, asyncio.Lock())
+        key, family = beginning.key, beginning.family
+        assert key is not None  # noqa: S101 -- it is stored for that
+        lock = self._first_of.setdefault(family or key, asyncio.Lock())
         async with lock:
-            yield self._store.bases.by_family(beginning.family)
+            template = self._store.bases.by_key(key)
+            if template is not None:
+                yield State(template, None), None
+            elif family is None or beginning.is_asked_for:
+                yield None, None
+            else:
+                yield None, self._store.bases.by_family(family)
 
     # Warm bases ---------------------------------------------------------------------------------
 

@@ -57,6 +57,8 @@ class State(Struct, frozen=True):
     """The warm base that the delta is coded against."""
     origin: str = ""
     """UUID/GENERATION that the delta was stored as, where that was another instance."""
+    resumes: bool = False
+    """It is the instance's own, which goes on with the connections that it had."""
 
 
 class Saved(Struct, frozen=True):

@@ -87,8 +87,8 @@ class Bases:
         return self._one("a.key = ?", key)
 
     def by_family(self, family: bytes) -> Base | None:
-        """The first template of a family, or None."""
-        return self._one("a.family = ? ORDER BY a.id LIMIT 1", family)
+        """The newest template of a family, or None: older ones may be of an older kernel."""
+        return self._one("a.family = ? ORDER BY a.id DESC LIMIT 1", family)
 
     def by_digest(self, digest: bytes) -> Base | None:
         """The one whose file has this digest, or None."""

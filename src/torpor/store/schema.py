@@ -173,6 +173,12 @@ CREATE TABLE logs(
 ) STRICT, WITHOUT ROWID;
 """
 
+# When the instance is to be woken for a timer of its own; null for never.
+_TIMERS = """
+ALTER TABLE snapshots ADD COLUMN wake_ms INTEGER;
+CREATE INDEX snapshots_by_wake ON snapshots(wake_ms) WHERE wake_ms IS NOT NULL;
+"""
+
 _FAMILIES = """
 -- The digest of a configuration but for its environment: of a template that was begun with the
 -- random numbers of that family, so that its siblings are small differences to it.
@@ -180,7 +186,7 @@ ALTER TABLE bases ADD COLUMN family BLOB CHECK(family IS NULL OR length(family) 
 CREATE INDEX bases_of_family ON bases(family) WHERE family IS NOT NULL;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _FAMILIES)
+MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS, _FAMILIES)
 
 
 def migrate(connection: apsw.Connection) -> None:

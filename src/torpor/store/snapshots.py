@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import apsw
-from msgspec.structs import replace
 
 from torpor.store.bases import Bases, drop_blob
 from torpor.store.blobs import LOWER, UPPER, BlobFiles
@@ -49,31 +48,31 @@ class Snapshots:
         content: bytes,
         *,
         created_ms: int,
+        digest: bytes | None = None,
         template: Base | None = None,
         warm: Base | None = None,
         origin: str = "",
         mac: bytes = b"",
+        wake_ms: int | None = None,
     ) -> InstanceRow:
         """Makes `content` the state of `row`, whose other columns are written along with it.
 
         `row.generation` is the generation that `content` was made from; the row that comes back
-        has the next one. Raises ConflictError, and then nothing has changed.
+        has the next one. `digest` is the SHA-256 of `content`, for who has it already; `wake_ms` is
+        when `due` names it. Raises ConflictError, and then nothing has changed.
         """
-        digest = hashlib.sha256(content).digest()
+        if digest is None:
+            digest = hashlib.sha256(content).digest()
         large = len(content) > INLINE_MAX_BYTES
         dropped: list[tuple[bytes, str]] = []
 
         def change(connection: apsw.Connection) -> InstanceRow:
-            written = write_row(connection, row)
-            connection.execute(
-                "UPDATE instances SET generation=generation+1 WHERE id=? AND generation=?",
-                (row.id, row.generation),
-            )
-            if isinstance(written, StoreError) or connection.changes() != 1:
+            written = write_row(connection, row, commits=True)
+            if isinstance(written, StoreError):
                 raise ConflictError(
                     f"{row.kind} '{row.name}' is not at generation {row.generation} any more: "
                     "this snapshot of it is discarded"
-                )
+                ) from written
             former = _take(connection, row.id)
             if large:
                 connection.execute(
@@ -82,7 +81,7 @@ class Snapshots:
                     (digest, len(content), created_ms),
                 )
             connection.execute(
-                "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     row.id,
                     row.generation + 1,
@@ -95,10 +94,13 @@ class Snapshots:
                     len(content),
                     None if large else content,
                     digest if large else None,
+                    wake_ms,
                 ),
             )
+            if template is not None and former[1] == template.id:
+                former = (former[0], None)
             dropped.extend(self._drop_orphans(connection, former))
-            return replace(written, generation=row.generation + 1)
+            return written
 
         with ExitStack() as held:
             if large:
@@ -112,6 +114,14 @@ class Snapshots:
         """The committed state of an instance, without its content."""
         found = self._database.reader.execute(_FIND, (instance_id,)).fetchone()
         return None if found is None else self._snapshot(found)
+
+    def due(self, now_ms: int, limit: int) -> list[int]:
+        """Ids of instances whose committed state asks to be woken by now, the earliest first."""
+        sql = (
+            "SELECT s.instance_id FROM snapshots s JOIN instances i ON i.id = s.instance_id "
+            "WHERE s.wake_ms <= ? AND i.state = 'standby' ORDER BY s.wake_ms LIMIT ?"
+        )
+        return [int(found) for (found,) in self._database.reader.execute(sql, (now_ms, limit))]
 
     async def read(self, instance_id: int) -> tuple[Snapshot, bytes] | None:
         """The committed state of an instance with its content, its checksum verified.

@@ -47,7 +47,7 @@ class RunningVm:
 
     async def template(self) -> Saved:
         try:
-            return await self._whole()
+            return await self._whole(0)
         except BusyError:
             # Something came in between, and has to get to the guest first.
             await self.go_on()
@@ -65,10 +65,9 @@ class RunningVm:
         stored = await self._ask("be stored as a sibling", work)
         return Saved(read_all(stored.descriptor), template)
 
-    async def _whole(self) -> Saved:
-        return self._saved(
-            await self._ask("be stored", self.worker.process.template(_hex(self._uuid)))
-        )
+    async def _whole(self, generation: int) -> Saved:
+        work = self.worker.process.template(_hex(self._uuid), generation)
+        return self._saved(await self._ask("be stored", work))
 
     def _saved(self, stored: Stored) -> Saved:
         return Saved(
@@ -80,18 +79,23 @@ class RunningVm:
         )
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
-        process = self.worker.process
-        work = process.standby(generation, within_s=within_s, busy=busy)
-        stored = await self._ask("be put into standby", work)
-        saved = self._saved(stored)
-        if self._template is not None:
-            return saved
-        try:
-            whole = await self._whole()
-        except ItemError:
-            await self.go_on()
-            raise
-        return msgspec.structs.replace(saved, content=whole.content)
+        process, loop = self.worker.process, asyncio.get_running_loop()
+        ends_s = loop.time() + within_s
+        while True:
+            work = process.standby(generation, within_s=within_s, busy=busy)
+            stored = await self._ask("be put into standby", work)
+            if self._template is not None:
+                return self._saved(stored)
+            os.close(stored.descriptor)
+            try:
+                whole = await self._whole(generation)
+            except ItemError as error:
+                await self.go_on()
+                # What has come meanwhile has to get to the guest first, and then it is tried again.
+                if not isinstance(error, BusyError) or loop.time() > ends_s:
+                    raise
+            else:
+                return msgspec.structs.replace(whole, next_deadline_ns=stored.next_deadline_ns)
 
     async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
         if self._template is None:

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/mount.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
@@ -91,6 +92,16 @@ static void splices(void) {
     SHOW(vmsplice(a[0], out, 2, 0));
     SHOW(memcmp(data, data + 100000, 5000));
     SHOW(vmsplice(a[0], out, 2, SPLICE_F_NONBLOCK));
+    /* A slot is a page of the program's memory, or a part of one. */
+    static char given[5 * 4096] __attribute__((aligned(4096)));
+    struct iovec unaligned[2] = {{given + 4000, 4096}, {given + 12000, 10}};
+    SHOW(fcntl(a[1], F_SETPIPE_SZ, 4 * 4096));
+    SHOW(vmsplice(a[1], unaligned, 2, SPLICE_F_NONBLOCK));
+    SHOW(fcntl(a[1], F_SETPIPE_SZ, 2 * 4096));
+    SHOW(vmsplice(a[1], unaligned, 1, SPLICE_F_NONBLOCK));
+    SHOW(vmsplice(a[1], unaligned, 1, SPLICE_F_NONBLOCK));
+    SHOW(read(a[0], data, sizeof data));
+    SHOW(fcntl(a[1], F_SETPIPE_SZ, 65536));
     close(a[1]);
     SHOW(splice(a[0], NULL, b[1], NULL, 10, 0));
     SHOW(tee(a[0], b[1], 10, 0));
@@ -232,6 +243,23 @@ static void watches(void) {
     printf("%x\n", p.revents);
 }
 
+static void unmounted(void) {
+    TITLE("inotify and a file system that ends");
+    instance = inotify_init1(IN_NONBLOCK);
+    mkdir("/tmp/mounted", 0700), mkdir("/tmp/bound", 0700);
+    SHOW(mount("none", "/tmp/mounted", "tmpfs", 0, NULL));
+    close(open("/tmp/mounted/file", O_CREAT | O_WRONLY, 0600));
+    SHOW(inotify_add_watch(instance, "/tmp/mounted", IN_CREATE));
+    SHOW(inotify_add_watch(instance, "/tmp/mounted/file", IN_MODIFY));
+    SHOW(inotify_add_watch(instance, "/tmp", IN_CREATE));
+    SHOW(mount("/tmp/mounted", "/tmp/bound", NULL, MS_BIND, NULL));
+    SHOW(umount("/tmp/bound"));
+    show_events("mounted elsewhere");
+    SHOW(umount("/tmp/mounted"));
+    show_events("mounted nowhere");
+    SHOW(inotify_rm_watch(instance, 1));
+}
+
 static void memfds(void) {
     TITLE("memfd");
     char path[64], text[64], name[300];
@@ -293,6 +321,7 @@ int main(void) {
     splices();
     copies();
     watches();
+    unmounted();
     memfds();
     return 0;
 }

@@ -251,6 +251,15 @@ static void options(void) {
     SHOW(set(t, SOL_SOCKET, 9999, 1)), SHOW(option(t, IPPROTO_TCP, 9999));
     SHOW(setsockopt(t, SOL_SOCKET, SO_KEEPALIVE, NULL, 4));
     SHOW(setsockopt(t, SOL_SOCKET, SO_KEEPALIVE, &t, 1));
+    int unix_pair[2];
+    socketpair(AF_UNIX, SOCK_DGRAM, 0, unix_pair);
+    int sockets[] = {t, u, six, unix_pair[0]}, levels[] = {IPPROTO_IP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_IPV6, 9999};
+    for (unsigned i = 0; i < sizeof sockets / sizeof *sockets; i++)
+        for (unsigned j = 0; j < sizeof levels / sizeof *levels; j++) {
+            int other = set(sockets[i], levels[j], 9998, 1) ? errno : 0, small = setsockopt(sockets[i], levels[j], 9998, &t, 1) ? errno : 0;
+            printf("  %u at %d: get %d, set %d, a byte %d\n", i, levels[j], option(sockets[i], levels[j], 9998), other, small);
+        }
+    close(unix_pair[0]), close(unix_pair[1]);
     close(t), close(u), close(six);
 }
 
@@ -340,6 +349,54 @@ static void passing(void) {
     SHOW(connect(d, (void *)&name, 14));
 }
 
+/* Whom a message is from, as recvfrom(2) tells. */
+static void show_source(const char *what, int fd, int flags) {
+    char buffer[16];
+    struct sockaddr_un from = {.sun_family = 99};
+    socklen_t len = sizeof from;
+    long n = recvfrom(fd, buffer, 2, flags | MSG_DONTWAIT, (void *)&from, &len);
+    int error = n < 0 ? errno : 0;
+    printf("  %s: %ld, error %d, family %d, %u bytes\n", what, n, error, n < 0 ? 0 : from.sun_family, n < 0 ? 0 : len);
+}
+
+static void unix_names(void) {
+    TITLE("names of Unix sockets");
+    int types[] = {SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET};
+    for (int i = 0; i < 3; i++) {
+        int pair[2], l = socket(AF_UNIX, types[i], 0), c = socket(AF_UNIX, types[i], 0);
+        struct sockaddr_un name = {AF_UNIX, "\0torpor-names"}, own = {AF_UNIX, "\0torpor-own"};
+        socketpair(AF_UNIX, types[i], 0, pair);
+        write(pair[0], "abc", 3), write(pair[0], "def", 3);
+        show_source("unnamed", pair[1], MSG_PEEK | MSG_TRUNC), show_source("unnamed", pair[1], 0);
+        SHOW(bind(l, (void *)&name, 15)), SHOW(bind(c, (void *)&own, 13));
+        listen(l, 1), SHOW(connect(c, (void *)&name, 15));
+        int s = types[i] == SOCK_DGRAM ? l : accept(l, NULL, NULL);
+        write(c, "abc", 3);
+        show_source("named", s, MSG_PEEK), show_source("named", s, MSG_TRUNC);
+        write(s, "abc", 3);
+        show_source("by the listener's name", c, 0);
+        close(pair[0]), close(pair[1]), close(c), close(s), close(l);
+    }
+}
+
+static void unix_datagram_peers(void) {
+    TITLE("datagram peers that go");
+    int pair[2];
+    socketpair(AF_UNIX, SOCK_DGRAM, 0, pair);
+    write(pair[1], "unread", 6);
+    close(pair[1]);
+    SHOW(write(pair[0], "x", 1)), show_source("what it had", pair[0], 0);
+    SHOW(write(pair[0], "x", 1)), SHOW(option(pair[0], SOL_SOCKET, SO_ERROR));
+    close(pair[0]);
+    socketpair(AF_UNIX, SOCK_DGRAM, 0, pair);
+    struct sockaddr none = {AF_UNSPEC, {0}};
+    write(pair[1], "unread", 6);
+    SHOW(connect(pair[0], &none, sizeof none)), show_source("after", pair[0], 0);
+    events("the peer", pair[1]), SHOW(option(pair[1], SOL_SOCKET, SO_ERROR));
+    SHOW(write(pair[1], "x", 1)), SHOW(write(pair[0], "x", 1));
+    close(pair[0]), close(pair[1]);
+}
+
 static void loopback_interface(void) {
     TITLE("lo");
     int fd = socket(AF_INET, SOCK_DGRAM, 0);
@@ -371,5 +428,7 @@ int main(void) {
     datagrams();
     six();
     passing();
+    unix_names();
+    unix_datagram_peers();
     loopback_interface();
 }

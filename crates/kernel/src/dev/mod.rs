@@ -2,6 +2,7 @@
 
 mod memory;
 pub mod tty;
+mod vsock;
 
 use crate::errno::{Errno, Result};
 use crate::fs::device::{major, make, minor};
@@ -9,17 +10,6 @@ use crate::fs::file::{FileOps, OpenFlags};
 use crate::fs::inode::{FileType, Metadata, Timestamp};
 use crate::task::current;
 use alloc::rc::Rc;
-use core::cell::RefCell;
-use tty::{Tty, TtyFile};
-
-crate::global! {
-    static CONSOLE: RefCell<Option<Rc<Tty>>> = RefCell::new(None);
-}
-
-/// Makes `tty` what /dev/console is.
-pub fn set_console(tty: Rc<Tty>) {
-    CONSOLE.with(|c| *c.borrow_mut() = Some(tty));
-}
 
 /// Opens a character device by number.
 ///
@@ -34,17 +24,13 @@ pub fn open(rdev: u64, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
             open_terminal(terminal.device(), flags | OpenFlags::NOCTTY)
         }
         (5, 2) => tty::pty::open_master(),
+        (10, vsock::MINOR) => Ok(Rc::new(vsock::Vsock)),
         _ => open_terminal(rdev, flags),
     }
 }
 
 fn open_terminal(rdev: u64, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
     match (major(rdev), minor(rdev)) {
-        (5, 1) => {
-            let console = CONSOLE.with(|c| c.borrow().clone()).ok_or(Errno::ENXIO)?;
-            console.opened(flags.contains(OpenFlags::NOCTTY))?;
-            Ok(Rc::new(TtyFile(console)))
-        }
         (136, number) => tty::pty::open_slave(number, flags),
         _ => Err(Errno::ENXIO),
     }
@@ -59,6 +45,7 @@ pub const NODES: &[(&str, u64, u32)] = &[
     ("urandom", make(1, 9), 0o666),
     ("tty", make(5, 0), 0o666),
     ("ptmx", make(5, 2), 0o666),
+    ("vsock", make(10, vsock::MINOR), 0o600),
 ];
 
 /// Symbolic links in /dev.

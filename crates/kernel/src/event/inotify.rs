@@ -6,7 +6,7 @@
 use super::anon;
 use crate::errno::{Errno, Result};
 use crate::fs::file::{FileOps, OpenFile, OpenFlags};
-use crate::fs::inode::{Inode, Metadata};
+use crate::fs::inode::{FileType, Inode, Metadata};
 use crate::fs::notify::{self, Happening};
 use crate::mm::addr::UserAddr;
 use crate::mm::user::{self, Dest};
@@ -22,7 +22,7 @@ use core::cell::{Cell, RefCell};
 use core::fmt::Write as _;
 use linux_raw_sys::general::{
     IN_ALL_EVENTS, IN_DELETE_SELF, IN_EXCL_UNLINK, IN_IGNORED, IN_ISDIR, IN_MASK_ADD, IN_MASK_CREATE, IN_MOVE_SELF,
-    IN_ONESHOT, IN_Q_OVERFLOW,
+    IN_ONESHOT, IN_Q_OVERFLOW, IN_UNMOUNT,
 };
 
 /// Bytes of `struct inotify_event` without its name.
@@ -44,7 +44,7 @@ struct Watch {
     key: InodeKey,
     mask: Cell<u32>,
     owner: Weak<Inotify>,
-    _inode: Rc<dyn Inode>,
+    inode: Rc<dyn Inode>,
 }
 
 struct Event {
@@ -130,6 +130,9 @@ fn key_of(inode: &Rc<dyn Inode>) -> InodeKey {
 /// What the file systems tell.
 fn happened(inode: &Rc<dyn Inode>, what: &Happening<'_>) {
     let key = key_of(inode);
+    if what.event == IN_UNMOUNT {
+        return unmounted(key.0);
+    }
     let watches = TABLE.with(|table| table.watches.borrow().get(&key).cloned());
     for watch in watches.into_iter().flatten() {
         let mask = watch.mask.get();
@@ -147,6 +150,20 @@ fn happened(inode: &Rc<dyn Inode>, what: &Happening<'_>) {
         if what.event & IN_DELETE_SELF != 0 {
             owner.remove(watch.wd);
         }
+    }
+}
+
+/// All watches on a file system end, whatever they are for: those of its newest objects first, as on Linux.
+fn unmounted(device: u64) {
+    let watches: Vec<Rc<Watch>> = TABLE.with(|table| {
+        let watches = table.watches.borrow();
+        watches.range((device, 0)..=(device, u64::MAX)).rev().flat_map(|(_, watches)| watches).cloned().collect()
+    });
+    for watch in watches {
+        let Some(owner) = watch.owner.upgrade() else { continue };
+        let directory = if watch.inode.metadata().file_type == FileType::Directory { IN_ISDIR } else { 0 };
+        owner.push(Event::new(watch.wd, IN_UNMOUNT | directory, 0, b""));
+        owner.remove(watch.wd);
     }
 }
 
@@ -187,7 +204,7 @@ impl Inotify {
         }
         self.last_wd.set(wd);
         let mask = Cell::new(mask & KEPT);
-        let watch = Rc::new(Watch { wd, key, mask, owner: Weak::clone(&self.me), _inode: Rc::clone(inode) });
+        let watch = Rc::new(Watch { wd, key, mask, owner: Weak::clone(&self.me), inode: Rc::clone(inode) });
         self.watches.borrow_mut().insert(wd, Rc::clone(&watch));
         TABLE.with(|table| {
             table.count.set(table.count.get() + 1);

@@ -3,6 +3,7 @@
 use super::context::{FsContext, Location};
 use super::entry::Entry;
 use super::inode::Inode;
+use super::notify;
 use crate::errno::{Errno, Result};
 use alloc::borrow::Cow;
 use alloc::boxed::Box;
@@ -233,6 +234,11 @@ pub fn unmount(location: Location, detach: bool) -> Result<()> {
     // A file system that is mounted nowhere else shall end: the cache must not keep it.
     let root = Rc::clone(&mount.root);
     Entry::forget(|entry| root.is_ancestor_of(entry));
+    let device = |mount: &Rc<Mount>| mount.root.inode().metadata().dev;
+    let mounted: Vec<u64> = all().iter().map(device).collect();
+    for mount in ending.iter().filter(|mount| !mounted.contains(&device(mount))) {
+        notify::unmounted(mount.root.inode());
+    }
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use core::cell::Cell;
 pub mod mask {
     pub use linux_raw_sys::general::{
         IN_ACCESS, IN_ATTRIB, IN_CLOSE_NOWRITE, IN_CLOSE_WRITE, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_ISDIR,
-        IN_MODIFY, IN_MOVE_SELF, IN_MOVED_FROM, IN_MOVED_TO, IN_OPEN,
+        IN_MODIFY, IN_MOVE_SELF, IN_MOVED_FROM, IN_MOVED_TO, IN_OPEN, IN_UNMOUNT,
     };
 }
 
@@ -87,6 +87,13 @@ pub fn name_event(parent: &Rc<dyn Inode>, name: &[u8], inode: &Rc<dyn Inode>, ev
 pub fn self_event(inode: &Rc<dyn Inode>, event: u32) {
     if let Some(listener) = listener() {
         listener(inode, &Happening { event, directory: is_directory(inode), ..Happening::default() });
+    }
+}
+
+/// The file system of which `root` is an inode is mounted nowhere any more.
+pub fn unmounted(root: &Rc<dyn Inode>) {
+    if let Some(listener) = listener() {
+        listener(root, &Happening { event: mask::IN_UNMOUNT, ..Happening::default() });
     }
 }
 

@@ -24,10 +24,11 @@ const BLOCK_ORDER: u32 = 9;
 const KEEP_FREE_BLOCKS: u32 = 32;
 
 /// How many frames the host is asked to back at a time where `used` are in use: what a VM is given ahead is not to be much
-/// of what it has.
-const fn piece_frames(used: u64) -> u32 {
+/// of what it has. A whole block is a large page of the host's, which costs as much as fifty small ones.
+const fn piece_frames(used: u64, whole_block: bool) -> u32 {
     match used {
         0..384 => LANE_FRAMES,
+        _ if whole_block => BLOCK_FRAMES,
         384..2048 => 4 * LANE_FRAMES,
         _ => 16 * LANE_FRAMES,
     }
@@ -60,8 +61,12 @@ struct Ram {
     used_frames: Cell<u64>,
     /// Those of them that are the kernel's heap.
     kernel_frames: Cell<u64>,
+    /// Those that are content of files and shared memory.
+    shared_frames: Cell<u64>,
     peak_frames: Cell<u64>,
     limit_frames: Cell<u64>,
+    /// See [`prefer_large_pages`].
+    prefers_large_pages: Cell<bool>,
 }
 
 crate::global! {
@@ -71,8 +76,10 @@ crate::global! {
         free_dirty: Cell::new(0),
         used_frames: Cell::new(0),
         kernel_frames: Cell::new(0),
+        shared_frames: Cell::new(0),
         peak_frames: Cell::new(0),
         limit_frames: Cell::new(0),
+        prefers_large_pages: Cell::new(false),
     };
 }
 
@@ -84,9 +91,16 @@ pub(super) fn init(blocks: Blocks, first: Gpa, limit_bytes: u64) {
         ram.free_dirty.set(0);
         ram.used_frames.set(0);
         ram.kernel_frames.set(0);
+        ram.shared_frames.set(0);
         ram.peak_frames.set(0);
         ram.limit_frames.set(limit_bytes / PAGE_BYTES);
     });
+}
+
+/// From now on a VM that is no longer small is given memory in large pages of the host's. For one that many others are to
+/// be made from, each page that it does not need would cost each of them.
+pub fn prefer_large_pages() {
+    RAM.with(|ram| ram.prefers_large_pages.set(true));
 }
 
 /// Whether [`super::init`] has been called.
@@ -152,7 +166,8 @@ impl Ram {
     fn take(&self, blocks: Blocks, order: u32, content: Content) -> Option<Pfn> {
         let (block, first) = self.find(blocks, order)?;
         blocks.with(block, |b| {
-            for (start, frames) in b.back(first, order, piece_frames(self.used_frames.get())) {
+            let piece = piece_frames(self.used_frames.get(), self.prefers_large_pages.get() && !b.is_backed());
+            for (start, frames) in b.back(first, order, piece) {
                 tlb::populate(gpa(block * BLOCK_FRAMES + start), u64::from(frames) * PAGE_BYTES);
             }
             if b.take(first, order) && content == Content::Zeroed {
@@ -314,6 +329,11 @@ pub(super) fn free_kernel(pfn: Pfn, order: u32) {
     });
 }
 
+/// Tells that so many frames have become content of files and shared memory, or (below zero) are it no longer.
+pub(crate) fn count_shared(change: i64) {
+    with_ram(|ram, _| ram.shared_frames.set(ram.shared_frames.get().saturating_add_signed(change)));
+}
+
 /// Frames of the kernel's heap.
 pub(crate) fn kernel_pages() -> u64 {
     with_ram(|ram, _| ram.kernel_frames.get())
@@ -411,6 +431,8 @@ pub struct Usage {
     pub used_bytes: u64,
     /// The part of it that is the kernel's heap.
     pub kernel_bytes: u64,
+    /// The part of it that is content of files and shared memory.
+    pub shared_bytes: u64,
     /// The most that was ever given out at a time.
     pub peak_bytes: u64,
 }
@@ -430,6 +452,7 @@ pub fn usage() -> Usage {
         limit_bytes: ram.limit_frames.get() * PAGE_BYTES,
         used_bytes: ram.used_frames.get() * PAGE_BYTES,
         kernel_bytes: ram.kernel_frames.get() * PAGE_BYTES,
+        shared_bytes: ram.shared_frames.get() * PAGE_BYTES,
         peak_bytes: ram.peak_frames.get() * PAGE_BYTES,
     })
 }

@@ -3,7 +3,7 @@
 //! Every function here checks the range against the address space, populates pages as a fault would (copy-on-write
 //! included), and answers EFAULT where the program itself would get SIGSEGV or SIGBUS. None of them blocks.
 
-use super::addr::{USER_END, UserAddr};
+use super::addr::{PAGE_BYTES, USER_END, UserAddr};
 use crate::errno::{Errno, Result};
 use alloc::vec::Vec;
 
@@ -267,6 +267,21 @@ impl<'a> Source<'a> {
     #[must_use]
     pub fn done(&self) -> usize {
         self.done
+    }
+
+    /// Bytes up to the next boundary of a segment or a page of the program's memory.
+    #[must_use]
+    pub fn within_page(&self) -> usize {
+        let From::User(segments) = &self.from else { return self.remaining() };
+        let mut skip = self.done;
+        for segment in *segments {
+            if skip < segment.len {
+                let address = segment.addr.offset(skip as u64).0;
+                return (segment.len - skip).min((PAGE_BYTES - address % PAGE_BYTES) as usize);
+            }
+            skip -= segment.len;
+        }
+        0
     }
 
     /// Takes up to `dst.len()` bytes; returns how many.

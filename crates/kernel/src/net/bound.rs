@@ -20,8 +20,8 @@ crate::global! {
 }
 
 crate::global! {
-    /// By (stream, port).
-    static PORTS: RefCell<BTreeMap<(bool, u16), Holders>> = RefCell::new(BTreeMap::new());
+    /// By protocol and port.
+    static PORTS: RefCell<BTreeMap<(u32, u16), Holders>> = RefCell::new(BTreeMap::new());
 }
 
 crate::global! {
@@ -102,17 +102,16 @@ fn conflicts(socket: &Socket, wanted: InetAddress, other: &Socket) -> bool {
 /// # Errors
 /// EADDRINUSE.
 pub(super) fn bind_port(socket: &Rc<Socket>, wanted: InetAddress) -> Result<u16> {
-    let stream = socket.kind == Kind::Stream;
     PORTS.with(|ports| {
         let mut ports = ports.borrow_mut();
         let mut free = |port: u16| {
-            let holders = ports.entry((stream, port)).or_default();
+            let holders = ports.entry((socket.protocol, port)).or_default();
             holders.retain(|s| s.strong_count() > 0);
             let taken = holders.iter().filter_map(Weak::upgrade).any(|other| conflicts(socket, wanted, &other));
             if !taken {
                 holders.push(Rc::downgrade(socket));
             } else if holders.is_empty() {
-                ports.remove(&(stream, port));
+                ports.remove(&(socket.protocol, port));
             }
             !taken
         };
@@ -134,7 +133,7 @@ pub(super) fn bind_port(socket: &Rc<Socket>, wanted: InetAddress) -> Result<u16>
 
 /// Gives a port back.
 pub(super) fn release_port(socket: &Socket, port: u16) {
-    let key = (socket.kind == Kind::Stream, port);
+    let key = (socket.protocol, port);
     PORTS.with(|ports| {
         let mut ports = ports.borrow_mut();
         if let Some(holders) = ports.get_mut(&key) {
@@ -148,10 +147,11 @@ pub(super) fn release_port(socket: &Socket, port: u16) {
 
 /// Who receives what is sent to an address: the most specific binding; among equals (SO_REUSEPORT) any one. For
 /// streams only listeners count. `from` matters to connected datagram sockets.
-pub(super) fn find_port(stream: bool, to: InetAddress, from: InetAddress) -> Option<Rc<Socket>> {
+pub(super) fn find_port(protocol: u32, to: InetAddress, from: InetAddress) -> Option<Rc<Socket>> {
     let to = to.canonical();
+    let stream = protocol == level::TCP;
     let holders: Vec<_> =
-        PORTS.with(|p| p.borrow().get(&(stream, to.port)).into_iter().flatten().filter_map(Weak::upgrade).collect());
+        PORTS.with(|p| p.borrow().get(&(protocol, to.port)).into_iter().flatten().filter_map(Weak::upgrade).collect());
     let score = |socket: &Rc<Socket>| -> Option<u32> {
         if stream && !socket.is_listening() {
             return None;

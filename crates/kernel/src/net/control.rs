@@ -1,6 +1,9 @@
 //! Control messages (cmsg(3)): descriptors and credentials that travel beside the bytes.
 
+use super::options::level;
+use super::packet::told;
 use super::queue::Sender;
+use super::socket::{Kind, Socket};
 use crate::errno::{Errno, Result};
 use crate::fs::file::OpenFile;
 use crate::task::creds::Credentials;
@@ -26,6 +29,10 @@ pub struct Passed {
     pub rights: Vec<Rc<OpenFile>>,
     /// SCM_CREDENTIALS.
     pub sender: Option<Sender>,
+    /// Hop limit of a datagram over IP (IP_TTL, IPV6_HOPLIMIT).
+    pub hops: Option<u8>,
+    /// Traffic class of a datagram over IP (IP_TOS, IPV6_TCLASS).
+    pub class: Option<u8>,
 }
 
 /// Whether the caller may claim to be `[pid, uid, gid]` (unix(7)).
@@ -40,7 +47,8 @@ fn may_claim(claimed: Sender, creds: &Credentials) -> bool {
 ///
 /// # Errors
 /// EINVAL for malformed data or an unknown type, EBADF for a descriptor that is not open, EPERM for a false identity.
-pub fn parse(bytes: &[u8], unix: bool) -> Result<Passed> {
+pub fn parse(bytes: &[u8], socket: &Socket) -> Result<Passed> {
+    let (unix, ip) = (socket.is_unix(), socket.is_inet() && socket.kind == Kind::Datagram);
     let mut passed = Passed::default();
     let mut at = 0;
     while bytes.len().saturating_sub(at) >= HEADER_BYTES {
@@ -78,12 +86,33 @@ pub fn parse(bytes: &[u8], unix: bool) -> Result<Passed> {
             // Other families let these pass without a meaning.
             (SOL_SOCKET, SCM_RIGHTS | SCM_CREDENTIALS) => {}
             (SOL_SOCKET, _) => return Err(Errno::EINVAL),
-            // Of other levels the loopback interface has use for none.
+            (level::IP | level::IPV6 | level::UDP, _) if ip => parse_ip(word(8), word(12), data, &mut passed)?,
+            // Connections have use for none of other levels.
             _ => {}
         }
         at += len.next_multiple_of(8);
     }
     Ok(passed)
+}
+
+/// What a datagram over IP is sent with.
+fn parse_ip(level: u32, kind: u32, data: &[u8], passed: &mut Passed) -> Result<()> {
+    let int = || data.try_into().map(i32::from_ne_bytes).map_err(|_| Errno::EINVAL);
+    let byte = |value: i32| u8::try_from(value).map_err(|_| Errno::EINVAL);
+    match (level, kind) {
+        (level::IP, told::TTL) => passed.hops = Some(byte(int()?).ok().filter(|hops| *hops > 0).ok_or(Errno::EINVAL)?),
+        (level::IP, told::TOS) => {
+            passed.class = Some(if let [class] = data { *class } else { byte(int()?)? });
+        }
+        // -1 is the socket's own.
+        (level::IPV6, told::HOPLIMIT) => passed.hops = Some(int()?).filter(|v| *v != -1).map(byte).transpose()?,
+        (level::IPV6, told::TCLASS) => passed.class = Some(int()?).filter(|v| *v != -1).map(byte).transpose()?,
+        // Each destination has one interface and one address to send from.
+        (level::IP, told::PKTINFO) if data.len() == 12 => {}
+        (level::IPV6, told::PKTINFO_V6) if data.len() == 20 => {}
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(())
 }
 
 /// Writes control messages into a buffer of limited size.
@@ -101,31 +130,35 @@ impl Writer {
         Self { out: Vec::new(), capacity, truncated: false }
     }
 
-    fn room(&self) -> usize {
-        self.capacity.saturating_sub(self.out.len().next_multiple_of(8)).saturating_sub(HEADER_BYTES)
+    /// Bytes of data for which there is room in one more message; `None` if there is none even for its header.
+    fn room(&self) -> Option<usize> {
+        (self.capacity - self.out.len()).checked_sub(HEADER_BYTES)
     }
 
-    fn message(&mut self, kind: u32, data: &[u8]) {
-        self.out.resize(self.out.len().next_multiple_of(8), 0);
+    /// Adds a message, or as much of it as fits (`put_cmsg` of Linux).
+    pub fn message(&mut self, level: u32, kind: u32, data: &[u8]) {
+        let Some(room) = self.room() else {
+            self.truncated = true;
+            return;
+        };
+        self.truncated |= room < data.len();
+        let data = &data[..data.len().min(room)];
         self.out.extend(((HEADER_BYTES + data.len()) as u64).to_ne_bytes());
-        self.out.extend(SOL_SOCKET.to_ne_bytes());
+        self.out.extend(level.to_ne_bytes());
         self.out.extend(kind.to_ne_bytes());
         self.out.extend(data);
+        self.out.resize(self.out.len().next_multiple_of(8).min(self.capacity), 0);
     }
 
     /// Adds the sender's credentials.
     pub fn credentials(&mut self, sender: Sender) {
-        if self.room() < 12 {
-            self.truncated = true;
-            return;
-        }
         let data: Vec<u8> = sender.iter().flat_map(|v| v.to_ne_bytes()).collect();
-        self.message(SCM_CREDENTIALS, &data);
+        self.message(SOL_SOCKET, SCM_CREDENTIALS, &data);
     }
 
     /// Adds descriptors: `install` gives each a number; those that do not fit are closed.
     pub fn rights(&mut self, files: Vec<Rc<OpenFile>>, mut install: impl FnMut(Rc<OpenFile>) -> Result<i32>) {
-        let fit = (self.room() / 4).min(files.len());
+        let fit = (self.room().unwrap_or(0) / 4).min(files.len());
         self.truncated |= fit < files.len();
         let mut data = Vec::new();
         for file in files.into_iter().take(fit) {
@@ -138,15 +171,13 @@ impl Writer {
             }
         }
         if !data.is_empty() {
-            self.message(SCM_RIGHTS, &data);
+            self.message(SOL_SOCKET, SCM_RIGHTS, &data);
         }
     }
 
-    /// The bytes, padded as the last message wants it where there is room.
+    /// The bytes.
     #[must_use]
-    pub fn finish(mut self) -> Vec<u8> {
-        let padded = self.out.len().next_multiple_of(8).min(self.capacity);
-        self.out.resize(padded.max(self.out.len()), 0);
+    pub fn finish(self) -> Vec<u8> {
         self.out
     }
 }

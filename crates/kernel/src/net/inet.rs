@@ -1,6 +1,7 @@
 //! TCP and UDP (tcp(7), udp(7), ip(7), ipv6(7)): addresses, and who talks to whom inside the guest.
 
 use super::address::{Address, InetAddress};
+use super::options::level;
 use super::socket::{Family, Kind, Socket};
 use super::{bound, outside};
 use crate::errno::{Errno, Result};
@@ -98,6 +99,7 @@ pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bo
         ensure_bound(socket)?;
         let source = source_for(socket, to);
         if is_outside {
+            check_outside(socket)?;
             outside::connect_datagrams(socket, to, outside_source(source)?)?;
         }
         *socket.local.borrow_mut() = Address::Inet(source);
@@ -109,7 +111,7 @@ pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bo
     if is_outside {
         return outside::connect(socket, to, outside_source(source)?, nonblocking);
     }
-    let target = bound::find_port(true, to, source);
+    let target = bound::find_port(level::TCP, to, source);
     let refused = |socket: &Socket| {
         if !nonblocking {
             return Err(Errno::ECONNREFUSED);
@@ -169,10 +171,18 @@ fn outside_source(source: InetAddress) -> Result<InetAddress> {
     if source.ip.to_canonical().is_loopback() { Err(Errno::EINVAL) } else { Ok(source) }
 }
 
+/// Whether a protocol for datagrams leads outside.
+///
+/// # Errors
+/// ENETUNREACH for UDP-Lite.
+fn check_outside(socket: &Socket) -> Result<()> {
+    if socket.protocol == level::UDP { Ok(()) } else { Err(Errno::ENETUNREACH) }
+}
+
 /// Who receives what a socket sends.
 pub(super) enum DatagramTarget {
-    /// Somebody here, and the source address as they see it; or nobody.
-    Local(Option<(Rc<Socket>, InetAddress)>),
+    /// Somebody at `to` here, and the source address as they see it; or nobody.
+    Local { to: InetAddress, target: Option<(Rc<Socket>, InetAddress)> },
     /// `to` outside, `from` here.
     Outside { to: InetAddress, from: InetAddress },
 }
@@ -183,11 +193,12 @@ pub(super) fn datagram_target(socket: &Rc<Socket>, to: InetAddress) -> Result<Da
     ensure_bound(socket)?;
     let source = source_for(socket, to);
     if is_outside {
+        check_outside(socket)?;
         return Ok(DatagramTarget::Outside { to, from: outside_source(source)? });
     }
-    let target = bound::find_port(false, to, source);
-    Ok(DatagramTarget::Local(target.map(|target| {
-        let source = source.in_family(target.is_v6());
-        (target, source)
-    })))
+    let target = bound::find_port(socket.protocol, to, source);
+    Ok(DatagramTarget::Local {
+        to,
+        target: target.map(|target| (Rc::clone(&target), source.in_family(target.is_v6()))),
+    })
 }

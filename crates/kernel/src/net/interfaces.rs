@@ -32,10 +32,15 @@ pub(super) struct Interface {
     pub(super) queue_length: u32,
 }
 
+/// Number of `lo`.
+pub(super) const LOOPBACK: u32 = 1;
+/// Number of `eth0`.
+pub(super) const OUTSIDE: u32 = 2;
+
 /// `lo` and `eth0`.
 pub(super) const INTERFACES: [Interface; 2] = [
     Interface {
-        index: 1,
+        index: LOOPBACK,
         name: "lo",
         flags: flag::UP | flag::LOOPBACK | flag::RUNNING | flag::LOWER_UP,
         mtu: 65536,
@@ -47,7 +52,7 @@ pub(super) const INTERFACES: [Interface; 2] = [
         queue_length: 1000,
     },
     Interface {
-        index: 2,
+        index: OUTSIDE,
         name: "eth0",
         flags: flag::UP | flag::BROADCAST | flag::RUNNING | flag::MULTICAST | flag::LOWER_UP,
         mtu: 1500,

@@ -9,6 +9,7 @@ mod interfaces;
 mod netlink;
 pub mod options;
 pub mod outside;
+mod packet;
 mod path;
 pub mod queue;
 pub mod report;

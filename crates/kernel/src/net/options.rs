@@ -4,13 +4,15 @@ use crate::errno::{Errno, Result};
 use alloc::collections::BTreeMap;
 use core::cell::RefCell;
 
-/// SOL_SOCKET, IPPROTO_IP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_IPV6.
+/// SOL_SOCKET, IPPROTO_IP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, IPPROTO_IPV6, AF_VSOCK.
 #[allow(missing_docs, reason = "the names of setsockopt(2)")]
 pub mod level {
     pub const SOCKET: u32 = 1;
     pub const IP: u32 = 0;
     pub const TCP: u32 = 6;
     pub const UDP: u32 = 17;
+    pub const UDPLITE: u32 = 136;
+    pub const VSOCK: u32 = 40;
     pub const IPV6: u32 = 41;
 }
 
@@ -65,8 +67,11 @@ const NUMBERS: &[(u32, u32, i32, i32, i32, For)] = &[
     (1, 29, 0, 0, 1, For::All),                   // SO_TIMESTAMP
     (0, 1, 0, 0, 255, For::Inet),                 // IP_TOS
     (0, 2, 64, 1, 255, For::Inet),                // IP_TTL
+    (0, 8, 0, 0, 1, For::Inet),                   // IP_PKTINFO
     (0, 10, 1, 0, 5, For::Inet),                  // IP_MTU_DISCOVER
     (0, 11, 0, 0, 1, For::Inet),                  // IP_RECVERR
+    (0, 12, 0, 0, 1, For::Inet),                  // IP_RECVTTL
+    (0, 13, 0, 0, 1, For::Inet),                  // IP_RECVTOS
     (0, 15, 0, 0, 1, For::Inet),                  // IP_FREEBIND
     (0, 24, 0, 0, 1, For::Inet),                  // IP_BIND_ADDRESS_NO_PORT
     (0, 33, 1, 1, 255, For::Inet),                // IP_MULTICAST_TTL
@@ -75,7 +80,15 @@ const NUMBERS: &[(u32, u32, i32, i32, i32, For)] = &[
     (41, 18, 1, -1, 255, For::V6),                // IPV6_MULTICAST_HOPS
     (41, 19, 1, 0, 1, For::V6),                   // IPV6_MULTICAST_LOOP
     (41, 26, 0, 0, 1, For::V6),                   // IPV6_V6ONLY
+    (41, 49, 0, 0, 1, For::V6),                   // IPV6_RECVPKTINFO
+    (41, 51, 0, 0, 1, For::V6),                   // IPV6_RECVHOPLIMIT
+    (41, 66, 0, 0, 1, For::V6),                   // IPV6_RECVTCLASS
     (41, 67, 0, -1, 255, For::V6),                // IPV6_TCLASS
+    (40, 0, 262_144, 0, i32::MAX, For::All),      // SO_VM_SOCKETS_BUFFER_SIZE
+    (40, 1, 128, 0, i32::MAX, For::All),          // SO_VM_SOCKETS_BUFFER_MIN_SIZE
+    (40, 2, 262_144, 0, i32::MAX, For::All),      // SO_VM_SOCKETS_BUFFER_MAX_SIZE
+    (136, 10, 0, 0, 65535, For::Inet),            // UDPLITE_SEND_CSCOV
+    (136, 11, 0, 0, 65535, For::Inet),            // UDPLITE_RECV_CSCOV
     (6, 1, 0, 0, 1, For::Stream),                 // TCP_NODELAY
     (6, 2, 65483, 88, 65483, For::Stream),        // TCP_MAXSEG
     (6, 3, 0, 0, 1, For::Stream),                 // TCP_CORK
@@ -99,10 +112,6 @@ pub struct Options(RefCell<BTreeMap<(u32, u32), i32>>);
 impl Options {
     /// Default, smallest and largest value of an option; `(inet, v6, stream)` say what the socket is.
     fn entry(level: u32, name: u32, (inet, v6, stream): (bool, bool, bool)) -> Result<(i32, i32, i32)> {
-        // Unix sockets have no options but the general ones.
-        if !inet && level != level::SOCKET {
-            return Err(Errno::EOPNOTSUPP);
-        }
         let (.., default, min, max, whom) =
             NUMBERS.iter().find(|(l, n, ..)| (*l, *n) == (level, name)).ok_or(Errno::ENOPROTOOPT)?;
         let applies = match whom {

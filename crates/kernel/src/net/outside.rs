@@ -2,6 +2,8 @@
 
 use super::address::{Address, InetAddress};
 use super::bound;
+use super::options::level;
+use super::packet::Packet;
 use super::queue::Message;
 use super::socket::{Kind, Socket, State};
 use crate::errno::{Errno, Result};
@@ -178,9 +180,9 @@ fn translated(to: InetAddress, from: InetAddress) -> (InetAddress, InetAddress) 
 
 fn accept_tcp(header: Header, to: InetAddress, from: InetAddress) {
     let (other_to, other_from) = translated(to, from);
-    let found = bound::find_port(true, to, from)
-        .map(|listener| (listener, to, from))
-        .or_else(|| bound::find_port(true, other_to, other_from).map(|listener| (listener, other_to, other_from)));
+    let found = bound::find_port(level::TCP, to, from).map(|listener| (listener, to, from)).or_else(|| {
+        bound::find_port(level::TCP, other_to, other_from).map(|listener| (listener, other_to, other_from))
+    });
     let Some((listener, to, from)) = found else { return refuse(header.stream, Errno::ECONNREFUSED) };
     let Ok(child) = Socket::new(listener.family, Kind::Stream, listener.protocol) else {
         return refuse(header.stream, Errno::ENOBUFS);
@@ -217,8 +219,9 @@ fn deliver(socket: &Socket, from: InetAddress, bytes: Vec<u8>) {
     if stranger || socket.read_ended.get() || socket.incoming.room_bytes() < bytes.len().max(1) {
         return;
     }
-    let from = Address::Inet(from.in_family(socket.is_v6()));
-    socket.incoming.push(Message::new(bytes, Some(from), Vec::new(), None));
+    let from = from.in_family(socket.is_v6());
+    let packet = Packet::from_outside(own_address(from.canonical().ip.is_ipv6()));
+    socket.incoming.push(Message::datagram(bytes, from, packet));
     socket.queue.wake(Events::READABLE);
 }
 
@@ -298,7 +301,7 @@ impl Owner for PublishedPort {
     fn data(&self, first: &[u8], second: &[u8]) {
         let to = InetAddress { ip: own_address(self.v6), port: self.port };
         if let Some((from, bytes)) = split_datagram(first, second)
-            && let Some(socket) = bound::find_port(false, to, from)
+            && let Some(socket) = bound::find_port(level::UDP, to, from)
         {
             deliver(&socket, from, bytes);
         }

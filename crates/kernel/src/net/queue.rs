@@ -1,6 +1,7 @@
 //! What a socket has received and nobody has read: a byte stream or messages, with what travels beside them.
 
-use super::address::Address;
+use super::address::{Address, InetAddress};
+use super::packet::Packet;
 use crate::fs::file::OpenFile;
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -22,13 +23,22 @@ pub struct Message {
     pub rights: Vec<Rc<OpenFile>>,
     /// Credentials of the sender, for Unix sockets.
     pub sender: Option<Sender>,
+    /// What the packet of a datagram over IP says.
+    pub packet: Option<Packet>,
 }
 
 impl Message {
     /// A whole message.
     #[must_use]
     pub fn new(data: Vec<u8>, from: Option<Address>, rights: Vec<Rc<OpenFile>>, sender: Option<Sender>) -> Self {
-        Self { data, start: 0, from, rights, sender }
+        Self { data, start: 0, from, rights, sender, packet: None }
+    }
+
+    /// A datagram over IP.
+    #[must_use]
+    pub(super) fn datagram(data: Vec<u8>, from: InetAddress, packet: Packet) -> Self {
+        let (from, packet) = (Some(Address::Inet(from)), Some(packet));
+        Self { data, from, packet, ..Self::default() }
     }
 
     /// What is left of it.
@@ -112,10 +122,9 @@ impl Queue {
         self.push(message);
     }
 
-    /// The first message as it is; it stays.
-    #[must_use]
-    pub fn peek(&self) -> Option<Message> {
-        self.messages.borrow().front().cloned()
+    /// Looks at the first message.
+    pub fn first<R>(&self, look: impl FnOnce(&Message) -> R) -> Option<R> {
+        self.messages.borrow().front().map(look)
     }
 
     /// Takes the first message.

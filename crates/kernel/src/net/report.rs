@@ -1,7 +1,8 @@
-//! What /proc/net lists of sockets (proc(5)): those that some process has open.
+//! What /proc/net lists of sockets (proc(5)): those that some process has open, and connections that wait to be accepted.
 
 use super::address::{Address, InetAddress, UnixName};
-use super::socket::{Kind, Socket, SocketFile};
+use super::options::level;
+use super::socket::{Kind, Socket, SocketFile, State};
 use crate::task::pid;
 use alloc::format;
 use alloc::rc::Rc;
@@ -16,8 +17,14 @@ const UDP_WIDTH: usize = 127;
 /// `__SO_ACCEPTCON`.
 const LISTENING: u32 = 1 << 16;
 
-/// All sockets behind descriptors, each once.
-fn open_sockets() -> Vec<Rc<Socket>> {
+struct Listed {
+    socket: Rc<Socket>,
+    /// Inode number; 0 while the socket waits to be accepted.
+    ino: u64,
+}
+
+/// All sockets behind descriptors, each once, and behind each listener those that nobody has accepted yet.
+fn sockets() -> Vec<Listed> {
     let mut sockets: Vec<Rc<Socket>> = Vec::new();
     for thread in pid::processes().iter().flat_map(|process| process.threads()) {
         let Some(files) = thread.try_files() else { continue };
@@ -28,7 +35,16 @@ fn open_sockets() -> Vec<Rc<Socket>> {
     }
     sockets.sort_by_key(|socket| socket.ino());
     sockets.dedup_by_key(|socket| socket.ino());
-    sockets
+    let mut listed = Vec::new();
+    for socket in sockets {
+        let waiting = match &*socket.state.borrow() {
+            State::Listening(listener) => listener.pending.iter().cloned().collect(),
+            _ => Vec::new(),
+        };
+        listed.push(Listed { ino: socket.ino(), socket });
+        listed.extend(waiting.into_iter().map(|socket| Listed { socket, ino: 0 }));
+    }
+    listed
 }
 
 /// The address in words as they lie in memory, and the port.
@@ -45,10 +61,15 @@ fn hexadecimal(address: InetAddress) -> String {
 }
 
 /// The columns that TCP and UDP share.
-fn columns(socket: &Socket, state: u8) -> String {
+fn columns(listed: &Listed, state: u8) -> String {
+    let socket = &listed.socket;
     let v6 = socket.is_v6();
     let remote = socket.remote_inet().unwrap_or(InetAddress::any(v6)).in_family(v6);
-    let (local, unread) = (socket.local_inet().in_family(v6), socket.incoming.readable_bytes());
+    let local = socket.local_inet().in_family(v6);
+    let unread = match &*socket.state.borrow() {
+        State::Listening(listener) => listener.pending.len(),
+        _ => socket.incoming.readable_bytes(),
+    };
     format!(
         "{} {} {state:02X} {:08X}:{unread:08X} 00:00000000 00000000 {:>5} {:>8} {}",
         hexadecimal(local),
@@ -56,7 +77,7 @@ fn columns(socket: &Socket, state: u8) -> String {
         0,
         socket.uid(),
         0,
-        socket.ino()
+        listed.ino
     )
 }
 
@@ -75,13 +96,14 @@ pub fn tcp(v6: bool) -> String {
             TCP_WIDTH,
         )
     };
-    let listed = |socket: &Rc<Socket>| {
+    let is_listed = |Listed { socket, .. }: &&Listed| {
         let open = socket.is_listening() || socket.is_connected();
         socket.is_inet() && socket.kind == Kind::Stream && socket.is_v6() == v6 && open
     };
     let mut out: String = head;
-    for (number, socket) in open_sockets().iter().filter(|socket| listed(socket)).enumerate() {
-        let line = format!("{number:>4}: {} 1 0000000000000000 100 0 0 10 0", columns(socket, socket.tcp_state()));
+    for (number, listed) in sockets().iter().filter(is_listed).enumerate() {
+        let columns = columns(listed, listed.socket.tcp_state());
+        let line = format!("{number:>4}: {columns} 1 0000000000000000 100 0 0 10 0");
         out += &if v6 { format!("{line}\n") } else { pad(&line, TCP_WIDTH) };
     }
     out
@@ -100,15 +122,16 @@ pub fn udp(v6: bool) -> String {
             UDP_WIDTH,
         )
     };
-    let listed = |socket: &Rc<Socket>| {
+    let is_listed = |Listed { socket, .. }: &&Listed| {
         let bound = socket.local_inet().port != 0;
-        socket.is_inet() && socket.kind == Kind::Datagram && socket.is_v6() == v6 && bound
+        socket.is_inet() && socket.protocol == level::UDP && socket.is_v6() == v6 && bound
     };
     let mut out: String = head;
-    for socket in open_sockets().iter().filter(|socket| listed(socket)) {
+    for listed in sockets().iter().filter(is_listed) {
+        let socket = &listed.socket;
         let state = if socket.remote_inet().is_some() { ESTABLISHED } else { CLOSED };
         // The number is that of a slot of a hash table.
-        let line = format!("{:>5}: {} 2 0000000000000000 0", socket.local_inet().port % 1024, columns(socket, state));
+        let line = format!("{:>5}: {} 2 0000000000000000 0", socket.local_inet().port % 1024, columns(listed, state));
         out += &if v6 { format!("{line}\n") } else { pad(&line, UDP_WIDTH) };
     }
     out
@@ -118,18 +141,23 @@ pub fn udp(v6: bool) -> String {
 #[must_use]
 pub fn unix() -> String {
     const UNCONNECTED: u8 = 1;
+    const CONNECTING: u8 = 2;
     const CONNECTED: u8 = 3;
     let mut out = String::from("Num       RefCount Protocol Flags    Type St Inode Path\n");
-    for socket in open_sockets().iter().filter(|socket| socket.is_unix()) {
+    for Listed { socket, ino } in sockets().iter().filter(|listed| listed.socket.is_unix()) {
         let flags = if socket.is_listening() { LISTENING } else { 0 };
-        let state = if socket.is_connected() { CONNECTED } else { UNCONNECTED };
+        let state = match socket.is_connected() {
+            true if *ino == 0 => CONNECTING,
+            true => CONNECTED,
+            false => UNCONNECTED,
+        };
         let _ = write!(
             out,
             "0000000000000000: {:08X} {:08X} {flags:08X} {:04X} {state:02X} {:>5}",
             if socket.is_connected() { 3 } else { 2 },
             0,
             socket.kind as u32,
-            socket.ino()
+            ino
         );
         match socket.local_address() {
             Address::Unix(UnixName::Path(path)) => {

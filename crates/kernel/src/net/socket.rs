@@ -462,6 +462,9 @@ impl Socket {
 
     /// connect(2) to AF_UNSPEC: the socket is as new again, but for its own address.
     pub(super) fn disconnect(&self) {
+        if self.is_unix() {
+            return unix::leave_peer(self);
+        }
         let state = self.state.replace(State::Idle);
         let was_connected = matches!(state, State::Connected(_) | State::Outside(_));
         if self.kind == Kind::Datagram {
@@ -493,6 +496,11 @@ impl Socket {
         self.queue.wake_all(Events::all());
     }
 
+    /// Whether the other end is `peer`.
+    pub(super) fn points_to(&self, peer: &Socket) -> bool {
+        matches!(&*self.state.borrow(), State::Connected(p) if core::ptr::eq(p.as_ptr(), peer))
+    }
+
     /// Tells the other end that this one is gone, in order or by a reset.
     fn leave(&self, state: &State, reset: bool) {
         if let State::Outside(connection) = state {
@@ -505,8 +513,7 @@ impl Socket {
         }
         let State::Connected(peer) = state else { return };
         let Some(peer) = peer.upgrade() else { return };
-        let points_back = matches!(&*peer.state.borrow(), State::Connected(p) if core::ptr::eq(p.as_ptr(), self));
-        if points_back && self.kind != Kind::Datagram {
+        if peer.points_to(self) && self.kind != Kind::Datagram {
             if reset {
                 peer.reset();
             }
@@ -651,9 +658,10 @@ impl Socket {
         }
         if self.error.get().is_some() {
             ready |= Events::ERR;
-            // Whoever has disconnected has nothing to read, not even an end.
-            let disconnected = self.is_inet() && connection && !self.is_connected() && !self.connecting.get();
-            ready |= if disconnected { Events::empty() } else { Events::READABLE | Events::WRITABLE };
+            // The end of a TCP connection can be read. Whoever has disconnected has nothing to read, not even that.
+            let tcp = self.is_inet() && connection;
+            let ended = tcp && (self.is_connected() || self.connecting.get());
+            ready |= if ended { Events::READABLE | Events::WRITABLE } else { Events::empty() };
         }
         if connection {
             if self.read_ended.get() {
@@ -688,6 +696,20 @@ impl Socket {
         ready
     }
 
+    /// Whether sockets of this kind have options at a level at all. Unix sockets have none but the general ones.
+    fn has_level(&self, level: u32) -> bool {
+        match level {
+            level::SOCKET => true,
+            level::IP => self.is_inet(),
+            level::IPV6 => self.is_inet() && self.is_v6(),
+            level::TCP => self.is_inet() && self.kind == Kind::Stream,
+            level::UDP => self.is_inet() && self.kind == Kind::Datagram,
+            level::VSOCK => self.family == Family::Vsock,
+            level::UDPLITE => self.is_inet() && self.protocol == level::UDPLITE,
+            _ => false,
+        }
+    }
+
     /// setsockopt(2) with `bytes` as the value.
     ///
     /// # Errors
@@ -697,8 +719,8 @@ impl Socket {
             let word = bytes.get(at..at + 4).ok_or(Errno::EINVAL)?;
             Ok(i32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
         };
-        if self.is_unix() && level != level::SOCKET {
-            return Err(Errno::EOPNOTSUPP);
+        if !self.has_level(level) {
+            return Err(if self.is_inet() { Errno::ENOPROTOOPT } else { Errno::EOPNOTSUPP });
         }
         if level == level::SOCKET {
             match name {
@@ -742,6 +764,12 @@ impl Socket {
             let algorithm = bytes.split(|b| *b == 0).next().unwrap_or(&[]);
             return if matches!(algorithm, b"cubic" | b"reno") { Ok(()) } else { Err(Errno::ENOENT) };
         }
+        if level == level::VSOCK {
+            return vsock::set_buffer(self, name, bytes);
+        }
+        if level == level::IPV6 {
+            self.options.get(level, name, self.what())?;
+        }
         // Options of IP may be given as one byte (ip(7)).
         let value =
             if level == level::IP && bytes.len() < 4 { bytes.first().map_or(0, |b| i32::from(*b)) } else { int(0)? };
@@ -759,6 +787,9 @@ impl Socket {
             out.extend(((ns % 1_000_000_000 / 1000) as i64).to_ne_bytes());
             Ok(out)
         };
+        if !self.has_level(level) {
+            return Err(if self.is_inet() && self.is_v6() { Errno::ENOPROTOOPT } else { Errno::EOPNOTSUPP });
+        }
         if level == level::SOCKET {
             return match name {
                 name::TYPE => int(self.kind as i32),
@@ -776,6 +807,9 @@ impl Socket {
                 }
                 _ => int(self.options.get(level, name, self.what())?),
             };
+        }
+        if level == level::VSOCK {
+            return vsock::buffer(self, name);
         }
         if level == level::TCP && name == 13 && self.what() == (true, self.is_v6(), true) {
             return Ok(b"cubic\0\0\0\0\0\0\0\0\0\0\0".to_vec());

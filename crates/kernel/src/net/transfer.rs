@@ -1,8 +1,9 @@
 //! Sending and receiving (send(2), recv(2)).
 
-use super::address::Address;
+use super::address::{Address, UnixName};
 use super::control::Passed;
 use super::inet::{self, DatagramTarget};
+use super::packet::Packet;
 use super::queue::{Message, Sender};
 use super::socket::{Family, Kind, Socket, message};
 use super::{netlink, outside, unix};
@@ -43,13 +44,15 @@ pub struct Received {
     pub rights: Vec<Rc<OpenFile>>,
     /// Who sent, on Unix sockets.
     pub sender: Option<Sender>,
+    /// What the packet of a datagram over IP says.
+    pub packet: Option<Packet>,
     /// MSG_TRUNC for `msg_flags`.
     pub truncated: bool,
 }
 
 impl Received {
     fn end() -> Self {
-        Self { bytes: 0, from: None, rights: Vec::new(), sender: None, truncated: false }
+        Self { bytes: 0, from: None, rights: Vec::new(), sender: None, packet: None, truncated: false }
     }
 }
 
@@ -86,6 +89,7 @@ impl Socket {
                     let ended = part.bytes == 0 || !part.rights.is_empty();
                     all.bytes += part.bytes;
                     all.sender = all.sender.or(part.sender);
+                    all.from = all.from.or(part.from);
                     all.rights.extend(part.rights);
                     if ended || all.bytes >= wanted || dst.remaining() == 0 {
                         return Ok(all);
@@ -122,11 +126,11 @@ impl Socket {
         if dst.remaining() == 0 {
             return Ok(Some(Received::end()));
         }
-        let sender = self.incoming.peek().and_then(|m| m.sender);
+        let (sender, from) = self.incoming.first(|m| (m.sender, m.from.clone())).unwrap_or_default();
         let boundary = self.options.on(1, super::options::name::PASSCRED);
         let bytes = self.incoming.read_pieces(boundary, |piece| dst.put(piece))?;
         let rights = if flags & msg::PEEK != 0 {
-            self.incoming.peek().map(|m| m.rights).unwrap_or_default()
+            self.incoming.first(|m| m.rights.clone()).unwrap_or_default()
         } else {
             let rights = self.incoming.consume(bytes);
             match self.outside() {
@@ -135,26 +139,28 @@ impl Socket {
             }
             rights
         };
-        Ok(Some(Received { bytes, from: None, rights, sender, truncated: false }))
+        Ok(Some(Received { bytes, from, rights, sender, packet: None, truncated: false }))
     }
 
     fn try_receive_message(&self, dst: &mut Dest<'_>, flags: u32) -> Result<Option<Received>> {
         if let Some(error) = self.take_error() {
             return Err(error);
         }
-        let Some(message) = self.incoming.peek() else {
+        let first = self.incoming.first(|message| -> Result<Received> {
+            let (put, len) = (dst.put(message.bytes())?, message.bytes().len());
+            let bytes = if flags & msg::TRUNC != 0 { len } else { put };
+            let (from, rights) = (message.from.clone(), message.rights.clone());
+            Ok(Received { bytes, from, rights, sender: message.sender, packet: message.packet, truncated: put < len })
+        });
+        let Some(received) = first.transpose()? else {
             let over = self.read_ended.get() || (self.kind == Kind::SeqPacket && self.peer().is_none());
             return Ok(over.then(Received::end));
         };
-        let put = dst.put(message.bytes())?;
-        let len = message.bytes().len();
         if flags & msg::PEEK == 0 {
             self.incoming.pop();
             self.room_made();
         }
-        let truncated = put < len;
-        let bytes = if flags & msg::TRUNC != 0 { len } else { put };
-        Ok(Some(Received { bytes, from: message.from, rights: message.rights, sender: message.sender, truncated }))
+        Ok(Some(received))
     }
 
     /// Sends; `to` is the address of sendto(2).
@@ -195,7 +201,7 @@ impl Socket {
         let deadline = self.send_deadline();
         let mut sent = 0;
         loop {
-            let rights = if sent == 0 { passed.clone() } else { Passed { rights: Vec::new(), sender: passed.sender } };
+            let rights = if sent == 0 { passed.clone() } else { Passed { rights: Vec::new(), ..passed.clone() } };
             let step = self.wait(nonblocking, deadline, &self.queue, || {
                 // The error is the next call's, which has sent nothing yet.
                 let is_next_calls = sent > 0 && self.is_inet() && self.error.get().is_some();
@@ -229,7 +235,10 @@ impl Socket {
         }
         let Some(peer) = self.peer() else {
             // The peer is gone. TCP finds out by the reset that answers its first bytes.
-            if self.is_inet() && src.remaining() > 0 {
+            if self.is_inet() {
+                if src.remaining() == 0 {
+                    return Ok(Some(0));
+                }
                 let mut lost = vec![0; src.remaining().min(PIECE_BYTES)];
                 let taken = src.take(&mut lost)?;
                 self.reset();
@@ -246,7 +255,7 @@ impl Socket {
         bytes.truncate(taken);
         // TCP takes what comes after SHUT_RD, too.
         if taken > 0 {
-            peer.incoming.push_stream(message(bytes, None, passed, self.is_unix()));
+            peer.incoming.push_stream(message(bytes, self.sender_name(), passed, self.is_unix()));
             peer.queue.wake(Events::READABLE);
         }
         Ok(Some(taken))
@@ -258,7 +267,7 @@ impl Socket {
         }
         let packet = self.whole_message(src)?;
         self.wait(nonblocking, self.send_deadline(), &self.queue, || {
-            self.try_deliver(&packet, passed, self.peer(), None).transpose()
+            self.try_deliver(&packet, passed, self.peer(), self.sender_name()).transpose()
         })
     }
 
@@ -325,7 +334,7 @@ impl Socket {
             return netlink::send(self, &bytes);
         }
         if self.is_inet() {
-            return self.send_udp(&bytes, to, nonblocking);
+            return self.send_udp(&bytes, to, passed, nonblocking);
         }
         let target = match to {
             Some(Address::Unix(name)) => Some(unix::find(self.kind, name)?),
@@ -343,10 +352,21 @@ impl Socket {
             return Err(Errno::EPERM);
         }
         let queue = target.as_ref().map_or_else(|| Rc::clone(&self.queue), |t| Rc::clone(&t.queue));
-        let from = Some(self.local_address());
-        self.wait(nonblocking, self.send_deadline(), &queue, || {
+        let from = self.sender_name();
+        let sent = self.wait(nonblocking, self.send_deadline(), &queue, || {
             self.try_deliver(&bytes, passed, target.clone(), from.clone()).transpose()
-        })
+        });
+        if sent == Err(Errno::ECONNREFUSED) && to.is_none() {
+            // The peer is gone: the next call finds none.
+            unix::leave_peer(self);
+        }
+        sent
+    }
+
+    /// The name that receivers are told, if a Unix socket has one.
+    fn sender_name(&self) -> Option<Address> {
+        let unnamed = Address::Unix(UnixName::Unnamed);
+        Some(self.local_address()).filter(|name| self.is_unix() && *name != unnamed)
     }
 
     /// Whether it is known where a message goes; for what comes before a look at the message.
@@ -360,7 +380,13 @@ impl Socket {
     }
 
     /// Inside the guest UDP never waits: what does not fit is lost. To the outside it waits for room on the way.
-    fn send_udp(self: &Rc<Self>, bytes: &[u8], to: Option<&Address>, nonblocking: bool) -> Result<usize> {
+    fn send_udp(
+        self: &Rc<Self>,
+        bytes: &[u8],
+        to: Option<&Address>,
+        passed: &Passed,
+        nonblocking: bool,
+    ) -> Result<usize> {
         if let Some(error) = self.take_error() {
             return Err(error);
         }
@@ -379,20 +405,20 @@ impl Socket {
                     sent.map(|sent| sent.then_some(())).transpose()
                 })?;
             }
-            DatagramTarget::Local(Some((target, source)))
+            DatagramTarget::Local { to, target: Some((target, source)) }
                 if self.send_room(&target) >= bytes.len().max(1) && !target.read_ended.get() =>
             {
-                target.incoming.push(Message::new(bytes.to_vec(), Some(Address::Inet(source)), Vec::new(), None));
+                target.incoming.push(Message::datagram(bytes.to_vec(), source, Packet::sent(self, to, passed)));
                 target.queue.wake(Events::READABLE);
             }
             // What does not fit is lost.
-            DatagramTarget::Local(Some(_)) => {}
+            DatagramTarget::Local { target: Some(_), .. } => {}
             // ICMP port unreachable reaches a connected socket.
-            DatagramTarget::Local(None) if self.remote_inet().is_some() => {
+            DatagramTarget::Local { target: None, .. } if self.remote_inet().is_some() => {
                 self.error.set(Some(Errno::ECONNREFUSED));
                 self.queue.wake_all(Events::ERR | Events::READABLE);
             }
-            DatagramTarget::Local(None) => {}
+            DatagramTarget::Local { target: None, .. } => {}
         }
         Ok(bytes.len())
     }

@@ -38,12 +38,31 @@ pub(super) fn find(kind: Kind, name: &UnixName) -> Result<Rc<Socket>> {
     }
 }
 
+/// A datagram socket gives up its peer. What it had not read is lost, and a peer that is connected back hears of that.
+pub(super) fn leave_peer(socket: &Socket) {
+    let peer = socket.peer();
+    if !socket.is_connected() {
+        return;
+    }
+    let lost = socket.incoming.take_all();
+    if let Some(peer) = peer.filter(|peer| !lost.is_empty() && peer.points_to(socket)) {
+        peer.error.set(Some(Errno::ECONNRESET));
+        peer.queue.wake_all(Events::all());
+    }
+    *socket.state.borrow_mut() = State::Idle;
+    *socket.remote.borrow_mut() = None;
+    socket.queue.wake_all(Events::all());
+}
+
 pub(super) fn connect(socket: &Rc<Socket>, name: &UnixName, nonblocking: bool) -> Result<()> {
     let target = find(socket.kind, name)?;
     if target.kind != socket.kind {
         return Err(Errno::EPROTOTYPE);
     }
     if socket.kind == Kind::Datagram {
+        if socket.peer().is_none_or(|peer| !Rc::ptr_eq(&peer, &target)) {
+            leave_peer(socket);
+        }
         *socket.state.borrow_mut() = State::Connected(Rc::downgrade(&target));
         *socket.remote.borrow_mut() = Some(target.local_address());
         return Ok(());

@@ -1,12 +1,14 @@
 //! Sockets between guest and host (vsock(7)): streams to context 2, and listeners that programs of the host reach.
 
 use super::address::{Address, VsockAddress};
+use super::options::level;
 use super::outside;
 use super::socket::{Family, Kind, Socket, State};
 use crate::errno::{Errno, Result};
 use crate::host::connection::{Connection, refuse};
 use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use torpor_abi::endpoint::{Endpoint, Transport, network};
 use torpor_abi::frame::Header;
@@ -73,6 +75,34 @@ pub(super) fn release(socket: &Socket) {
             ports.remove(&port);
         }
     });
+}
+
+/// Names of the options that are sizes of buffers.
+mod size {
+    pub(super) const NOW: u32 = 0;
+    pub(super) const MIN: u32 = 1;
+    pub(super) const MAX: u32 = 2;
+}
+
+/// Sets the size of a socket's buffer, or its bounds, as a number of 64 bits. What is beyond i32 is that.
+///
+/// # Errors
+/// EINVAL, ENOPROTOOPT.
+pub(super) fn set_buffer(socket: &Socket, name: u32, bytes: &[u8]) -> Result<()> {
+    let value = bytes.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)).ok_or(Errno::EINVAL)?;
+    let (level, what, options) = (level::VSOCK, socket.what(), &socket.options);
+    options.set(level, name, what, i32::try_from(value).unwrap_or(i32::MAX))?;
+    let [now, min, max] = [size::NOW, size::MIN, size::MAX].map(|name| options.get(level, name, what));
+    options.set(level, size::NOW, what, now?.min(max?).max(min?))
+}
+
+/// What [`set_buffer`] set.
+///
+/// # Errors
+/// ENOPROTOOPT.
+pub(super) fn buffer(socket: &Socket, name: u32) -> Result<Vec<u8>> {
+    let value = socket.options.get(level::VSOCK, name, socket.what())?;
+    Ok(u64::from(value.unsigned_abs()).to_ne_bytes().to_vec())
 }
 
 /// connect(2).

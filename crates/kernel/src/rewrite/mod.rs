@@ -12,7 +12,6 @@ pub(crate) mod text;
 pub use shape::Refusal;
 
 use crate::arch::regs::UserRegs;
-use crate::mm::addr::UserAddr;
 use crate::mm::space::AddressSpace;
 use crate::task::pid;
 use alloc::collections::BTreeMap;
@@ -127,13 +126,9 @@ fn is_free(text: text::Id, site: u64, shape: shape::Shape) -> bool {
 /// If an interrupt or exception came inside an island, makes the registers as if the `syscall` of its site came next.
 pub fn leave_island(space: &AddressSpace, regs: &mut UserRegs) {
     let Some((site, pending)) = space.site_of(regs.rip) else { return };
-    let load = |address: u64| {
-        let mut word = [0; 8];
-        space.read(UserAddr(address), &mut word).ok().map(|()| u64::from_le_bytes(word))
-    };
     regs.rip = match pending {
         // The load faults, or is to be tried again.
-        Some(shape) if !shape.perform(regs, load) => site - shape.instruction().1 as u64,
+        Some(shape) if !shape.perform(regs, |address| space.word(address)) => site - shape.instruction().1 as u64,
         _ => site,
     };
 }

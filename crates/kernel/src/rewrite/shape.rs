@@ -14,7 +14,7 @@
 //! hides. One instruction is replaced as a whole, so that no thread can be between its parts.
 //!
 //! That the bytes before a `syscall` are the instruction that they look like is concluded from the register's value,
-//! which is the one that the instruction gives.
+//! which is the one that the instruction gives. Where the bytes could be two instructions the longer one must be it.
 
 use crate::arch::regs::UserRegs;
 use crate::mm::addr::PAGE_BYTES;
@@ -25,6 +25,8 @@ const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const XOR_EAX: [u8; 2] = [0x31, 0xc0];
 /// `mov 8(%rsp), %r9`: the end of syscall(2) in glibc and musl.
 const LOAD_SIXTH: [u8; 5] = [0x4c, 0x8b, 0x4c, 0x24, 0x08];
+/// `mov %r9, %r8`, which comes before that.
+const MOVE_FIFTH: [u8; 3] = [0x4d, 0x89, 0xc8];
 /// `nopw 0(%rax,%rax,1)`, of which the last five bytes may be anything.
 const NOP: [u8; 8] = [0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0];
 /// Where in [`NOP`] those begin.
@@ -129,21 +131,31 @@ fn immediate(page: &Bytes, at: usize, regs: &UserRegs) -> Option<Shape> {
     let mut holds = |number: u8| register(&mut regs, number).is_some_and(|r| *r == u64::from(value));
     let before = at.checked_sub(6).map(|before| page[before]);
     match before {
-        // A prefix, or the end of the instruction before: only one of the registers may have the value.
-        Some(0x41) => match (holds(low), holds(low + 8)) {
-            (true, false) => Some(Shape::Immediate { register: low, value }),
-            (false, true) => Some(Shape::Immediate { register: low + 8, value }),
-            _ => None,
-        },
+        // A prefix, or the end of the instruction before. A jump to the `syscall` may find the value in any register, so
+        // the one that goes without the prefix is never believed: without it the other load would be lost.
+        Some(0x41) => (holds(low + 8) && !holds(low)).then_some(Shape::Immediate { register: low + 8, value }),
         // More prefixes for r8 to r15, a 16-bit operand, a two-byte opcode, an address computed from rax.
         Some(0x43 | 0x45 | 0x47 | 0x66 | 0x0f | 0x8d) => None,
         _ => holds(low).then_some(Shape::Immediate { register: low, value }),
     }
 }
 
+/// `mov 8(%rsp), %r9` in the bytes before `at`, as syscall(2) has it, and executed: r9 is what `load` finds there.
+fn is_sixth_argument(page: &Bytes, at: usize, regs: &UserRegs, load: impl FnOnce(u64) -> Option<u64>) -> bool {
+    page[..at].ends_with(&LOAD_SIXTH)
+        && page[..at - LOAD_SIXTH.len()].ends_with(&MOVE_FIFTH)
+        && load(regs.rsp.wrapping_add(8)) == Some(regs.r9)
+}
+
 /// The shape of the site whose `syscall` is at `at` of a page of text, where `regs` are the registers there. `copy` is
-/// the page as it has been rewritten so far.
-pub(crate) fn of(page: &Bytes, copy: &Bytes, at: usize, regs: &UserRegs) -> Result<Shape, Refusal> {
+/// the page as it has been rewritten so far, and `load` reads a word of the program's memory.
+pub(crate) fn of(
+    page: &Bytes,
+    copy: &Bytes,
+    at: usize,
+    regs: &UserRegs,
+    load: impl FnOnce(u64) -> Option<u64>,
+) -> Result<Shape, Refusal> {
     if at + SYSCALL.len() > page.len() || at < 6 {
         return Err(Refusal::PageEdge);
     }
@@ -155,7 +167,7 @@ pub(crate) fn of(page: &Bytes, copy: &Bytes, at: usize, regs: &UserRegs) -> Resu
         let returns = regs.rax == u64::from(linux_raw_sys::general::__NR_rt_sigreturn);
         return if returns { Err(Refusal::OtherShape) } else { Ok(shape) };
     }
-    if page[at - LOAD_SIXTH.len()..at] == LOAD_SIXTH {
+    if is_sixth_argument(page, at, regs, load) {
         return Ok(Shape::SixthArgument);
     }
     if page[at - 2..at] == XOR_EAX && !matches!(page[at - 3], 0x40..=0x4f | 0x66) && regs.rax == 0 {

@@ -20,7 +20,7 @@ fn regs(set: impl FnOnce(&mut UserRegs)) -> UserRegs {
 }
 
 fn shape(page: &Bytes, set: impl FnOnce(&mut UserRegs)) -> Result<Shape, Refusal> {
-    of(page, page, AT, &regs(set))
+    of(page, page, AT, &regs(set), |_| None)
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn other_registers_by_their_value() {
     let expected = Shape::Immediate { register: 8, value: 9 };
     assert_eq!(shape(&r8, |r| r.r8 = 9), Ok(expected));
     assert_eq!(expected.instruction(), ([0x41, 0xb8, 9, 0, 0, 0], 6));
-    assert_eq!(shape(&r8, |r| r.rax = 9), Ok(Shape::Immediate { register: 0, value: 9 }));
+    assert_eq!(shape(&r8, |r| r.rax = 9), Err(Refusal::OtherShape), "a jump behind the load of r8");
     assert_eq!(shape(&r8, |r| (r.rax, r.r8) = (9, 9)), Err(Refusal::OtherShape), "either could be meant");
     // The island needs rcx, and nobody loads rsp so.
     assert_eq!(shape(&page(&[0x00, 0xb9, 1, 0, 0, 0]), |r| r.rcx = 1), Err(Refusal::OtherShape));
@@ -94,7 +94,7 @@ fn reading_jumps_by_a_nop() {
         assert_eq!(copy[nop..nop + 8], [0x0f, 0x1f, 0x84, 0xe9, 0x78, 0x56, 0x34, 0x12], "still one NOP");
         assert_eq!(copy[AT - 2], 0xeb);
         assert_eq!(AT.wrapping_add_signed(isize::from(copy[AT - 1] as i8)), nop + HOP);
-        assert_eq!(of(&near, &copy, AT, &regs(|_| ())), Err(Refusal::NoNop), "each NOP serves one site");
+        assert_eq!(of(&near, &copy, AT, &regs(|_| ()), |_| None), Err(Refusal::NoNop), "each NOP serves one site");
     }
     for far in [AT - 129 - HOP, AT + 128 - HOP] {
         let mut page = text;
@@ -104,6 +104,21 @@ fn reading_jumps_by_a_nop() {
     text[AT - 3] = 0x45;
     text[AT + 40..AT + 48].copy_from_slice(&NOP);
     assert_eq!(shape(&text, |r| r.rax = 0), Err(Refusal::OtherShape), "xor %r8d, %r8d");
+}
+
+#[test]
+fn the_sixth_argument_by_its_value() {
+    let text = page(&[0x4d, 0x89, 0xc8, 0x4c, 0x8b, 0x4c, 0x24, 0x08]);
+    let judged = |page: &Bytes, value| {
+        of(page, page, AT, &regs(|r| (r.rsp, r.r9) = (0x1000, 7)), |address| {
+            assert_eq!(address, 0x1008);
+            value
+        })
+    };
+    assert_eq!(judged(&text, Some(7)), Ok(Shape::SixthArgument));
+    assert_eq!(judged(&text, Some(8)), Err(Refusal::OtherShape), "jumped to");
+    assert_eq!(judged(&text, None), Err(Refusal::OtherShape));
+    assert_eq!(judged(&page(&[0x4c, 0x8b, 0x4c, 0x24, 0x08]), Some(7)), Err(Refusal::OtherShape), "not syscall(2)");
 }
 
 #[test]
@@ -131,7 +146,7 @@ proptest! {
         if at < 4095 {
             page[at..at + 2].copy_from_slice(&SYSCALL);
         }
-        if let Ok(shape) = of(&page, &page, at, &regs(|r| (r.rax, r.r8) = (rax, rax + 1))) {
+        if let Ok(shape) = of(&page, &page, at, &regs(|r| (r.rax, r.r8) = (rax, rax + 1)), |_| Some(0)) {
             let (moved, len) = shape.instruction();
             prop_assert_eq!(&page[at - len..at], &moved[..len]);
             let mut copy = page;

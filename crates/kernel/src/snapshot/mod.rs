@@ -5,6 +5,7 @@
 //! later, or a clone of it in another process, on another machine, years later: [`restored`] makes up for that before
 //! any program runs.
 
+mod awake;
 mod fork_id;
 mod identity;
 mod point;
@@ -47,7 +48,7 @@ fn handover() -> &'static Handover {
 /// Stops if the VM process wants it or the program is ready; returns whether it did. `idle`: nothing is runnable.
 pub fn stop_if_wanted(idle: bool) -> bool {
     let wanted = control().quiesce.load(Ordering::Relaxed);
-    let requested = wanted == quiesce::AT_ENTRY || (wanted == quiesce::AT_IDLE && idle);
+    let requested = wanted == quiesce::AT_ENTRY || (wanted == quiesce::AT_IDLE && idle && !awake::is_held());
     if requested {
         stop(reason::REQUESTED);
     } else if ready::is_due(idle) {
@@ -70,6 +71,7 @@ fn stop(reason: u32) {
         command::RELINK => {
             let unsent_bytes = handover().unsent_bytes.each_ref().map(|bytes| bytes.load(Ordering::Relaxed));
             host::relinked(unsent_bytes);
+            awake::reattached();
         }
         _ => {}
     }

@@ -1,6 +1,7 @@
 //! A system call of the running thread: number and arguments from its registers, the result into them.
 
 use super::{dispatch, trace};
+use crate::errno::Errno;
 use crate::task::{current, oom, signal};
 
 /// Performs the call. It takes what memory it needs; if that was too much, somebody gives some back before it returns.
@@ -18,7 +19,12 @@ fn perform() {
     if traced {
         trace::enter(thread.tid(), number, args);
     }
-    let result = dispatch::call(number, args);
+    thread.short_of_memory.set(false);
+    let mut result = dispatch::call(number, args);
+    if result == Err(Errno::EFAULT) && thread.short_of_memory.get() && oom::make_room() {
+        // As where the program itself touches memory that can't be had: it waits for it.
+        result = Err(Errno::ERESTARTNOINTR);
+    }
     if traced {
         trace::leave(thread.tid(), &result);
     }

@@ -134,6 +134,7 @@ fn sys_sysinfo(args: Args) -> Result<u64> {
     words[1..4].copy_from_slice(&loads);
     words[4] = usage.limit_bytes as i64;
     words[5] = usage.free_bytes() as i64;
+    words[6] = usage.shared_bytes as i64;
     words[10] = processes;
     words[13] = 1;
     write_words(args.addr(0), &words)?;

@@ -8,6 +8,7 @@ use crate::mm::addr::UserAddr;
 use crate::mm::user::{self, Dest, Segment, Source};
 use crate::net::address::{Address, MAX_ADDRESS_BYTES};
 use crate::net::control::{self, MAX_CONTROL_BYTES, Passed};
+use crate::net::options::level;
 use crate::net::socket::{Family, Kind};
 use crate::net::{Socket, SocketFile, msg};
 use crate::task::current;
@@ -152,6 +153,7 @@ fn parse_kind(args: Args) -> Result<(Family, Kind, u32, OpenFlags)> {
         (Family::Unix, _, 0 | 1) | (Family::Vsock, _, 0) | (Family::Netlink, Kind::Datagram, 0) => 0,
         (Family::Inet | Family::Inet6, Kind::Stream, 0 | 6) => 6,
         (Family::Inet | Family::Inet6, Kind::Datagram, 0 | 17) => 17,
+        (Family::Inet | Family::Inet6, Kind::Datagram, level::UDPLITE) => level::UDPLITE,
         _ => return Err(Errno::EPROTONOSUPPORT),
     };
     Ok((family, kind, protocol, flags))
@@ -358,7 +360,7 @@ fn send_message(socket: &Rc<Socket>, nonblocking: bool, at: UserAddr, flags: u32
         }
         let mut bytes = vec![0; header.control_len];
         user::read_bytes(header.control, &mut bytes)?;
-        passed = control::parse(&bytes, socket.family == Family::Unix)?;
+        passed = control::parse(&bytes, socket)?;
     }
     let sent = socket.send(&mut Source::user(&header.segments), to.as_ref(), &passed, flags, nonblocking)?;
     Ok(sent as u64)
@@ -374,6 +376,9 @@ fn receive_message(socket: &Rc<Socket>, nonblocking: bool, at: UserAddr, flags: 
     let cloexec = if flags & msg::CMSG_CLOEXEC != 0 { OpenFlags::CLOEXEC } else { OpenFlags::empty() };
     if !received.rights.is_empty() {
         writer.rights(received.rights, |file| Ok(install(file, cloexec)? as i32));
+    }
+    if let Some(packet) = received.packet {
+        packet.tell(socket.family == Family::Inet6, &socket.options, &mut writer);
     }
     let mut out_flags = flags & msg::CMSG_CLOEXEC;
     out_flags |= if received.truncated { msg::TRUNC } else { 0 };

@@ -36,7 +36,7 @@ pub fn make_room() -> bool {
 
 /// Marks the process that uses most memory to end; the process that asked is as good as any other for the score. It may be
 /// the caller's.
-pub fn kill() -> Rc<Process> {
+fn kill() -> Rc<Process> {
     sched::account();
     let victim = pid::processes()
         .into_iter()

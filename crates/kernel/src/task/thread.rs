@@ -57,6 +57,8 @@ pub struct Thread {
     pub no_new_privs: Cell<bool>,
     /// PR_SET_TIMERSLACK in nanoseconds, and what PR_SET_TIMERSLACK with 0 goes back to.
     pub timer_slack_ns: Cell<(u64, u64)>,
+    /// The system call could not access the program's memory for want of a page.
+    pub short_of_memory: Cell<bool>,
 }
 
 /// Timer slack of the first thread in nanoseconds.
@@ -126,6 +128,7 @@ impl Thread {
             parent_death_signal: Cell::new(None),
             no_new_privs: Cell::new(false),
             timer_slack_ns: Cell::new((TIMER_SLACK_NS, TIMER_SLACK_NS)),
+            short_of_memory: Cell::new(false),
         })
     }
 

@@ -68,6 +68,9 @@ pub enum Command {
     Template {
         /// Recorded in the file.
         uuid: Uuid,
+        /// Of an instance that goes on from it, with its connections; 0 for a template.
+        #[serde(default)]
+        generation: u64,
     },
     /// Stores a booted VM that is ready as what it differs by from a sibling's template; the reply has the file as its
     /// descriptor. It stays stopped. Descriptors: template file, its memory.

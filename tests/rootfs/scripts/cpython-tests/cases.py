@@ -15,6 +15,10 @@ import traceback
 import unittest
 
 
+# Of what regression tests ask for before they run: loopback is network enough for these.
+RESOURCES = {"test_socketserver": ["network"]}
+
+
 def report_descriptor():
     """Standard output, out of the tests' way; theirs becomes standard error."""
     report = os.dup(1)
@@ -104,11 +108,17 @@ def main():
     from test import support
     from test.support import os_helper
 
-    support.use_resources = []
+    support.use_resources = RESOURCES.get(sys.argv[1], [])
     support.verbose = 0
     with os_helper.temp_cwd("cases"):
         loader = unittest.TestLoader()
-        module = importlib.import_module(module_name)
+        reporter = Reporter(report)
+        try:
+            module = importlib.import_module(module_name)
+        except (unittest.SkipTest, ModuleNotFoundError) as error:
+            reporter.tell(module_name, "skipped", str(error))
+            reporter.tell(None, "finished")
+            return
         if hasattr(module, "load_tests") or not module.__file__.endswith("__init__.py"):
             suite = loader.loadTestsFromModule(module)
         else:
@@ -119,7 +129,6 @@ def main():
         for test in flatten(suite):
             if test.id() not in done and (only is None or test.id() in only):
                 cases.append(test)
-        reporter = Reporter(report)
         unittest.TestSuite(cases).run(reporter)
         reporter.tell(None, "finished")
         reap = getattr(support, "reap_children", None)

@@ -116,7 +116,9 @@ impl Queue {
     /// EFAULT, ENOMEM; the queue is unchanged.
     pub(super) fn push_from(&mut self, src: &mut Source<'_>, kind: Kind) -> Result<usize> {
         let mut data = Vec::new();
-        let len = src.remaining().min(SLOT_BYTES);
+        // A slot of vmsplice(2) is a page of the program's, or the part of it that was given.
+        let part = if kind == Kind::Spliced { src.within_page() } else { src.remaining() };
+        let len = part.min(SLOT_BYTES);
         take(src, &mut data, len)?;
         self.push(Slot::new(data, kind))?;
         Ok(len)

@@ -2,6 +2,7 @@
 
 use crate::errno::{Errno, Result};
 use crate::fs::generated::Tree;
+use crate::mm::addr::PAGE_BYTES;
 use crate::mm::frame;
 use crate::task::usage::Usage;
 use crate::task::{loadavg, pid, sched};
@@ -9,6 +10,7 @@ use crate::time;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::Write;
 
 /// sysconf(_SC_CLK_TCK) is 100.
@@ -28,7 +30,7 @@ pub(super) fn fill(tree: &mut Tree) {
     tree.text("locks", crate::fs::lock::text);
     tree.text("swaps", || "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".into());
     tree.text("devices", || {
-        "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n  5 /dev/ptmx\n136 pts\n\nBlock devices:\n".into()
+        "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/ptmx\n 10 misc\n136 pts\n\nBlock devices:\n".into()
     });
     tree.text("partitions", || "major minor  #blocks  name\n\n".into());
     tree.text("diskstats", String::new);
@@ -192,13 +194,16 @@ fn meminfo() -> String {
     let usage = frame::usage();
     let kib = |bytes: u64| bytes >> 10;
     let (total, free) = (kib(usage.limit_bytes), kib(usage.free_bytes()));
+    // The only cached pages are those of files that were written: the image is not in this memory.
+    let shared = kib(usage.shared_bytes);
+    let anonymous = (total - free).saturating_sub(shared + kib(usage.kernel_bytes));
     let mut out = String::new();
     for (name, value) in [
         ("MemTotal", total),
         ("MemFree", free),
         ("MemAvailable", free),
         ("Buffers", 0),
-        ("Cached", 0),
+        ("Cached", shared),
         ("SwapCached", 0),
         ("Active", total - free),
         ("Inactive", 0),
@@ -206,10 +211,12 @@ fn meminfo() -> String {
         ("SwapFree", 0),
         ("Dirty", 0),
         ("Writeback", 0),
-        ("AnonPages", total - free),
-        ("Mapped", 0),
-        ("Shmem", 0),
+        ("AnonPages", anonymous),
+        ("Mapped", kib(mapped_bytes()).min(shared)),
+        ("Shmem", shared),
         ("Slab", kib(usage.kernel_bytes)),
+        ("SReclaimable", 0),
+        ("SUnreclaim", kib(usage.kernel_bytes)),
         ("CommitLimit", total),
         ("Committed_AS", total - free),
         ("VmallocTotal", 0),
@@ -222,6 +229,14 @@ fn meminfo() -> String {
         let _ = writeln!(out, "{:<16}{value:>8}{unit}", format!("{name}:"));
     }
     out
+}
+
+/// What processes have mapped of files and shared memory, each process by itself.
+fn mapped_bytes() -> u64 {
+    let mut spaces: Vec<_> = pid::processes().iter().filter_map(|process| process.try_space()).collect();
+    spaces.sort_by_key(Rc::as_ptr);
+    spaces.dedup_by_key(|space| Rc::as_ptr(space));
+    spaces.iter().map(|space| space.resident_pages().shared_pages * PAGE_BYTES).sum()
 }
 
 /// User, system and idle time of the one processor, in ticks.

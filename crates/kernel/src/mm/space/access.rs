@@ -230,8 +230,7 @@ impl AddressSpace {
             let piece = piece(at, len - done);
             let gpa = self.make_ready(at, access, Respect::Protection).map_err(|outcome| {
                 if outcome == FaultOutcome::OutOfMemory {
-                    // As where the program itself touches memory that can't be had.
-                    crate::task::oom::kill();
+                    crate::task::current().short_of_memory.set(true);
                 }
                 done
             })?;

@@ -7,7 +7,7 @@
 use super::area::Area;
 use super::{AddressSpace, Flush, Prot, all};
 use crate::arch::regs::UserRegs;
-use crate::mm::addr::{Gpa, PAGE_BYTES, USER_BASE};
+use crate::mm::addr::{Gpa, PAGE_BYTES, USER_BASE, UserAddr};
 use crate::mm::pte::{Kind, Pte};
 use crate::rewrite::shape::{Bytes, Refusal, Shape};
 use crate::rewrite::text::{self, Found, ISLANDS_BYTES, REACH_BYTES};
@@ -77,7 +77,7 @@ impl AddressSpace {
         let site = address - base;
         if !text.has(site) {
             let chosen = |page: &Bytes, copy: &Bytes, at: usize| {
-                let shape = crate::rewrite::shape::of(page, copy, at, regs)?;
+                let shape = crate::rewrite::shape::of(page, copy, at, regs, |address| self.word(address))?;
                 if free(text, site, shape) { Ok(shape) } else { Err(Refusal::InUse) }
             };
             text.rewrite(site, entry, chosen)?;
@@ -90,6 +90,12 @@ impl AddressSpace {
         let copy = text.copy(offset).filter(|_| self.map_text(text, base));
         self.show_copy(&area, page, copy.ok_or(Refusal::NoRoom)?);
         Ok(())
+    }
+
+    /// A word of the program's memory, if it is there.
+    pub(crate) fn word(&self, address: u64) -> Option<u64> {
+        let mut word = [0; 8];
+        self.read(UserAddr(address), &mut word).ok().map(|()| u64::from_le_bytes(word))
     }
 
     /// The page of the image that is mapped at `page`, or of which a copy is.
@@ -143,6 +149,7 @@ impl AddressSpace {
     fn map_text(&self, text: text::Id, base: u64) -> bool {
         let mapped = Mapped { text, base };
         if !self.texts.borrow().contains(&mapped) {
+            self.forget_unmapped();
             if !self.is_free(mapped.islands()) {
                 return false;
             }
@@ -150,6 +157,16 @@ impl AddressSpace {
             self.complete_islands(&mapped);
         }
         self.texts.borrow().contains(&mapped)
+    }
+
+    /// Takes out the islands of texts of which nothing is mapped any more: a library may be loaded at ever new addresses.
+    fn forget_unmapped(&self) {
+        let is_gone = |mapped: &Mapped| {
+            let end = mapped.base + mapped.text.range().1;
+            self.areas.borrow().overlapping(mapped.base, end).next().is_none()
+        };
+        let gone: Vec<Mapped> = self.texts.borrow().iter().filter(|mapped| is_gone(mapped)).copied().collect();
+        gone.iter().for_each(|mapped| self.make_room(mapped.islands(), mapped.islands() + ISLANDS_BYTES));
     }
 
     /// Maps the pages of islands that are not mapped yet; without them, for want of a table, the text is the image's.

@@ -3,7 +3,7 @@
 
 use crate::errno::Result;
 use crate::mm::addr::Gpa;
-use crate::mm::frame::Frame;
+use crate::mm::frame::{self, Frame};
 use crate::mm::pages::{Access, Page, PageError, PageSource};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
@@ -42,6 +42,7 @@ impl PageSource for SharedMemory {
         }
         let frame = Frame::zeroed().map_err(|_| PageError::NoMemory)?;
         frames.insert(index, frame.clone());
+        frame::count_shared(1);
         Ok(Page::Frame(frame))
     }
 
@@ -52,8 +53,17 @@ impl PageSource for SharedMemory {
     fn remove(&self, first: u64, pages: u64) -> Result<()> {
         let last = first.saturating_add(pages);
         super::unmap_object(self.id(), first, last, false);
-        self.frames.borrow_mut().retain(|index, _| !(first..last).contains(index));
+        let mut frames = self.frames.borrow_mut();
+        let before = frames.len();
+        frames.retain(|index, _| !(first..last).contains(index));
+        frame::count_shared(-((before - frames.len()) as i64));
         Ok(())
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        frame::count_shared(-(self.frames.get_mut().len() as i64));
     }
 }
 

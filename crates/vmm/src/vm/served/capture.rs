@@ -5,7 +5,7 @@ use super::super::memory::Gpa;
 use super::super::timer::now_ns;
 use super::super::{Fatal, wait_writable};
 use super::base::{Base, is_scratch};
-use super::{Refusal, Survey, Vm, handover};
+use super::{Changed, Refusal, Survey, Vm, handover};
 use crate::snapshot::metadata::{Digest, Uuid, hex};
 use crate::snapshot::pages::{Coding, ZEROS};
 use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader, Writer};
@@ -67,13 +67,15 @@ impl Vm {
         self.machine.gate.close();
     }
 
-    /// All of a VM that was booted, as a template.
+    /// All of a VM that was booted, as a template; with a generation as the state of an instance, streams included. After
+    /// [`Vm::settle`].
     ///
     /// # Errors
     /// [`Refusal::Host`].
-    pub fn capture_template(&mut self, uuid: Uuid) -> Result<Captured, Refusal> {
+    pub fn capture_template(&mut self, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
+        let streams = if generation > 0 { self.parked(uuid, generation)? } else { String::new() };
         let private = self.pagemap.private_pages(&self.machine.memory)?;
-        self.capture(Kind::Template, &private, uuid, 0, String::new())
+        self.capture(Kind::Template, &private, uuid, generation, streams)
     }
 
     /// What a VM that was booted differs by from the template of another such VM: `file` is that one's, and `memory` what
@@ -136,20 +138,24 @@ impl Vm {
             super::check_family(&family)?;
         }
         let mut free = FreePages::new(stopped.free);
-        let mut changed = Vec::new();
+        let mut survey = Survey { private: numbers.len(), changed: Vec::new(), runs: Vec::new() };
         let host = |error: std::io::Error| Refusal::Host(format!("zstd: {error}"));
         let mut writer = Writer::new().map_err(host)?;
         let mut page = Box::new(ZEROS);
         for &number in numbers {
             if is_scratch(number) || free.contains(number) {
-                changed.push(number);
+                survey.changed.push(Changed { number, runs: None });
                 continue;
             }
             let gpa = Gpa(u64::from(number) * PAGE_BYTES);
             if !memory.equals(gpa, self.base.page(number)).map_err(Fatal::from)? {
                 memory.read(gpa, &mut *page).map_err(Fatal::from)?;
-                writer.push(number, &page, self.base.template(number), self.base.warm(number)).map_err(host)?;
-                changed.push(number);
+                let (template, warm) = (self.base.template(number), self.base.warm(number));
+                let (coding, runs) = writer.push(number, &page, template, warm).map_err(host)?;
+                let start = survey.runs.len();
+                let known = coding == self.base.rests_at(number);
+                survey.runs.extend_from_slice(if known { runs } else { &[] });
+                survey.changed.push(Changed { number, runs: known.then_some(start..survey.runs.len()) });
             }
         }
         let pages = writer.counts;
@@ -165,7 +171,7 @@ impl Vm {
         };
         let file = writer.finish(kind, &metadata).map_err(host)?;
         page.fill(0);
-        self.survey = Some(Survey { private: numbers.len(), changed });
+        self.survey = Some(survey);
         let (next_deadline_ns, drew_random) = (stopped.next_deadline_ns, stopped.drew_random);
         Ok(Captured { file, pages, next_deadline_ns, drew_random })
     }

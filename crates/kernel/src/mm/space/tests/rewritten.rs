@@ -187,6 +187,25 @@ fn moved_text_is_the_images() {
     assert_eq!(loaded(&space, target(&space, jump), 5), [0xb8, 5, 0, 0, 0]);
 }
 
+/// As a library that is loaded and unloaded again and again, never at the same address.
+#[test]
+fn islands_of_text_that_is_gone_go() {
+    let space = start();
+    assert_eq!(rewrite(&space, 0), Ok(()));
+    let first = assert_rewritten(&space, 0);
+    for round in 1..40 {
+        let (from, to) = (TEXT + (round - 1) * (1 << 24), TEXT + round * (1 << 24));
+        space.unmap(from, PAGES * PAGE_BYTES).expect("unmapped");
+        map_text(&space, to);
+        assert_eq!(space.fault(UserAddr(to + SITE), FaultAccess::Execute), FaultOutcome::Resolved);
+        let island = target(&space, to + SITE - 4);
+        assert_eq!(island.wrapping_sub(to), first.wrapping_sub(TEXT), "at the same distance");
+        assert_eq!(space.site_of(island - (1 << 24)), None, "the last ones are not kept");
+        assert_eq!(space.table.borrow().lookup((island - (1 << 24)) & !(PAGE_BYTES - 1)), None);
+        check(&space);
+    }
+}
+
 #[test]
 fn a_thread_inside_the_bytes_keeps_them() {
     let space = start();
