@@ -1,7 +1,6 @@
 """From a row to a VM that runs: cold starts, templates on the way, restores, links to the proxy."""
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -259,9 +258,11 @@ class Starter:
                 whole = await vm.standby(0, busy=True, within_s=STANDBY_S)
             if state is None and sibling is not None:
                 # That of another kernel, for one, is refused: then it gets one of its own.
-                with contextlib.suppress(ItemError, StoreError):
+                try:
                     delta = await vm.sibling(sibling, row.generation)
                     state = SavedState(sibling, delta.content)
+                except (ItemError, StoreError) as error:
+                    self._console.output(row.id, f"torpor: {error}\n".encode())
             if state is None:
                 whole = whole or await vm.template()
                 machine = self._machines.of(row, live.config)

@@ -54,6 +54,15 @@ class RunningVm:
             return await self.standby(0, busy=True, within_s=WHOLE_S)
 
     async def sibling(self, template: Base, generation: int) -> Saved:
+        try:
+            return await self._sibling(template, generation)
+        except BusyError:
+            # As for a template.
+            await self.go_on()
+            await self.standby(generation, busy=True, within_s=WHOLE_S)
+            return await self._sibling(template, generation)
+
+    async def _sibling(self, template: Base, generation: int) -> Saved:
         loaded = await self._load(template, self.worker.process)
         work = self.worker.process.sibling(
             template.digest.hex(),
