@@ -60,6 +60,10 @@ class FakeVm:
         await asyncio.sleep(0)
         return Saved(self._content(), drew_random="FAKE_DREW_RANDOM" in self.env)
 
+    async def sibling(self, template: Base, generation: int) -> Saved:  # noqa: ARG002
+        await asyncio.sleep(0)
+        return Saved(self._content(), template)
+
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:  # noqa: ARG002
         await asyncio.sleep(0)
         self.stopped = True

@@ -172,6 +172,13 @@ class Lifecycle:
             self._links.detach(row.uuid, live.link_generation, "stopped", parked=True)
             return "running", "standby"
 
+    async def drain(self, row: InstanceRow, drain_ms: int) -> None:
+        """Has no more requests sent to an instance, and waits for those in flight."""
+        async with self._lives.lock(row.id):
+            live = self._lives.get(row.id)
+            if live is not None and live.vm is not None and live.state == "running":
+                await self._links.park(row.uuid, live.link_generation, drain_ms)
+
     async def idle(self, row: InstanceRow, link_generation: int) -> str | None:
         """Puts a silent instance into standby; why it goes on, or None when that is durable.
 

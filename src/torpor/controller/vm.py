@@ -34,6 +34,9 @@ class Machine(Struct, frozen=True):
     user: str
     ports: tuple[int, ...] = ()
     """Destination ports of its services."""
+    seed: bytes | None = None
+    """What its random numbers begin with in place of fresh ones: 32 bytes. Such a VM is stored when
+    it is ready, and does not go on itself."""
 
 
 class Identity(Struct, frozen=True):
@@ -116,6 +119,9 @@ class VmProcess(Protocol):
 
     async def template(self) -> Saved:
         """The state of a VM that was started cold and is stopped, as a template."""
+
+    async def sibling(self, template: Base, generation: int) -> Saved:
+        """The same as what differs from a sibling's template. Raises ItemError, StoreError."""
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
         """Stops the VM and gives its state, numbered `generation`; `go_on` takes it back.

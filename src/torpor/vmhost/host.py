@@ -91,6 +91,7 @@ class Host:
             workdir=machine.workdir,
             user=machine.user,
             template=True,
+            seed=None if machine.seed is None else machine.seed.hex(),
         )
         worker = await self._launched()
         try:
@@ -108,7 +109,7 @@ class Host:
             worker.listener = None
             worker.kill()
             raise ItemError(Code.FAILED, f"The VM could not be started: {error}") from error
-        return RunningVm(worker, machine.instance, None, None, self._free)
+        return self._running(worker, machine.instance, None, None)
 
     async def restore(
         self,
@@ -169,7 +170,7 @@ class Host:
                     is_last = True
                 else:
                     worker.serving = True
-                    return RunningVm(worker, who.instance, template, warm, self._free)
+                    return self._running(worker, who.instance, template, warm)
         except (Refused, OSError, TorporError) as error:
             self._pool.done(template.id)
             if isinstance(error, ItemError):
@@ -178,6 +179,11 @@ class Host:
         finally:
             if delta is not None:
                 os.close(delta)
+
+    def _running(
+        self, worker: Worker, uuid: str, template: Base | None, warm: Base | None
+    ) -> RunningVm:
+        return RunningVm(worker, uuid, template, warm, self._free, self._templates.load)
 
     async def _launched(self) -> Worker:
         launched = await launch(self._directory / f"{secrets.token_hex(8)}.sock")
@@ -386,7 +392,7 @@ class Host:
         return Found(
             uuid,
             status.instance["generation"],
-            RunningVm(worker, uuid, template, warm, self._free),
+            self._running(worker, uuid, template, warm),
             template,
             stopped_for=status.stored_generation if status.state == "stopped" else None,
             is_stopped=status.state == "stopped",

@@ -172,6 +172,13 @@ class VMProcess:
         body = {"uuid": uuid, "generation": generation}
         return _stored(await self._command("template", body))
 
+    async def sibling(
+        self, template: str, uuid: str, generation: int, *, file: int, memory: int
+    ) -> Stored:
+        """Store a booted VM that is ready as what differs from a sibling's template."""
+        arguments = {"template": template, "uuid": uuid, "generation": generation}
+        return _stored(await self._command("sibling", arguments, [file, memory]))
+
     async def reset(self) -> bool:
         """Put a stopped VM back to rest. False: end the process, it can't be used again."""
         return not (await self._command("reset", {})).body["ok"]["retired"]
