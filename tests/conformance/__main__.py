@@ -32,6 +32,7 @@ def steps() -> Iterator[str]:
 def main() -> int:
     if sys.argv[1:] != ["--page"]:
         begun = build()
+        page.commit()
         for step in steps():
             build.cache_clear()
             if build() != begun:

@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Iterator
 
 from tests.conformance import cases, cpython, fuzz, stress_ng, suites
-from tests.conformance.kept import Side, build
+from tests.conformance.kept import Kept, Side, build
 from tests.harness import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "conformance.md"
@@ -25,10 +25,15 @@ def cell(text: str) -> str:
 
 
 def commit() -> str:
-    words = ["git", "rev-parse", "--short=12", "HEAD"]
-    return subprocess.run(
-        words, cwd=REPOSITORY, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    """What was checked out when this build was run first."""
+    kept = Kept(Side.GUEST, "programs", "commit")
+    known = kept.load()
+    if known is None:
+        words = ["git", "rev-parse", "--short=12", "HEAD"]
+        found = subprocess.run(words, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+        known = found.stdout.strip()
+        kept.store(known)
+    return str(known)
 
 
 def summary() -> Iterator[str]:
