@@ -20,9 +20,9 @@
 //! ret              c3            ret             c3
 //! int3 ...         cc cc cc cc cc                hop: jmp island  e9 rel32
 //! ```
-//! The `syscall` stays, for who jumps there, and so do an instruction between and the NOP, in whose index byte and
+//! The `syscall` stays, for who jumps there, and so do instructions between and the NOP, in whose index byte and
 //! displacement the second jump hides; it may be in what fills up the space behind a function instead. One instruction
-//! is replaced as a whole, so that no thread can be between its parts; the island does what it and the one between do.
+//! is replaced as a whole, so that no thread can be between its parts; the island does what it and those between do.
 //!
 //! That the bytes before a `syscall` are the instruction that they look like is concluded from the register's value,
 //! which is the one that the instruction gives. Where the bytes could be two instructions the longer one must be it.
@@ -45,6 +45,11 @@ const FILLED: [u8; 6] = [0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc];
 const FILLING: usize = 1;
 const JMP: u8 = 0xe9;
 const JMP_SHORT: u8 = 0xeb;
+
+/// Bytes of the instructions between the moved one and the `syscall`, at most.
+const BETWEEN_MAX_BYTES: usize = 12;
+/// Bytes of an island's copy of a site's instructions, at most.
+pub(crate) const INSTRUCTIONS_MAX_BYTES: usize = 6 + BETWEEN_MAX_BYTES;
 
 /// Bits of RFLAGS: CF, PF, AF, ZF, SF, OF.
 const ARITHMETIC: u64 = 0x8d5;
@@ -75,15 +80,18 @@ pub(crate) struct Hop {
     hidden: (usize, usize),
 }
 
-/// An instruction between the moved one and the `syscall`, which stays and is done in the island as well:
-/// `mov displacement(%rsp), %r32` or `xor $imm8, %sil`.
-pub(crate) type Between = [u8; 4];
+/// Instructions between the moved one and the `syscall`: they stay, and are done in the island as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Between {
+    bytes: [u8; BETWEEN_MAX_BYTES],
+    len: usize,
+}
 
 /// How a site is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) moved: Moved,
-    pub(crate) between: Option<Between>,
+    pub(crate) between: Between,
 }
 
 /// Why a site stays as it is.
@@ -190,22 +198,36 @@ fn load(page: &Bytes, at: usize, regs: &UserRegs, load: &impl Fn(u64) -> Option<
     (load(slot(regs, displacement)) == Some(value)).then_some(Moved::Load { register: number, displacement })
 }
 
-/// The four bytes before `at`, if they are an instruction of those that may be between.
-fn between(page: &Bytes, at: usize, regs: &UserRegs, load: &impl Fn(u64) -> Option<u64>) -> Option<Between> {
-    let [before, bytes @ ..] = page[at.checked_sub(5)?..at].first_chunk::<5>()?;
-    // With a prefix it would be another one.
-    if matches!(before, 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3) {
-        return None;
-    }
-    let right = match *bytes {
-        [0x8b, modrm, 0x24, displacement] if modrm & 0xc7 == 0x44 => {
-            let value = load(slot(regs, displacement.cast_signed())).map(|word| word & u64::from(u32::MAX));
-            register(&mut regs.clone(), modrm >> 3 & 7).is_some_and(|r| Some(*r) == value)
-        }
-        [0x40, 0x80, 0xf6, _] => true,
-        _ => false,
+/// The length of the instruction at the start of `code`, if it is one of those that may be between: it depends on
+/// registers and the stack only, and does the same wherever it is.
+fn plain_instruction(code: &[u8]) -> Option<usize> {
+    let (prefix, rest) = match code {
+        [0x40..=0x4f, rest @ ..] => (1, rest),
+        _ => (0, code),
     };
-    right.then_some(*bytes)
+    let len = match *rest {
+        // mov and xor between registers.
+        [0x89 | 0x31, 0xc0..=0xff, ..] => 2,
+        // mov displacement(%rsp), %register.
+        [0x8b, modrm, 0x24, _, ..] if modrm & 0xc7 == 0x44 => 4,
+        // xor $imm8, %sil: without its prefix it is another one.
+        [0x80, 0xf6, _, ..] if prefix == 1 => 3,
+        // and $imm32, %esi.
+        [0x81, 0xe6, _, _, _, _, ..] => 6,
+        _ => return None,
+    };
+    Some(prefix + len)
+}
+
+/// What is between `start` and `at`, if those are such instructions.
+fn between(page: &Bytes, start: usize, at: usize) -> Option<Between> {
+    let mut next = start;
+    while next < at {
+        next += plain_instruction(&page[next..at])?;
+    }
+    let mut between = Between { len: at - start, ..Between::default() };
+    between.bytes.get_mut(..at - start)?.copy_from_slice(&page[start..at]);
+    Some(between)
 }
 
 /// The shape of the site whose `syscall` is at `at` of a page of text, where `regs` are the registers there. `copy` is
@@ -227,22 +249,21 @@ pub(crate) fn of(
     if regs.rax == u64::from(linux_raw_sys::general::__NR_rt_sigreturn) {
         return Err(Refusal::OtherShape);
     }
-    let whole = |end: usize| immediate(page, end, regs).or_else(|| load(page, end, regs, &word));
-    if let Some(moved) = whole(at) {
-        return Ok(Shape { moved, between: None });
-    }
-    if let Some(between) = between(page, at, regs, &word)
-        && let Some(moved) = whole(at - between.len())
-    {
-        return Ok(Shape { moved, between: Some(between) });
+    // The end of the moved instruction is known from its value, and so where those between begin.
+    for end in (at.saturating_sub(BETWEEN_MAX_BYTES).max(6)..=at).rev() {
+        if let Some(between) = between(page, end, at)
+            && let Some(moved) = immediate(page, end, regs).or_else(|| load(page, end, regs, &word))
+        {
+            return Ok(Shape { moved, between });
+        }
     }
     if page[at - 2..at] == XOR_EAX && !matches!(page[at - 3], 0x40..=0x4f | 0x66) && regs.rax == 0 {
         let hop = find_hop(page, copy, at).ok_or(Refusal::NoNop)?;
-        return Ok(Shape { moved: Moved::Zero { hop }, between: None });
+        return Ok(Shape { moved: Moved::Zero { hop }, between: Between::default() });
     }
     if let Some((from, to)) = a_move(page, at, regs) {
         let hop = find_hop(page, copy, at - 1).ok_or(Refusal::NoNop)?;
-        return Ok(Shape { moved: Moved::Move { from, to, hop }, between: None });
+        return Ok(Shape { moved: Moved::Move { from, to, hop }, between: Between::default() });
     }
     Err(Refusal::OtherShape)
 }
@@ -321,13 +342,13 @@ impl Moved {
 
 impl Shape {
     /// The island's copy of the program's instructions: its bytes, and how many they are.
-    pub(crate) fn instructions(self) -> ([u8; 10], usize) {
+    pub(crate) fn instructions(self) -> ([u8; INSTRUCTIONS_MAX_BYTES], usize) {
         let (moved, len) = self.moved.instruction();
-        let between = self.between_len();
-        let mut bytes = [0; 10];
-        bytes[..6].copy_from_slice(&moved);
-        bytes[len..len + between].copy_from_slice(self.between.as_ref().map_or(&[], |bytes| bytes));
-        (bytes, len + between)
+        let Between { bytes: between, len: more } = self.between;
+        let mut bytes = [0; INSTRUCTIONS_MAX_BYTES];
+        bytes[..moved.len()].copy_from_slice(&moved);
+        bytes[len..len + more].copy_from_slice(&between[..more]);
+        (bytes, len + more)
     }
 
     /// Bytes of the instruction that is moved.
@@ -335,9 +356,9 @@ impl Shape {
         self.moved.instruction().1
     }
 
-    /// Bytes of the instruction between.
+    /// Bytes of the instructions between.
     pub(crate) fn between_len(self) -> usize {
-        self.between.map_or(0, |bytes| bytes.len())
+        self.between.len
     }
 
     /// From the start of the moved instruction to the `syscall`.

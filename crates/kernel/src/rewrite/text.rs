@@ -5,12 +5,12 @@
 //! are never freed; their number is bounded.
 //!
 //! ```text
-//! island    the moved instruction, and the one between it and the `syscall`
+//! island    the moved instruction, and those between it and the `syscall`
 //!           lea  behind_the_syscall(%rip), %rcx
 //!           jmp  *entry(%rip)            entry: the first word of each page of islands
 //! ```
 
-use super::shape::{Bytes, Refusal, SYSCALL_BYTES, Shape};
+use super::shape::{Bytes, INSTRUCTIONS_MAX_BYTES, Refusal, SYSCALL_BYTES, Shape};
 use crate::mm::addr::{Gpa, PAGE_BYTES};
 use crate::mm::frame::Frame;
 use crate::mm::phys;
@@ -18,8 +18,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-/// Bytes of an island: 10 of the program's instructions at most, 7 and 6 of the two others, rounded up.
-const ISLAND_BYTES: u64 = 24;
+/// Bytes of an island: the program's instructions, 7 and 6 of the two others, rounded up.
+const ISLAND_BYTES: u64 = (INSTRUCTIONS_MAX_BYTES as u64 + 13).next_multiple_of(8);
 /// Where a page's islands begin: behind the entry's address.
 const FIRST_ISLAND: u64 = 16;
 const ISLANDS_PER_PAGE: u64 = (PAGE_BYTES - FIRST_ISLAND) / ISLAND_BYTES;
@@ -96,7 +96,7 @@ pub(crate) struct Id(usize);
 /// Where an address in rewritten code belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// Of the `syscall`, or of the instruction between if that comes next, from the start of the text.
+    /// Of the `syscall`, or of that one of the instructions between that comes next, from the start of the text.
     pub(crate) site: u64,
     /// If all of the site's instructions are still to come: then `site` is the `syscall`.
     pub(crate) pending: Option<Shape>,
@@ -171,7 +171,7 @@ impl Id {
         let (index, at) = (page * ISLANDS_PER_PAGE + within / ISLAND_BYTES, within % ISLAND_BYTES);
         self.with(|text| {
             let Site { offset, shape } = *text.sites.get(usize::try_from(index).ok()?)?;
-            let between = if at == shape.moved_len() as u64 { shape.between_len() as u64 } else { 0 };
+            let between = if at == 0 { 0 } else { (shape.len() as u64).saturating_sub(at) };
             Some(Found { site: offset - between, pending: (at == 0).then_some(shape) })
         })
     }
