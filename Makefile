@@ -61,6 +61,7 @@ soak: build rootfs ## minutes of load and faults, twice (SOAK_MINUTES, default 1
 	$(BIN)/python -m tests.soak
 	$(BIN)/python -m tests.snapshot.soak
 	FENCING_VMS=200 FENCING_ROUNDS=100 $(BIN)/python -m pytest tests/faults/test_fencing.py
+	FAULTS_VMS=50 FAULTS_S=600 $(BIN)/python -m pytest tests/faults/test_identities.py
 
 bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
 	@scripts/system-packages test

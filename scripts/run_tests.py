@@ -1,7 +1,7 @@
 """Runs every check of the project in stages, with the wall time of each.
 
 `run_tests.py` runs all stages, also behind a failed one, and exits 1 if any failed.
-`run_tests.py --only lint|rust|python|stock-kvm` runs one group. The last line counts everything:
+`run_tests.py --only lint|rust|python` runs one group. The last line counts everything:
 `N passed, N failed, N skipped`, where a stage without tests of its own counts as one.
 """
 
@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
 BUILD = ROOT / "build"
-PYTEST_REPORT = BUILD / "pytest.xml"
 CARGO_TEST_RESULT = re.compile(
     r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE
 )
@@ -36,6 +37,10 @@ class Stage:
     name: str
     group: str
     command: list[str]
+    beside: bool = False
+    """It runs beside the stages after it, and its output is printed when they are over."""
+    report: Path | None = None
+    """Where pytest writes what it ran, in the format of JUnit."""
     wall_s: float = 0.0
     exit_status: int = 0
     counts: Counts = field(default_factory=Counts)
@@ -80,11 +85,9 @@ def stages() -> list[Stage]:
         ),
         Stage("cargo test", "rust", ["cargo", "test", "--locked", "--workspace", "--quiet"]),
         Stage("root file systems", "python", [python, "-m", "tests.rootfs"]),
-        Stage(
-            "pytest",
-            "python",
-            [python, "-m", "pytest", "--quiet", f"--junit-xml={PYTEST_REPORT}", "--durations=10"],
-        ),
+        # Emulation keeps one processor at most, the other tests seldom both.
+        pytest("pytest (stock KVM)", "tests/stock_kvm", beside=True),
+        pytest("pytest", "--ignore=tests/stock_kvm"),
     ]
     image = ROOT / "crates" / "kernel-image" / "Cargo.toml"
     if image.exists():
@@ -93,10 +96,16 @@ def stages() -> list[Stage]:
     return found
 
 
-def run(stage: Stage) -> None:
-    """Run `stage` with its output passed on, and fill in its results."""
-    heading = f"== {stage.name}: {' '.join(stage.command)}".replace(f"{ROOT}/", "")
-    print(heading, flush=True)
+def pytest(name: str, *arguments: str, beside: bool = False) -> Stage:
+    """A stage that runs pytest with `arguments`."""
+    report = BUILD / f"{re.sub('[^a-z]+', '-', name.lower()).strip('-')}.xml"
+    command = [str(BIN / "python"), "-m", "pytest", "--quiet", f"--junit-xml={report}"]
+    return Stage(name, "python", [*command, "--durations=10", *arguments], beside, report)
+
+
+def run(stage: Stage, show: Callable[[str], None]) -> None:
+    """Run `stage`, hand its output to `show` line by line, and fill in its results."""
+    show(f"== {stage.name}: {' '.join(stage.command)}\n".replace(f"{ROOT}/", ""))
     began = time.monotonic()
     with subprocess.Popen(
         stage.command, cwd=ROOT, text=True, errors="replace",
@@ -104,7 +113,7 @@ def run(stage: Stage) -> None:
     ) as process:  # fmt: skip
         output = []
         for line in process.stdout or ():
-            print(line, end="", flush=True)
+            show(line)
             output.append(line)
     stage.exit_status = process.returncode
     stage.wall_s = time.monotonic() - began
@@ -119,8 +128,8 @@ def counts(stage: Stage, output: str) -> Counts:
             found.passed += int(passed)
             found.failed += int(failed)
             found.skipped += int(ignored)
-    elif stage.name == "pytest" and PYTEST_REPORT.exists():
-        for suite in ET.parse(PYTEST_REPORT).getroot().iter("testsuite"):  # noqa: S314 -- our own
+    elif stage.report is not None and stage.report.exists():
+        for suite in ET.parse(stage.report).getroot().iter("testsuite"):  # noqa: S314 -- our own
             total, skipped = int(suite.attrib["tests"]), int(suite.attrib["skipped"])
             failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
             found.passed += total - failed - skipped
@@ -133,6 +142,10 @@ def counts(stage: Stage, output: str) -> Counts:
     return found
 
 
+def show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -140,12 +153,23 @@ def main() -> int:
     )
     only = parser.parse_args().only
     BUILD.mkdir(exist_ok=True)
-    PYTEST_REPORT.unlink(missing_ok=True)
     os.environ.setdefault("CARGO_TERM_COLOR", "never")
 
     ran = [stage for stage in stages() if only in (None, stage.group)]
     for stage in ran:
-        run(stage)
+        if stage.report is not None:
+            stage.report.unlink(missing_ok=True)
+    kept: list[str] = []
+    running: list[Future[None]] = []
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        for stage in ran:
+            if stage.beside:
+                running.append(beside.submit(run, stage, kept.append))
+            else:
+                run(stage, show)
+    for future in running:
+        future.result()
+    show("".join(kept))
 
     print("\nstage                    wall time  result")
     for stage in ran:

@@ -56,16 +56,18 @@ class FakeVm:
             self.memory["talked"] = True
             self.listener.output(f"life {self.memory['lives']} of {self.name}\n".encode())
 
-    async def template(self) -> bytes:
+    async def template(self) -> Saved:
         await asyncio.sleep(0)
-        return self._content()
+        return Saved(self._content(), drew_random="FAKE_DREW_RANDOM" in self.env)
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:  # noqa: ARG002
         await asyncio.sleep(0)
         self.stopped = True
         if self.host.standby_may_end is not None:
             await self.host.standby_may_end.wait()
-        return Saved(self._content(), self.template_base)
+        return Saved(
+            self._content(), self.template_base, next_deadline_ns=self.host.next_deadline_ns
+        )
 
     async def checkpoint(self, generation: int, *, within_s: float) -> Saved:  # noqa: ARG002
         await asyncio.sleep(0)
@@ -73,6 +75,9 @@ class FakeVm:
 
     async def release(self) -> None:
         self._gone()
+        if self.host.release_may_end is not None:
+            self.host.releasing.set()
+            await self.host.release_may_end.wait()
 
     async def stop(self, *, force: bool, timeout_s: float) -> None:  # noqa: ARG002
         await asyncio.sleep(0)
@@ -119,6 +124,13 @@ class FakeHost:
     stuck: bool = False
     padding: int = 0
     standby_may_end: asyncio.Event | None = None
+    restore_may_end: asyncio.Event | None = None
+    release_may_end: asyncio.Event | None = None
+    releasing: asyncio.Event = field(default_factory=asyncio.Event)
+    """A VM waits for `release_may_end`."""
+    restores: int = 0
+    next_deadline_ns: int | None = None
+    """Of the timers of every VM that is put down."""
     left_over: list[Found] = field(default_factory=list)
 
     def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
@@ -145,6 +157,9 @@ class FakeHost:
     async def restore(
         self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
     ) -> FakeVm:
+        self.restores += 1
+        if self.restore_may_end is not None:
+            await self.restore_may_end.wait()
         memory = json.loads(state.delta or await self._read(state.template))
         memory["lives"] += 1
         env = memory.pop("env")

@@ -12,19 +12,22 @@ _NAMES = {
 }
 
 
-NOT_TEMPLATED = frozenset({"Node.js"})
-"""Whose generators repeat whatever the program did before: it gets no template by itself. Bun's
-repeat only what was drawn in advance before the template was made."""
+def why_not_templated(command: Iterable[str], *, drew_random: bool) -> str | None:
+    """Why no template is made of a program unless a person asks for it; else None.
 
-
-def why_not_templated(command: Iterable[str]) -> str | None:
-    """Why no template is made of a program unless a person asks for it; else None."""
+    `drew_random`: it has used a generator like BoringSSL's (of Bun's programs that is known).
+    """
     runtime = runtime_that_repeats(command)
-    if runtime not in NOT_TEMPLATED:
-        return None
+    match runtime, drew_random:
+        case "Node.js", _:
+            what = f"{runtime} programs"
+        case "Bun", True:
+            what = "Bun programs that use random numbers before they are ready"
+        case _:
+            return None
     return (
-        f"no template is made of {runtime} programs: their clones would draw the same random "
-        "numbers, keys too (docs/security.md)"
+        f"no template is made of {what}: their clones could draw the same ones, UUIDs and keys "
+        "too (docs/security.md)"
     )
 
 

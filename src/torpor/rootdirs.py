@@ -128,7 +128,7 @@ def _cached(cache: Path, index: Path, fingerprint: str) -> Path | None:
 
 
 def _pack(directory: Path, cache: Path, index: Path) -> Path:
-    from torpor.erofs import make_erofs  # a cache hit does without its imports
+    from torpor.erofs import make_erofs, settle_erofs  # a cache hit does without its imports
 
     made = cache / "tmp" / f"{index.name}.{os.getpid()}"
     try:
@@ -143,6 +143,7 @@ def _pack(directory: Path, cache: Path, index: Path) -> Path:
                 "stop what writes there, or copy it"
             )
         digest = _file_digest(made)
+        settle_erofs(made)  # whole on disk before it gets its name
         image = cache / "images" / f"{digest}.erofs"
         made.chmod(0o400)
         made.replace(image)
@@ -156,9 +157,7 @@ def _pack(directory: Path, cache: Path, index: Path) -> Path:
 
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        os.fsync(file.fileno())  # whole on disk before it gets its name
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove_unused(cache: Path) -> None:

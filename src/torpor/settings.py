@@ -10,14 +10,23 @@ http = "127.0.0.1:8080"          # services on port 80
 tls = "127.0.0.1:8443"           # services on port 443; "" for no TLS
 public_ports = { "80" = 80, "443" = 443 }   # what clients see, if not these ports
 
+[egress]                         # of guests' own connections (docs/network.md)
+scope = "public"                 # or "private", which includes it, or "none"
+allow = ["10.1.2.3", "10.2.0.0/16"]
+deny = ["10.2.3.0/24"]
+
 [vms]
 memory_mb = 16000                # of all VM processes; 0 is three quarters of the host's
-resting_per_template = 32        # VM processes that rest, for one template and for all
-resting = 64
+resting_per_template = 0         # VM processes that rest, at most, for one template and for all;
+resting = 0                      # 0 is as many as are wanted and memory_mb allows
 reuse = true                     # false: every wake gets a fresh VM process
+timer_interval_s = 1             # an instance's own timers (`wake_on_timer`) wake it no sooner
+
+[keep]
 checkpoint_s = 60                # of stateful instances that stay awake; 0 is never
 """
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +35,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from torpor.controller.links import Egress
 from torpor.controller.upkeep import Policy
 from torpor.errors import UsageError
 
@@ -60,9 +70,10 @@ class VmsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """VM processes."""
 
     memory_mb: Annotated[int, Meta(ge=0)] = 0
-    resting_per_template: Count = 32
-    resting: Count = 64
+    resting_per_template: Count = 0
+    resting: Count = 0
     reuse: bool = True
+    timer_interval_s: Seconds = 1.0
 
 
 class KeepTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,12 +93,14 @@ class ServerSettings(msgspec.Struct, frozen=True):
     proxy: ProxyTable = ProxyTable()
     vms: VmsTable = VmsTable()
     keep: KeepTable = KeepTable()
+    egress: Egress = Egress()
 
     def policy(self) -> Policy:
         """What the controller's upkeep goes by."""
         keep = self.keep
         return Policy(
             checkpoint_s=keep.checkpoint_s,
+            timer_interval_s=self.vms.timer_interval_s,
             template_unused_s=keep.template_unused_s,
             templates_bytes=keep.templates_mb * 1_000_000,
             lower_after_s=keep.lower_after_s,
@@ -131,6 +144,11 @@ def load_server_settings(
         raise UsageError(f"{path}: {error}") from error
     if set(settings.proxy.public_ports) - {"80", "443"}:
         raise UsageError(f"{path}: [proxy] public_ports may have 80 and 443")
+    for text in (*settings.egress.allow, *settings.egress.deny):
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            raise UsageError(f"{path}: [egress] {error}") from error
     for name, address in (
         ("[server] listen", settings.server.listen),
         ("[proxy] http", settings.proxy.http),

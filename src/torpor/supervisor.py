@@ -25,7 +25,7 @@ class Part:
         self.command = command
         self.process: subprocess.Popen[bytes] | None = None
         self.began_s = 0.0
-        self.pause_s = FIRST_PAUSE_S
+        self.pause_s = 0.0
         self.again_s = 0.0
         """When it is to be started."""
 
@@ -37,7 +37,8 @@ class Part:
         """Plans the next start."""
         self.process = None
         healthy = time.monotonic() - self.began_s >= HEALTHY_S
-        self.pause_s = FIRST_PAUSE_S if healthy else min(self.pause_s * 2, LONGEST_PAUSE_S)
+        doubled = min(max(self.pause_s * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+        self.pause_s = 0.0 if healthy else doubled
         self.again_s = time.monotonic() + self.pause_s
         name = os.path.basename(self.command[0])  # noqa: PTH119 -- pathlib is larger than all this
         sys.stderr.write(f"{name} ended with status {status}: again in {self.pause_s} s\n")

@@ -22,6 +22,7 @@ import uvloop
 from torpor.api.auth import ensure_first_token
 from torpor.api.service import Service
 from torpor.controller import Controller
+from torpor.controller.links import PUBLIC, Egress
 from torpor.controller.proxy import ProxyClient
 from torpor.controller.restart import Backoff
 from torpor.controller.upkeep import Policy
@@ -53,6 +54,8 @@ class Settings:
     """What clients see in place of 80 and 443."""
 
     policy: Policy = Policy()  # noqa: RUF009 -- immutable
+    egress: Egress = PUBLIC
+    """Where guests' own connections may go."""
 
     @classmethod
     def of(cls, directory: Path, settings: ServerSettings) -> Self:
@@ -72,6 +75,7 @@ class Settings:
             limits=limits,
             public_ports=settings.public_ports(),
             policy=settings.policy(),
+            egress=settings.egress,
         )
 
 
@@ -127,7 +131,7 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
             await ensure_first_token(store, lambda token: _write_token(data_dir / "token", token))
             owner = store.owners.all()[0]
             uuid = str(uuid5(NAMESPACE_URL, f"torpor:{owner.uuid}"))
-            proxy = ProxyClient(data_dir / PROXY_SOCKET, _hello(settings, uuid))
+            proxy = ProxyClient(data_dir / PROXY_SOCKET, _hello(settings, uuid), settings.egress)
             controller = Controller(
                 data_dir,
                 store,
@@ -153,8 +157,10 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
             (data_dir / URL_FILE).write_text(service.endpoint + "\n")
             server = api.make_server(app.make_app(service))
             task = asyncio.create_task(server.serve(sockets=[tcp, local]))
-            # What exists now lives as long as the process; collections pass it over.
+            # What exists now lives as long as the process; collections pass it over. What comes
+            # is mostly free of cycles: they are looked for less often than every 700 objects.
             gc.freeze()
+            gc.set_threshold(20_000, 20, 20)
             try:
                 yield service
             finally:

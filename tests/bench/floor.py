@@ -1,8 +1,10 @@
 """The floor for snapshots: the same program as a plain process, stopped, and what it changes."""
 
+import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,16 +22,27 @@ _READY_WITHIN_S = 30.0
 
 
 class PlainProcess:
-    """A program that answers lines of standard input, and says that it is ready as templates do."""
+    """An HTTP server on a port of this host."""
 
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], port: int) -> None:
         self._child = child
+        self._port = port
 
-    def ask(self) -> bytes:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._child.stdin.write(b"\n")
-        return self._child.stdout.readline()
+    def ask(self, count: int = 1) -> bytes:
+        """The last answer to so many requests on a connection of their own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_READY_WITHIN_S)
+        try:
+            for _ in range(count):
+                connection.request("GET", "/")
+                answer = connection.getresponse().read()
+            return answer
+        finally:
+            connection.close()
+
+    def is_ready(self) -> bool:
+        """Whether the program listens."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
     def continued(self) -> float:
         """Stop it, and let it go on with a request; seconds to the answer."""
@@ -84,26 +97,31 @@ def delta_bytes(before: dict[int, bytes], after: dict[int, bytes]) -> int:
     return len(zstandard.compress(bytes(changed)))
 
 
+def free_port() -> int:
+    """A port of this host that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
-def plain_process(root: str, argv: list[str]) -> Iterator[PlainProcess]:
-    """Start the program natively in the root file system `root`, and wait until it is ready."""
+def plain_process(root: str, argv: list[str], port: int) -> Iterator[PlainProcess]:
+    """Start a server natively in the root file system `root`, and wait until it listens."""
     prefix = native_root(root)
-    ready = Path("/mnt") / root / "root/run/torpor/ready"
-    ready.unlink(missing_ok=True)
     child = subprocess.Popen(
         [*prefix, *argv],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
+        stdin=subprocess.DEVNULL,
         env=DEFAULT_ENVIRONMENT,
     )
+    process = PlainProcess(child, port)
     try:
         deadline = time.monotonic() + _READY_WITHIN_S
-        while not ready.exists():
+        while not process.is_ready():
             if time.monotonic() > deadline or child.poll() is not None:
                 raise TimeoutError(f"{argv[0]} did not get ready natively")
             time.sleep(0.01)
-        yield PlainProcess(child)
+        yield process
     finally:
         child.kill()
         child.wait()

@@ -1,4 +1,8 @@
-"""`make bench-snapshot`: waking, sleeping and sizes of VMs of one template, by console."""
+"""`make bench-snapshot`: waking, sleeping and sizes of VMs of one template, HTTP servers.
+
+`NAME` is one instance that sleeps after each request, its state growing; `NAME-new` are new
+instances of the template, which have their first request.
+"""
 
 import argparse
 import asyncio
@@ -11,7 +15,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench.floor import delta_bytes, plain_process
+from tests.bench.floor import delta_bytes, free_port, plain_process
 from tests.bench.native import enter_mount_namespace
 from tests.rootfs.build import root_image
 from tests.snapshot.vms import (
@@ -26,66 +30,114 @@ from torpor.bench import Bar, Report, WrongAnswerError, refuse_debug_build
 from torpor.vmprocess import Prepare, VMProcess
 
 PYTHON = """
-import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
 n, seen = 0, {}
-os.makedirs("/run/torpor", exist_ok=True)
-open("/run/torpor/ready", "w").close()
-while data := os.read(0, 65536):
-    for _ in range(data.count(b"\\n")):
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        global n
         n += 1
         seen[n] = str(n) * 8
-    os.write(1, b"%d\\n" % n)
+        body = b'{"count":%d}' % n
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+HTTPServer(("0.0.0.0", PORT), Handler).serve_forever()
 """
-JAVASCRIPT = """
-const fs = require("fs");
+BUN = """
 let n = 0; const seen = new Map();
-fs.mkdirSync("/run/torpor", { recursive: true });
-process.stdin.on("data", (data) => {
-  for (const c of data) if (c === 10) { n += 1; seen.set(n, String(n).repeat(8)); }
-  fs.writeSync(1, n + "\\n");
-});
-setTimeout(() => fs.writeFileSync("/run/torpor/ready", ""), 100);
+Bun.serve({ port: PORT, hostname: "0.0.0.0", fetch(request) {
+  const { pathname } = new URL(request.url);
+  n += 1; seen.set(n, String(n).repeat(8));
+  return Response.json({ count: n });
+} });
+"""
+NODE = """
+let n = 0; const seen = new Map();
+require("http").createServer((request, response) => {
+  n += 1; seen.set(n, String(n).repeat(8));
+  response.end(`{"count":${n}}`);
+}).listen(PORT, "0.0.0.0");
 """
 PROGRAMS = {
-    "cpython": ("python", ["python3", "-c", PYTHON]),
-    "bun": ("bun", ["bun", "-e", JAVASCRIPT]),
-    "node": ("node", ["node", "-e", JAVASCRIPT]),
+    "cpython": ("python", ["python3", "-c"], PYTHON),
+    "bun": ("bun", ["bun", "-e"], BUN),
+    "node": ("node", ["node", "-e"], NODE),
 }
+PORT = 8080
+
+
+def command(name: str, port: int) -> list[str]:
+    _, argv, source = PROGRAMS[name]
+    return [*argv, source.replace("PORT", str(port))]
 
 
 @dataclass
 class Times:
-    """Milliseconds of each step."""
+    """Milliseconds of each step; `cpu` is what the VM process took for all of them."""
 
     restore: list[float] = field(default_factory=list)
     answer: list[float] = field(default_factory=list)
     standby: list[float] = field(default_factory=list)
     reset: list[float] = field(default_factory=list)
+    cpu: dict[str, list[float]] = field(
+        default_factory=lambda: {"answer": [], "standby": [], "reset": []}
+    )
+
+
+class Clock:
+    """Wall and processor time of a VM process since the last look."""
+
+    def __init__(self, process: VMProcess) -> None:
+        self._tasks = Path(f"/proc/{process.pid}/task")
+        self._cpu_ns = self._used_ns()
+        self._began = time.perf_counter()
+
+    def _used_ns(self) -> int:
+        return sum(int((t / "schedstat").read_text().split()[0]) for t in self._tasks.iterdir())
+
+    def lap(self, wall: list[float], cpu: list[float]) -> None:
+        """Note the milliseconds of both; what noting takes counts for nothing."""
+        wall.append((time.perf_counter() - self._began) * 1e3)
+        used_ns = self._used_ns()
+        cpu.append((used_ns - self._cpu_ns) / 1e6)
+        self._cpu_ns = used_ns
+        self._began = time.perf_counter()
 
 
 async def requests(vm: Sibling, already: int, count: int) -> None:
+    """So many requests on a connection of their own."""
+    stream = await vm.peer.connect(PORT)
     for number in range(already + 1, already + count + 1):
-        if (answer := await vm.peer.ask("")) != str(number):
-            raise WrongAnswerError(f"{answer!r} instead of {number}")
+        before = len(stream.received)
+        wanted = b'{"count":%d}' % number
+        stream.write(b"GET / HTTP/1.1\r\nHost: counter\r\n\r\n")
+        await stream.until(
+            lambda s, n=before, w=wanted: w in s.received[n:] or s.closed is not None
+        )
+        if wanted not in stream.received[before:]:
+            raise WrongAnswerError(f"{bytes(stream.received[before:])!r} instead of {wanted!r}")
+    stream.close()
 
 
 async def turn(
     vm: Sibling, times: Times, uuid: str, generation: int, delta: bytes | None, already: int
 ) -> bytes:
     """Wake, one request, standby, reset."""
-    began = time.perf_counter()
-    took = await vm.wake(uuid, generation, delta)
+    clock = Clock(vm.process)
+    times.restore.append(await vm.wake(uuid, generation, delta) * 1e3)
     await requests(vm, already, 1)
-    times.restore.append(took * 1e3)
-    times.answer.append((time.perf_counter() - began) * 1e3)
-    began = time.perf_counter()
+    clock.lap(times.answer, times.cpu["answer"])
     stored = await vm.process.standby(generation + 1, within_s=60)
-    times.standby.append((time.perf_counter() - began) * 1e3)
+    clock.lap(times.standby, times.cpu["standby"])
     new = read_descriptor(stored.descriptor)
-    began = time.perf_counter()
+    clock = Clock(vm.process)
     if not await vm.process.reset():
         raise WrongAnswerError("the process was retired")
-    times.reset.append((time.perf_counter() - began) * 1e3)
+    clock.lap(times.reset, times.cpu["reset"])
     return new
 
 
@@ -114,13 +166,13 @@ async def sizes(vm: Sibling) -> dict[int, int]:
 
 def measure_floor(name: str, report: Report, turns: int) -> None:
     """The same program as a plain process."""
-    with plain_process(*PROGRAMS[name]) as process:
+    port = free_port()
+    with plain_process(PROGRAMS[name][0], command(name, port), port) as process:
         ready = process.pages()
         already = 0
         for count in (1, 100, 1000):
-            while already < count:
-                process.ask()
-                already += 1
+            process.ask(count - already)
+            already = count
             size = delta_bytes(ready, process.pages())
             report.value(f"{name}-plain-process-after-{count}", size / 1000, "KB")
         times = [process.continued() * 1e3 for _ in range(turns)]
@@ -128,8 +180,8 @@ def measure_floor(name: str, report: Report, turns: int) -> None:
 
 
 async def measure(name: str, report: Report, turns: int, directory: Path) -> None:
-    root, argv = PROGRAMS[name]
-    template = await make_template(directory, root_image(root), argv)
+    image = root_image(PROGRAMS[name][0])
+    template = await make_template(directory, image, command(name, PORT))
     report.value(f"{name}-template", len(template.data) / 1000, "KB")
     async with vm_process(directory) as process:
         vm = await Sibling.prepare(process, template)
@@ -144,11 +196,28 @@ async def measure(name: str, report: Report, turns: int, directory: Path) -> Non
         times, uuid, delta = Times(), secrets.token_hex(16), None
         for generation in range(turns):
             delta = await turn(vm, times, uuid, generation, delta, generation)
-        report.samples(f"{name}-restore-in-place", times.restore[2:], "ms", bar=Bar(0.15))
-        report.samples(f"{name}-restore-to-answer", times.answer[2:], "ms", bar=Bar(1.0))
-        report.samples(f"{name}-standby", times.standby[2:], "ms", bar=Bar(2.0))
-        report.samples(f"{name}-reset", times.reset[2:], "ms", bar=Bar(0.1))
+        report_times(name, report, times, in_bars=True)
+        starts = Times()
+        for _ in range(turns):
+            await turn(vm, starts, secrets.token_hex(16), 0, None, 0)
+        report_times(f"{name}-new", report, starts, in_bars=False)
     template.close()
+
+
+def report_times(name: str, report: Report, times: Times, *, in_bars: bool) -> None:
+    """All but the first two, in which nothing was warm."""
+
+    def samples(case: str, values: list[float], limit: float | None = None) -> None:
+        bar = None if limit is None or not in_bars else Bar(limit)
+        report.samples(f"{name}-{case}", values[2:], "ms", bar=bar)
+
+    samples("restore-in-place", times.restore, 0.15)
+    samples("restore-to-answer", times.answer, 1.0)
+    samples("standby", times.standby, 2.0)
+    samples("reset", times.reset, 0.1)
+    for step, values in times.cpu.items():
+        samples(f"{step}-cpu", values)
+    samples("cpu", [sum(steps) for steps in zip(*times.cpu.values(), strict=True)])
 
 
 async def prepare_warm(process: VMProcess, template: Template, warm: bytes) -> Sibling:

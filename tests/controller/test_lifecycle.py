@@ -1,12 +1,12 @@
 """Transitions, restarts, adoption and what is kept when things go wrong."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.controller.conftest import FAST
 from tests.fake_vm import FakeHost, FakeVm
@@ -48,6 +48,22 @@ async def test_a_wake_writes_nothing(controller: Controller, owner: Owner, host:
     assert current(controller, row) == asleep
     assert controller.lifecycle.lives.state(asleep) == "running"
     assert host.running[row.uuid].memory["lives"] == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "drew", "templates"),
+    [("bun", {}, 1), ("bun", {"FAKE_DREW_RANDOM": ""}, 0), ("node", {}, 0), ("srv", {}, 1)],
+)
+async def test_no_template_is_made_of_what_would_repeat_secrets(
+    controller: Controller, owner: Owner, program: str, drew: dict[str, str], templates: int
+) -> None:
+    for _ in range(3):
+        row = await running(controller, owner, args=[f"/bin/{program}"], env=drew)
+    found = controller.store.bases.unneeded()
+    assert len(found) == templates
+    assert (b"no template is made" in controller.console.read(row.id, 0, 1 << 16)) == (
+        templates == 0
+    )
 
 
 async def test_a_lost_process_falls_back_to_the_last_generation(

@@ -1,65 +1,16 @@
 """What torpord answers the proxy: wakes by host name, standby by silence, races of both."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from tests.controller.conftest import FAST
+from tests.controller.conftest import running
 from tests.fake_vm import FakeHost
 from tests.proxy_peer import ProxyPeer, Refused
 from torpor.controller import Controller
-from torpor.controller.model import ScaleToZero, Service
-from torpor.controller.proxy import ProxyClient
-from torpor.controller.requests import CreateInstance, Domain, ServiceGroupSpec
-from torpor.store import InstanceRow, Owner, Store
+from torpor.store import Owner
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def peer(tmp_path: Path, store: Store) -> AsyncIterator[ProxyPeer]:
-    assert store
-    peer = ProxyPeer(tmp_path)
-    peer.start()
-    yield peer
-    await peer.close()
-
-
-@pytest.fixture
-async def served(
-    store: Store, host: FakeHost, tmp_path: Path, peer: ProxyPeer
-) -> AsyncIterator[Controller]:
-    """A controller with a connection to the proxy's stand-in."""
-    assert peer
-    client = ProxyClient(tmp_path / "run" / "proxy.sock", {"server": "x"})
-    controller = Controller(tmp_path, store, host, links=client, backoff=FAST)
-    await controller.open()
-    client.start(controller.router)
-    await client.ready.wait()
-    yield controller
-    await client.close()
-    await controller.close()
-
-
-async def running(
-    controller: Controller, owner: Owner, name: str, *, domain: str = "", stateful: bool = True
-) -> InstanceRow:
-    group = ServiceGroupSpec(
-        services=[Service(port=80, destination_port=8080)], domains=[Domain(name=domain or name)]
-    )
-    request = CreateInstance(
-        image="web",
-        name=name,
-        autostart=True,
-        service_group=group,
-        scale_to_zero=ScaleToZero(policy="on", stateful=stateful),
-    )
-    (row,) = await controller.create(owner, [request])
-    assert isinstance(row, InstanceRow), row
-    assert await controller.wait(row, "running", 30) == ("running", True)
-    return row
 
 
 async def test_a_wake_by_name_attaches_before_it_answers(
@@ -71,11 +22,15 @@ async def test_a_wake_by_name_attaches_before_it_answers(
     assert await peer.idle(link)
     assert served.lifecycle.lives.get(row.id) is None
     again = await peer.wake(host="web.localhost", port=80)
-    assert (again.generation, again.attachment["resumed"]) == (1, False), "a whole state"
+    assert (again.generation, again.attachment["resumed"]) == (1, True)
     assert await peer.idle(again)
     again = await peer.wake(host="web.localhost", port=80)
     assert (again.generation, again.attachment["resumed"]) == (2, True), "a delta"
-    assert again.attachment["scale_to_zero"] == {"policy": "on", "cooldown_ms": 1000}
+    assert again.attachment["scale_to_zero"] == {
+        "policy": "on",
+        "cooldown_ms": 1000,
+        "notify_ms": 0,
+    }
     told = [fields for name, fields in peer.asked if name == "group"]
     assert told[-1]["hosts"] == ["web.localhost"]
     assert again.attachment["group"] == told[-1]["group"]

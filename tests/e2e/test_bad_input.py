@@ -46,6 +46,42 @@ def image_with(tmp_path: Path, name: str, content: bytes, mode: int = 0o755) -> 
     return tmp_path / "image.erofs"
 
 
+def image_without_checksum() -> bytearray:
+    """Of busybox; the checksum covers the inodes in the superblock's block as well."""
+    content = bytearray(root_image("busybox").read_bytes())
+    (flags,) = struct.unpack_from("<I", content, SUPERBLOCK_OFFSET + 8)
+    struct.pack_into("<I", content, SUPERBLOCK_OFFSET + 8, flags & ~1)
+    return content
+
+
+def directory_blocks(image: bytes, inode: int) -> list[bytes]:
+    """The blocks of the directory at `inode`, of which the last may lie behind the inode."""
+    layout, extended = image[inode] >> 1 & 7, image[inode] & 1
+    size = struct.unpack_from("<Q" if extended else "<I", image, inode + 8)[0]
+    attributes, start = struct.unpack_from("<2xH12xI", image, inode)
+    starts = [(start << 12) + at for at in range(0, size, 4096)]
+    if layout == 2:
+        starts[-1] = inode + (64 if extended else 32) + (attributes and 8 + 4 * attributes)
+    lengths = [min(4096, size - at) for at in range(0, size, 4096)]
+    return [image[at : at + length] for at, length in zip(starts, lengths, strict=True)]
+
+
+def inode_offset(image: bytes, path: str) -> int:
+    """Where the inode of `path` is, by the directories of the image."""
+    root, meta = struct.unpack_from("<H24xI", image, SUPERBLOCK_OFFSET + 14)
+    nid = root
+    for name in path.split("/"):
+        entries = {}
+        for block in directory_blocks(image, (meta << 12) + 32 * nid):
+            count = struct.unpack_from("<H", block, 8)[0] // 12
+            found = [struct.unpack_from("<QH", block, 12 * number) for number in range(count)]
+            ends = [start for _, start in found[1:]] + [len(block)]
+            for (child, start), end in zip(found, ends, strict=True):
+                entries[bytes(block[start:end]).rstrip(b"\0")] = child
+        nid = entries[name.encode()]
+    return int((meta << 12) + 32 * nid)
+
+
 def test_missing_image(tmp_path: Path) -> None:
     assert_refused(vm(tmp_path / "none.erofs", "true"), 125, "none.erofs")
 
@@ -151,9 +187,11 @@ class TestWithKvm:
 
     def test_damaged_superblock(self, tmp_path: Path) -> None:
         content = bytearray(root_image("busybox").read_bytes())
-        content[SUPERBLOCK_OFFSET + 40] ^= 0x55  # blocks; the checksum no longer agrees
-        (tmp_path / "image").write_bytes(content)
-        assert_refused(vm(tmp_path / "image", "true"), 125, "image")
+        for field in (36, 38, 40, 60, 200):  # blocks, metadata, identity; the checksum disagrees
+            damaged = bytearray(content)
+            damaged[SUPERBLOCK_OFFSET + field] ^= 0x55
+            (tmp_path / "image").write_bytes(damaged)
+            assert_refused(vm(tmp_path / "image", "true"), 125, "image", "is damaged", "superblock")
 
     def test_no_such_program(self) -> None:
         assert_refused(vm(root_image("busybox"), "nonsense"), 127, "nonsense")
@@ -177,6 +215,31 @@ class TestWithKvm:
         image = image_with(tmp_path, "bin/odd", bytes(program))
         assert_refused(vm(image, "odd"), 126, "exec format error")
 
+    def test_truncated_program(self, tmp_path: Path) -> None:
+        """Cut off at any place it ends as natively."""
+        static = (make_root("programs") / "usr/bin/true").read_bytes()
+        dynamic = (make_root("python") / "usr/bin/python3.11").read_bytes()
+        tree = tmp_path / "tree"
+        (tree / "bin").mkdir(parents=True)
+        names = []
+        for name, program in (("static", static), ("dynamic", dynamic)):
+            headers = 64 + 56 * struct.unpack_from("<H", program, 56)[0]
+            cuts = (63, 64, headers - 1, headers, headers + 40, 4096, len(program) // 2)
+            for cut in cuts:
+                path = tree / f"bin/{name}{cut}"
+                path.write_bytes(program[:cut])
+                path.chmod(0o755)
+                names.append(path.name)
+        make_erofs(tree, tmp_path / "image.erofs")
+        for name in names:
+            try:
+                done = subprocess.run([tree / "bin" / name], check=False, capture_output=True)
+                native = 128 - done.returncode if done.returncode < 0 else done.returncode
+            except OSError:
+                native = 126
+            result = vm(tmp_path / "image.erofs", name)
+            assert result.status == native, (name, native, result)
+
     def test_missing_interpreter(self, tmp_path: Path) -> None:
         image = image_with(tmp_path, "bin/script", b"#!/bin/missing\n")
         assert_refused(vm(image, "script"), 127, "script")
@@ -199,13 +262,64 @@ class TestWithKvm:
         assert_refused(result, 125, "arguments and environment")
 
     def test_damaged_root_directory(self, tmp_path: Path) -> None:
-        content = bytearray(root_image("busybox").read_bytes())
-        flags, root, meta = struct.unpack_from("<I2xH24xI", content, SUPERBLOCK_OFFSET + 8)
+        content = image_without_checksum()
+        root, meta = struct.unpack_from("<H24xI", content, SUPERBLOCK_OFFSET + 14)
         inode = (meta << 12) + 32 * root
         content[inode : inode + 32] = bytes(32)
-        struct.pack_into("<I", content, SUPERBLOCK_OFFSET + 8, flags & ~1)  # no checksum
         (tmp_path / "image").write_bytes(content)
-        assert_refused(vm(tmp_path / "image", "true"), 125, "image")
+        assert_refused(vm(tmp_path / "image", "true"), 125, str(tmp_path / "image"), "damaged")
+
+    @pytest.mark.parametrize("victim", ["usr", "usr/bin", "usr/bin/busybox"])
+    @pytest.mark.parametrize("what", ["type", "size", "place", "layout"])
+    def test_damaged_inode_on_the_way_to_the_program(
+        self, tmp_path: Path, victim: str, what: str
+    ) -> None:
+        """The image is to blame, not the program that can't be found or crashes."""
+        content = image_without_checksum()
+        inode = inode_offset(content, victim)
+        extended = content[inode] & 1
+        match what:
+            case "type":
+                content[inode + 4 : inode + 6] = bytes(2)
+            case "size" if extended:
+                content[inode + 8 : inode + 16] = b"\xff" * 8
+            case "size":
+                content[inode + 8 : inode + 12] = b"\xff" * 4
+            case "place":
+                content[inode] &= ~(7 << 1)  # not behind the inode, whatever was before
+                content[inode + 16 : inode + 20] = b"\xff" * 4
+            case "layout":
+                content[inode] |= 0xE
+        (tmp_path / "image").write_bytes(content)
+        result = vm(tmp_path / "image", "/usr/bin/busybox", "true")
+        assert_refused(result, 125, str(tmp_path / "image"), "inode")
+
+    def test_damaged_directory_entries(self, tmp_path: Path) -> None:
+        original = image_without_checksum()
+        inode = inode_offset(original, "usr/bin")
+        (start,) = struct.unpack_from("<I", original, inode + 16)
+        for at, value in ((8, 0xFFFF), (8, 13), (8, 0), (20, 0), (36, 1 << 40)):
+            content = bytearray(original)
+            packing = "<Q" if at % 12 == 0 else "<H"
+            struct.pack_into(packing, content, (start << 12) + at, value)
+            (tmp_path / "image").write_bytes(content)
+            result = vm(tmp_path / "image", "busybox", "ls", "-l", "/usr/bin")
+            assert result.status == 125, (at, value, result)
+            error = result.stderr.decode()
+            assert f"image {tmp_path / 'image'}: EROFS inode" in error, error
+            assert "damaged" in error
+
+    def test_damage_that_a_program_meets(self, tmp_path: Path) -> None:
+        """The program sees EUCLEAN, as on Linux; the run has failed whatever it makes of that."""
+        content = image_without_checksum()
+        inode = inode_offset(content, "srv/builtins.sh")
+        content[inode + 4 : inode + 6] = bytes(2)
+        (tmp_path / "image").write_bytes(content)
+        result = vm(tmp_path / "image", "sh", "-c", "cat /srv/builtins.sh; echo on")
+        error = result.stderr.decode()
+        assert (result.status, result.stdout) == (125, b"on\n")
+        assert error.startswith("cat: "), error
+        assert f"\ntorpor-vmm: image {tmp_path / 'image'}: EROFS inode" in error
 
     def test_guest_kernel_panic(self) -> None:
         """Linux's own key for it, pressed by a program: registers and a backtrace with names."""

@@ -96,6 +96,52 @@ def test_a_closed_output_ends_the_program() -> None:
     assert done.stdout == b"y\ny\n"
 
 
+@pytest.mark.parametrize(
+    ("script", "redirection", "said"),
+    [
+        ("echo lost", ">/dev/full", "standard output: No space left on device"),
+        ("echo lost >&2", "2>/dev/full", ""),
+        ("yes", ">/dev/full", "standard output: No space left on device"),
+        ("exit 3", ">/dev/full", None),
+        ("echo kept", "2>/dev/full", None),
+    ],
+)
+def test_output_that_cannot_be_written_is_said(script: str, redirection: str, said: str) -> None:
+    """As a native program would have seen ENOSPC; None: nothing is lost."""
+    command = f"{TORPOR} vm run {root_image('busybox')} sh -c '{script}' {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    if said is None:
+        assert (done.returncode, done.stderr) == (3 if "exit" in script else 0, b"")
+    else:
+        error = done.stderr.decode()
+        assert done.returncode == 125
+        assert error.count("\n") == bool(said)
+        assert said in error
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
+def test_output_and_trace_onto_a_full_disk() -> None:
+    for option, program, said in (
+        ("", "yes", "standard output: No space left"),
+        (
+            "--trace=/mnt/trace",
+            "dd if=/dev/zero of=/dev/null bs=1 count=3000 2>/dev/null",
+            "--trace: No space left",
+        ),
+    ):
+        script = (
+            f"mount -t tmpfs -o size=64k none /mnt && {TORPOR} vm run {option} "
+            f"{root_image('busybox')} sh -c '{program}' >/mnt/output"
+        )
+        done = subprocess.run(
+            ["unshare", "--mount", "bash", "-c", script],
+            capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+        error = done.stderr.decode()
+        assert (done.returncode, error.count("\n")) == (125, 1), error
+        assert said in error
+
+
 def test_default_environment_is_dockers() -> None:
     status, out, _ = sh("echo $PATH; echo $HOME; pwd; id -u; echo ${TERM-unset}")
     assert status == 0
@@ -253,11 +299,17 @@ def test_an_idle_vm_takes_no_processor_time() -> None:
 class Terminal:
     """`torpor vm run -it` on a pseudo-terminal."""
 
-    def __init__(self, *argv: str, root: str = "busybox", size: tuple[int, int] = (24, 80)) -> None:
+    def __init__(
+        self,
+        *argv: str,
+        root: str = "busybox",
+        size: tuple[int, int] = (24, 80),
+        options: tuple[str, ...] = (),
+    ) -> None:
         self.master, slave = pty.openpty()
         self.resize(*size)
         self.process = subprocess.Popen(
-            [TORPOR, "vm", "run", "-it", root_image(root), *argv],
+            [TORPOR, "vm", "run", "-it", *options, root_image(root), *argv],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
@@ -303,6 +355,43 @@ def test_terminal_shell() -> None:
     terminal.expect(rb"50 120\r\n")
     terminal.type(b"exit 9\n")
     assert terminal.wait() == 9
+
+
+def test_the_terminal_has_a_name() -> None:
+    """As in a container: /dev/pts/0, and the same as /dev/console."""
+    code = (
+        "import os\n"
+        "print([os.ttyname(fd) for fd in (0, 1, 2)], os.ctermid())\n"
+        "print(os.readlink('/proc/self/fd/0'))\n"
+        "here, pts, console = os.fstat(0), os.stat('/dev/pts/0'), os.stat('/dev/console')\n"
+        "assert os.path.samestat(here, pts) and os.path.samestat(here, console)\n"
+        "print(os.major(here.st_rdev), os.minor(here.st_rdev), oct(here.st_mode), here.st_uid)\n"
+        "names = ('/dev/tty', '/dev/console', '/dev/pts/0', '/proc/self/fd/0', '/dev/stdout')\n"
+        "for name in names:\n"
+        "    with open(name, 'w') as file: print(name, file=file)\n"
+        "print(os.listdir('/dev/pts'), os.get_terminal_size().lines)\n"
+        "master, slave = os.openpty()\n"
+        "print(os.ttyname(slave), os.stat('/proc/self').st_uid)\n"
+    )
+    terminal = Terminal("python3", "-c", code, root="python", size=(31, 80))
+    terminal.expect(rb"\['/dev/pts/0', '/dev/pts/0', '/dev/pts/0'\] /dev/tty\r\n/dev/pts/0\r\n")
+    terminal.expect(rb"136 0 0o20620 0\r\n")
+    for name in (b"/dev/tty", b"/dev/console", b"/dev/pts/0", b"/proc/self/fd/0", b"/dev/stdout"):
+        terminal.expect(name + rb"\r\n")
+    terminal.expect(rb"\['0', 'ptmx'\] 31\r\n")
+    terminal.expect(rb"/dev/pts/1 0\r\n")
+    assert terminal.wait() == 0
+
+
+def test_the_terminal_belongs_to_the_user() -> None:
+    terminal = Terminal("sh", "-c", "tty; echo $(stat -c %U:%a /dev/pts/0)", options=("-u", "app"))
+    terminal.expect(rb"/dev/pts/0\r\n")
+    terminal.expect(rb"app:620\r\n")
+    assert terminal.wait() == 0
+
+
+def test_without_a_terminal_there_is_no_console() -> None:
+    assert sh("tty; ls /dev/console /dev/pts/0 2>&1 | wc -l")[1] == "not a tty\n2\n"
 
 
 def test_ctrl_c_in_a_terminal() -> None:

@@ -14,7 +14,7 @@ from torpor.images.names import parse_reference
 from torpor.images.records import NewImage
 from torpor.images.store import ImageStore
 
-BASES = {"busybox:1": "busybox", "oven/bun:1": "bun", "php:8.2-cli": "php"}
+BASES = {"busybox:1": "busybox", "oven/bun:1": "bun", "php:8.2-cli": "php", "node:20-slim": "node"}
 
 
 def add_bases(store: ImageStore, directory: Path, names: Iterable[str]) -> None:

@@ -277,6 +277,22 @@ def test_no_archive_at_all(store: ImageStore, tmp_path: Path, content: bytes) ->
     assert store.images() == []
 
 
+def test_images_of_file_systems_are_no_archives(
+    store: ImageStore, add_layers: AddTar, tmp_path: Path
+) -> None:
+    """They begin with zeros, by which a tar ends: they would make an empty image."""
+    add_layers(tar(FILES), tag="app:1", config=CONFIG)
+    erofs = store.resolve("app:1").erofs
+    other = ImageStore(tmp_path / "other")
+    with pytest.raises(BadArchiveError, match=r"an EROFS image.*`torpor vm run .*/.*` runs it"):
+        import_image(other, erofs, "", "", None, SETTINGS, quiet)
+    ext4 = tmp_path / "disk.img"
+    ext4.write_bytes(bytes(1080) + b"\x53\xef" + bytes(1 << 20))
+    with pytest.raises(BadArchiveError, match=r"disk.img: no archive"):
+        import_image(other, ext4, "", "", None, SETTINGS, quiet)
+    assert other.images() == []
+
+
 def test_docker_archive_with_traversal_in_its_manifest(store: ImageStore, tmp_path: Path) -> None:
     manifest = [{"Config": "../../etc/passwd", "RepoTags": ["x"], "Layers": ["../../etc/shadow"]}]
     source = tmp_path / "source.tar"

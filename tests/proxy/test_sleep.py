@@ -175,6 +175,11 @@ def test_nothing_is_sent_while_idle_is_undecided(proxy: Proxy, torpord: Torpord)
     assert asked.wait(30)
     assert instance.guest is not None
     guest = instance.guest
+    # The last word before: the end of the connection that the proxy kept for further requests.
+    deadline = time.monotonic() + 30
+    while CLOSE not in [kind for _, kind in guest.seen]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     # A guest that writes is owed credit, and gets none now.
     for _ in range(6):
         guest.write(b"x" * 10_000)

@@ -17,7 +17,7 @@ from tests.rootfs.fetch import (
 )
 from tests.rootfs.lock import LOCK, Lock, read_lock
 from tests.rootfs.recipes import EXCLUDED_PATHS, RECIPES, Recipe
-from torpor.erofs import make_erofs
+from torpor.erofs import make_erofs, settle_erofs
 
 ROOTS = REPOSITORY / "build" / "rootfs"
 PROGRAMS = Path(__file__).with_name("programs")
@@ -60,6 +60,7 @@ def make_root(name: str) -> Path:
         _fill(work, recipe, lock)
         image = ROOTS / f"{name}.erofs.new"
         make_erofs(work, image)
+        settle_erofs(image)
         work.rename(final)
         image.rename(ROOTS / f"{name}.erofs")
         stamp.write_text(wanted)

@@ -94,16 +94,7 @@ NOT_CRYPTOGRAPHIC = frozenset(
 """Generators that nobody is promised anything of."""
 
 REPEATING = {
-    "Node.js": frozenset(
-        [
-            "crypto.randomUUID",
-            "crypto.randomBytes",
-            "crypto.getRandomValues",
-            "crypto.randomInt",
-            "globalThis.crypto.randomUUID",
-            "TLS client random",
-        ]
-    ),
+    "Node.js": frozenset(["crypto.randomUUID", "crypto.randomInt", "globalThis.crypto.randomUUID"]),
     "Bun": frozenset(
         [
             "crypto.randomUUID",

@@ -168,6 +168,19 @@ def test_a_guest_that_keeps_the_reset_from_its_tables(
     in_sibling(directory, template, test)
 
 
+def test_a_guest_that_never_gets_through_with_its_reset_ends(
+    directory: Path, template: Template, ram_bytes: int
+) -> None:
+    async def test(vm: Sibling) -> None:
+        await vm.wake(new_uuid(), 0)
+        assert await vm.peer.ask(f"linger {ram_bytes}") == "0"
+        os.close((await vm.process.standby(1, within_s=20)).descriptor)
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(vm.process.reset(), 60)
+
+    in_sibling(directory, template, test)
+
+
 def test_a_guest_that_parks_by_itself_ends(directory: Path, template: Template) -> None:
     async def test(vm: Sibling) -> None:
         await vm.wake(new_uuid(), 0)

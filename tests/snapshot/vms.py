@@ -74,6 +74,7 @@ async def make_template(
     image = os.open(image_path, os.O_RDONLY | os.O_CLOEXEC)
     async with vm_process(directory) as process:
         peer = Peer()
+        peer.generous = False  # a VM that is sent something is not stored as a template
         assert peer.theirs is not None
         boot = Boot(
             owner=OWNER,

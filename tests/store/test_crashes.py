@@ -125,7 +125,8 @@ from torpor.store.snapshots import INLINE_MAX_BYTES
 
 async def main(root):
     store = Store(root)
-    await store.clean_up()
+    store.sweep_staging()
+    await store.collect()
     owner = store.owners.find(name="ada")
     print(json.dumps({"ready": True}), flush=True)
     async def churn(row):
@@ -177,7 +178,8 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
                 snapshot, data = read
                 assert snapshot.generation == row.generation
                 assert data[0] == (row.generation - 1) % 256
-        asyncio.run(store.clean_up())
+        store.sweep_staging()
+        asyncio.run(store.collect())
         problems = list(check(tmp_path / "torpor.db", BlobFiles(tmp_path / "blobs")))
         assert problems == [], seed
         store.close()

@@ -3,11 +3,11 @@
 import asyncio
 import hashlib
 import sqlite3
-from dataclasses import replace
 from pathlib import Path
 
 import apsw
 import pytest
+from msgspec.structs import replace
 
 from tests.store.conftest import add, new
 from torpor.store import ConflictError, DamagedError, InstanceRow, Owner, Store

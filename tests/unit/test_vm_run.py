@@ -36,6 +36,14 @@ def test_trace_takes_its_value_only_with_an_equals_sign() -> None:
     assert arguments("--trace", "./x", "p")[-2:] == ["--", "p"]
 
 
+def test_habits_of_docker_users() -> None:
+    """What changes nothing is accepted; for what does not exist there is another way."""
+    assert arguments("--rm", "--init", "./x", "p") == arguments("./x", "p")
+    for word, instead in (("-d", "deploy"), ("-v", "image"), ("--network=host", "--egress")):
+        with pytest.raises(UsageError, match=f"unknown option .*: .*{instead}"):
+            module._parse([word, "./x", "p"])
+
+
 def test_words_behind_the_image_are_the_programs() -> None:
     assert arguments("./x", "-i", "--memory", "--", "x")[-4:] == ["-i", "--memory", "--", "x"]
     assert arguments("--", "./x", "p")[-2:] == ["--", "p"]

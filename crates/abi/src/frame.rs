@@ -91,6 +91,9 @@ pub mod kind {
     pub const ATTACH: u16 = 10;
     /// On CONTROL, from the host: all streams that go on were named. Argument as for ATTACH.
     pub const RESUMED: u16 = 11;
+    /// On CONTROL, from the guest: with argument 1 a program wants the VM to stay awake, with 0 none does any more. Said
+    /// at every change, and again on a new link.
+    pub const HELD: u16 = 12;
 }
 
 /// A frame's header, decoded.

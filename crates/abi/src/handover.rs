@@ -77,7 +77,9 @@ pub struct Handover {
     pub uuid: [u8; 16],
     /// Bytes of `host_name` in use; 0 leaves the name as it is.
     pub host_name_len: AtomicU32,
-    reserved: u32,
+    /// Guest, at QUIESCED: 1 where a process has memory under MADV_WIPEONFORK, as BoringSSL's generator has from the
+    /// first number on that is drawn.
+    pub drew_random: AtomicU32,
     /// See above.
     pub host_name: [u8; HOST_NAME_BYTES],
     /// Guest, at QUIESCED: the range of all page tables but the boot tables.

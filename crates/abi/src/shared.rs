@@ -24,7 +24,8 @@ pub mod doorbell {
     pub const EXIT: u64 = 0x20;
     /// Fill in `handshake_*` of the control page.
     pub const CLOCK: u64 = 0x30;
-    /// Back `[populate_gpa, populate_gpa + populate_bytes)` with memory now (2 MiB pages where the host can).
+    /// Back `[populate_gpa, populate_gpa + populate_bytes)` with memory now (2 MiB pages where the host can). RAM that lies
+    /// higher than what a booted VM has asked for, and than a 32nd of it and 64 MiB, may not be there before.
     pub const POPULATE: u64 = 0x40;
     /// Give the memory of `[populate_gpa, populate_gpa + populate_bytes)` back; it reads as zero afterwards.
     pub const DISCARD: u64 = 0x50;
@@ -40,8 +41,9 @@ pub mod exit {
     pub const PROGRAM: u32 = 0;
     /// The kernel panicked; the text is in the panic area.
     pub const PANIC: u32 = 1;
-    /// The program could not be started; `exit_status` is the errno, the text is in the panic area. ENOENT becomes exit
-    /// status 127; EINVAL (an unknown user, say), EUCLEAN (a damaged image), ENOMEM and EIO become 125; all others 126.
+    /// The program could not be started, or the image was found to be damaged while it ran (EUCLEAN); `exit_status` is the
+    /// errno, the text is in the panic area. ENOENT becomes exit status 127; EINVAL (an unknown user, say), EUCLEAN and
+    /// ENOMEM become 125; all others 126.
     pub const START_FAILED: u32 = 2;
 }
 

@@ -8,8 +8,10 @@ use crate::fs::context::{FsContext, Location};
 use crate::fs::fdtable::FdTable;
 use crate::fs::file::{OpenFile, OpenFlags};
 use crate::fs::inode::{FileType, may_access};
-use crate::fs::overlay::Lower;
-use crate::fs::{init, names, special};
+use crate::fs::open::{self, How};
+use crate::fs::overlay::{Lower, image_fault};
+use crate::fs::path::Resolve;
+use crate::fs::{init, mount, names, special};
 use crate::host::stream::Receiver;
 use crate::mm::addr::Gpa;
 use crate::snapshot::Identity;
@@ -83,18 +85,31 @@ extern "C" fn kernel_main() -> ! {
     let info = &boot.info;
     crate::arch::tlb::set_boot_root(mm::addr::Gpa(info.pml4_gpa));
     mm::init(info.ram_bytes, info.memory_limit_bytes, mm::addr::Gpa(info.kernel_end_gpa), mm::addr::Gpa(info.pml4_gpa));
+    if info.flags & flags::TEMPLATE == 0 {
+        mm::frame::prefer_large_pages();
+    }
     random::reseed(&info.seed);
     time::start(info.tsc_hz);
     syscall::dispatch::set_tracing(info.flags & flags::TRACE != 0);
     if info.flags & flags::NO_REWRITE == 0 {
         rewrite::enable();
     }
-    match first_thread(&boot) {
+    let first = first_thread(&boot);
+    blame_image();
+    match first {
         Ok(thread) => {
             drop(boot);
             crate::arch::thread::start(&thread.state)
         }
         Err((errno, text)) => host::exit(torpor_abi::shared::exit::START_FAILED, errno.0 as u32, &text),
+    }
+}
+
+/// Ends the VM if its image has been found damaged, or not to be readable: what a program was told instead, and made of it,
+/// would hide that.
+fn blame_image() {
+    if let Some(fault) = image_fault() {
+        host::exit(torpor_abi::shared::exit::START_FAILED, Errno::EUCLEAN.0 as u32, &format!("{fault}"));
     }
 }
 
@@ -106,7 +121,7 @@ fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
     let image = (DIRECT_MAP_BASE + IMAGE_GPA) as *const u8;
     // SAFETY: the direct map of the image is there for ever, and so is its memory slot.
     let lower = unsafe { Lower::open(image, boot.info.image_bytes as usize, Gpa(IMAGE_GPA)) };
-    let lower = lower.map_err(|error| (Errno::EUCLEAN, format!("image: {error}")))?;
+    let lower = lower.map_err(|error| (Errno::EUCLEAN, format!("{error}")))?;
     special::set_device_opener(dev::open);
     special::set_fifo_opener(event::pipe::open_inode);
     let fs = init::init(lower).map_err(fail("cannot set up the file system"))?;
@@ -123,7 +138,7 @@ fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
     let thread = task::make_first(first).map_err(fail("cannot make the first process"))?;
     task::init::on_exit_of(&thread.process, over);
     host::stream::register(stream::CONTROL, Rc::new(Control { program: Rc::downgrade(&thread.process) }));
-    open_stdio(boot, &thread, account.uid)?;
+    open_stdio(boot, &thread, &fs, account.uid)?;
     enter_workdir(boot, &fs)?;
     run(boot, &account)?;
     // The first program does not return from a system call.
@@ -159,15 +174,10 @@ fn credentials(account: &Account) -> Credentials {
     creds
 }
 
-fn open_stdio(boot: &Boot, thread: &Thread, owner_uid: u32) -> Result<(), StartError> {
+fn open_stdio(boot: &Boot, thread: &Thread, fs: &Rc<FsContext>, owner_uid: u32) -> Result<(), StartError> {
     let files = thread.files();
     let opened = if boot.info.flags & flags::TTY != 0 {
-        let console = tty::console::open(boot.info.rows, boot.info.cols);
-        dev::set_console(Rc::clone(&console));
-        CONSOLE.with(|c| *c.borrow_mut() = Some(Rc::clone(&console)));
-        let ops = dev::open(tty::console::DEVICE, OpenFlags::RDWR)
-            .map_err(|e| (e, String::from("cannot open the terminal")))?;
-        let file = OpenFile::anonymous(ops, OpenFlags::RDWR);
+        let file = open_terminal(boot, fs, owner_uid).map_err(|e| (e, format!("cannot open the terminal: {e}")))?;
         [Rc::clone(&file), Rc::clone(&file), file]
     } else {
         host::console::open_stdio(boot.info.flags & flags::STDIN != 0, owner_uid)
@@ -176,6 +186,20 @@ fn open_stdio(boot: &Boot, thread: &Thread, owner_uid: u32) -> Result<(), StartE
         files.insert(file, false, 0, 3).map_err(|e| (e, String::from("cannot open standard input and output")))?;
     }
     Ok(())
+}
+
+/// As container engines do, the terminal is in /dev/pts and appears as /dev/console as well.
+fn open_terminal(boot: &Boot, fs: &Rc<FsContext>, owner_uid: u32) -> Result<Rc<OpenFile>, Errno> {
+    const CONSOLE_PATH: &str = "/dev/console";
+    let terminal = tty::console::open(boot.info.rows, boot.info.cols, owner_uid)?;
+    let path = format!("/dev/pts/{}", terminal.number());
+    TERMINAL.with(|t| *t.borrow_mut() = Some(terminal));
+    init::write_file(fs, CONSOLE_PATH, b"")?;
+    let caller = Caller { creds: Rc::new(Credentials::root()), fs: Rc::clone(fs) };
+    let find = |path: &str| caller.find(AT_FDCWD, path.as_bytes(), true);
+    mount::bind(&find(&path)?, &find(CONSOLE_PATH)?, false)?;
+    let start: Location = fs.root.borrow().clone();
+    open::open(&caller, start, path.as_bytes(), How { flags: OpenFlags::RDWR, mode: 0, resolve: Resolve::empty() })
 }
 
 /// As docker does, makes the working directory if it is not there.
@@ -242,7 +266,12 @@ fn run(boot: &Boot, account: &Account) -> Result<(), StartError> {
     };
     let (location, found) = find_program(&name, path).map_err(fail)?;
     let find = |path: &[u8]| Caller::current().find(AT_FDCWD, path, true);
-    execute(Program { location, name: found, name_vanishes: false, argv, envp, find: &find }).map_err(fail)
+    match execute(Program { location, name: found, name_vanishes: false, argv, envp, find: &find }) {
+        Ok(()) => Ok(()),
+        // It ends as soon as it runs.
+        Err(_) if task::current().process.is_exiting() => Ok(()),
+        Err(errno) => Err(fail(errno)),
+    }
 }
 
 /// The program has ended, and with it the VM.
@@ -254,11 +283,13 @@ fn over(status: WaitStatus) -> ! {
         }
         host::stream::send_text(stream::TRACE, rewrite::summary().as_bytes());
     }
+    blame_image();
     host::exit(torpor_abi::shared::exit::PROGRAM, status.0, "")
 }
 
 crate::global! {
-    static CONSOLE: RefCell<Option<Rc<tty::Tty>>> = RefCell::new(None);
+    /// The host's terminal, if the program has one.
+    static TERMINAL: RefCell<Option<Rc<tty::pty::Pty>>> = RefCell::new(None);
 }
 
 /// Messages of the host about the VM as a whole.
@@ -272,8 +303,8 @@ impl Receiver for Control {
         match header.kind {
             kind::WINSIZE => {
                 let size = [(header.argument >> 16) as u16, header.argument as u16, 0, 0];
-                if let Some(console) = CONSOLE.with(|c| c.borrow().clone()) {
-                    console.set_size(size);
+                if let Some(terminal) = TERMINAL.with(|t| t.borrow().clone()) {
+                    terminal.tty().set_size(size);
                 }
             }
             kind::SIGNAL => {

@@ -1,9 +1,9 @@
 //! An instance that runs, or sleeps with connections open: its link, what is in flight on it, and when it may sleep.
 
 use crate::control::AskError;
-use crate::control::messages::{Attach, ScaleToZero, Sleep, Slept, Which};
+use crate::control::messages::{self, Attach, ScaleToZero, Sleep, Slept, Which};
 use crate::http::upstream::Pool;
-use crate::limits::{IDLE_AGAIN, UNUSED_TIME};
+use crate::limits::{IDLE_AGAIN, PARKED_MAX, UNUSED_TIME};
 use crate::link::{Link, Owner};
 use crate::proxy::Proxy;
 use std::cell::{Cell, RefCell};
@@ -11,10 +11,15 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Notify;
 use torpor_streams::ledger::Violation;
 use torpor_streams::policy::{Policy, Scope};
 use uuid::Uuid;
+
+/// Where a guest listens (vsock) that wants to hear before it sleeps, and what it hears there.
+const NOTICE_PORT: u32 = 138;
+const NOTICE: &[u8] = b"scaletozero";
 
 /// Where an instance is between running and sleeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +34,14 @@ pub enum Phase {
     Asleep,
     /// It is over.
     Gone,
+}
+
+/// What an instance is waiting for while it is silent.
+#[derive(Clone, Copy)]
+enum Step {
+    /// To be told that it is to sleep at that moment.
+    Notify(Instant),
+    Sleep,
 }
 
 /// What holds an instance awake.
@@ -64,6 +77,10 @@ pub struct Instance {
     attached_at: Cell<Instant>,
     /// Until when the watcher waits; it looks by itself then.
     looks_at: Cell<Option<Instant>>,
+    /// The notice that it is about to sleep, as long as it is under way: the number of its connection.
+    notice: Cell<Option<u32>>,
+    /// When it was noticed last, and when it was to sleep then.
+    noticed: Cell<Option<(Instant, Instant)>>,
     changed: Notify,
     /// The last request in flight has ended.
     ended: Notify,
@@ -105,7 +122,7 @@ impl Busy {
 ///
 /// # Errors
 /// A text that names the entry.
-pub fn policy(egress: &crate::control::messages::Egress) -> Result<Policy, String> {
+pub fn policy(egress: &messages::Egress) -> Result<Policy, String> {
     let nets = |texts: &[String]| {
         let parse = |text: &String| {
             let net = text.parse().or_else(|_| text.parse().map(|ip: std::net::IpAddr| ip.into()));
@@ -113,7 +130,11 @@ pub fn policy(egress: &crate::control::messages::Egress) -> Result<Policy, Strin
         };
         texts.iter().map(parse).collect::<Result<Vec<_>, _>>()
     };
-    let scope = if egress.private { Scope::Private } else { Scope::Public };
+    let scope = match egress.scope {
+        messages::Scope::None => Scope::Nothing,
+        messages::Scope::Public => Scope::Public,
+        messages::Scope::Private => Scope::Private,
+    };
     Ok(Policy { scope, allow: nets(&egress.allow)?, deny: nets(&egress.deny)? })
 }
 
@@ -140,6 +161,8 @@ impl Instance {
             quiet_since: Cell::new(Instant::now()),
             attached_at: Cell::new(Instant::now()),
             looks_at: Cell::new(None),
+            notice: Cell::new(None),
+            noticed: Cell::new(None),
             changed: Notify::new(),
             ended: Notify::new(),
         });
@@ -239,7 +262,7 @@ impl Instance {
     /// The watcher looks again, where it would do so too late.
     fn touch(&self) {
         let late = |at: Instant| self.looks_at.get().is_none_or(|looks_at| at < looks_at);
-        if self.sleep_at().is_some_and(late) {
+        if self.next().is_some_and(|(at, _)| late(at)) {
             self.changed.notify_one();
         }
     }
@@ -250,14 +273,16 @@ impl Instance {
 
     /// When it may sleep, if nothing happens until then.
     fn sleep_at(&self) -> Option<Instant> {
-        let ScaleToZero { policy, cooldown_ms } = self.scale_to_zero();
-        if self.phase.get() != Phase::Running || self.requests.get() > 0 || self.waiters.get() > 0 {
+        let ScaleToZero { policy, cooldown_ms, .. } = self.scale_to_zero();
+        let in_use = self.requests.get() > 0 || self.waiters.get() > 0 || self.link.is_held();
+        if self.phase.get() != Phase::Running || in_use {
             return None;
         }
         let since = match policy {
             Sleep::Off => return None,
             Sleep::On if self.connections.get() > 0 || self.link.outgoing() > 0 => return None,
             Sleep::On => self.quiet_since.get(),
+            Sleep::Idle if self.link.outgoing() > PARKED_MAX => return None,
             Sleep::Idle => self.quiet_since.get().max(self.link.last_traffic()),
         };
         let at = since + Duration::from_millis(cooldown_ms);
@@ -266,14 +291,30 @@ impl Instance {
         Some(if used { at } else { at.max(self.attached_at.get() + UNUSED_TIME) })
     }
 
+    /// What is next if nothing happens, and when.
+    fn next(&self) -> Option<(Instant, Step)> {
+        let at = self.sleep_at()?;
+        let ahead = Duration::from_millis(self.scale_to_zero().notify_ms);
+        if ahead.is_zero() {
+            return Some((at, Step::Sleep));
+        }
+        Some(match self.noticed.get() {
+            Some((when, then)) if then == at => (at.max(when + ahead), Step::Sleep),
+            _ => (at.checked_sub(ahead).unwrap_or(at), Step::Notify(at)),
+        })
+    }
+
     /// Puts the instance to sleep whenever it may.
     async fn watch(self: Rc<Self>) {
         while self.phase.get() != Phase::Gone {
-            let at = self.sleep_at();
-            self.looks_at.set(at);
-            match at {
-                Some(at) if at <= Instant::now() => self.fall_asleep().await,
-                Some(at) => {
+            let next = self.next();
+            self.looks_at.set(next.map(|(at, _)| at));
+            match next {
+                Some((at, step)) if at <= Instant::now() => match step {
+                    Step::Sleep => self.fall_asleep().await,
+                    Step::Notify(sleep_at) => self.notify(sleep_at),
+                },
+                Some((at, _)) => {
                     tokio::select! {
                         () = tokio::time::sleep_until(at.into()) => {}
                         () = self.changed.notified() => {}
@@ -284,10 +325,37 @@ impl Instance {
         }
     }
 
+    /// Tells the guest that it is about to sleep, if it listens for that.
+    fn notify(self: &Rc<Self>, sleep_at: Instant) {
+        self.noticed.set(Some((Instant::now(), sleep_at)));
+        self.end_notice();
+        let Ok(mut stream) = self.link.connect_notice(NOTICE_PORT) else { return };
+        self.notice.set(Some(stream.number()));
+        let instance = self.clone();
+        tokio::task::spawn_local(async move {
+            let number = stream.number();
+            let told = async {
+                stream.opened().await?;
+                stream.write_all(NOTICE).await?;
+                stream.shutdown().await
+            };
+            // A guest that does not listen has nothing to hear.
+            let _ = told.await;
+            drop(stream);
+            if instance.notice.get() == Some(number) {
+                instance.notice.set(None);
+            }
+        });
+    }
+
+    fn end_notice(&self) {
+        if let Some(number) = self.notice.take() {
+            self.link.close(number);
+        }
+    }
+
     async fn fall_asleep(self: &Rc<Self>) {
         let Some(proxy) = self.proxy.upgrade() else { return };
-        // No connection of the proxy's own outlives an incarnation.
-        self.pool.clear_on(&self.link);
         self.be_quiet();
         let which = self.which();
         let slept: Slept = loop {
@@ -317,8 +385,12 @@ impl Instance {
         }
     }
 
-    /// Nothing is sent any more.
+    /// Nothing is sent any more. No connection of the proxy's own outlives an incarnation.
     pub fn be_quiet(&self) {
+        if self.phase.get() != Phase::Quiet {
+            self.pool.clear_on(&self.link);
+            self.end_notice();
+        }
         self.link.quiet();
         self.phase.set(Phase::Quiet);
     }
@@ -362,6 +434,7 @@ impl Instance {
             // Its last words broke the rules.
             return;
         }
+        self.link.park_at_most(PARKED_MAX);
         if self.link.has_connections() {
             self.phase.set(Phase::Asleep);
             // Something may have been said meanwhile.
@@ -387,7 +460,7 @@ impl Owner for Instance {
         }
     }
 
-    fn outgoing_ended(&self) {
+    fn let_go(&self) {
         self.quiet_since.set(self.quiet_since.get().max(Instant::now()));
         self.touch();
     }

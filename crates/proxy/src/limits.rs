@@ -47,6 +47,9 @@ pub const CONTROL_QUEUE_MAX_BYTES: usize = 16 << 20;
 pub const IDLE_AGAIN: Duration = Duration::from_secs(1);
 /// An instance that was attached and has had nothing to do yet stays awake for at least this long.
 pub const UNUSED_TIME: Duration = Duration::from_secs(1);
+/// Connections that a guest has opened and that are kept while it sleeps: with more it is not put to sleep for silence, and
+/// the youngest are reset where it is all the same.
+pub const PARKED_MAX: usize = 64;
 /// Requests at once on one connection of HTTP/2.
 pub const STREAMS_MAX: u32 = 128;
 /// Streams that a client has reset before they were answered, and that the proxy had to: the connection ends beyond.

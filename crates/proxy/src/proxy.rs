@@ -73,6 +73,8 @@ pub struct Admitted {
     pub destination: u16,
     /// How connections to the service are handled.
     pub handlers: Vec<Handler>,
+    /// Idempotent requests without a body that got no answer are sent once more.
+    pub retry_idempotent: bool,
 }
 
 impl Proxy {
@@ -180,6 +182,7 @@ impl Proxy {
                 busy: instance.busy(kind),
                 destination: service.destination_port,
                 handlers: service.handlers.clone(),
+                retry_idempotent: service.retry_idempotent,
             }),
             Choice::Full => Look::Full,
             Choice::Another(not) => Look::Wake(by_name(), not),

@@ -19,14 +19,18 @@ pub struct Routes {
     groups: HashMap<Uuid, Entry>,
     /// Full names and wildcards (`*.suffix`).
     hosts: HashMap<Box<str>, Uuid>,
-    /// Groups without an instance, oldest first.
-    waiting: VecDeque<Uuid>,
+    /// Groups without an instance, oldest first, with the number of their turn; those that have got one since, or begun
+    /// to wait anew, are passed over.
+    waiting: VecDeque<(Uuid, u64)>,
+    turns: u64,
     misses: Misses,
 }
 
 struct Entry {
     group: Rc<Group>,
     members: Vec<Uuid>,
+    /// When it began to wait for an instance last, as the number of a turn.
+    turn: u64,
     /// There is nothing more to wake before that.
     exhausted_until: Option<Instant>,
 }
@@ -101,10 +105,13 @@ impl Routes {
     }
 
     fn wait(&mut self, group: Uuid) {
-        self.waiting.push_back(group);
+        let Some(entry) = self.groups.get_mut(&group) else { return };
+        self.turns += 1;
+        entry.turn = self.turns;
+        self.waiting.push_back((group, self.turns));
         if self.waiting.len() > GROUPS_WAITING_MAX
-            && let Some(oldest) = self.waiting.pop_front()
-            && self.groups.get(&oldest).is_some_and(|entry| entry.members.is_empty())
+            && let Some((oldest, turn)) = self.waiting.pop_front()
+            && self.groups.get(&oldest).is_some_and(|entry| entry.turn == turn && entry.members.is_empty())
         {
             self.forget_group(oldest);
         }
@@ -139,7 +146,7 @@ impl Routes {
         }
         let members = members.unwrap_or_default();
         let is_empty = members.is_empty();
-        self.groups.insert(id, Entry { group: Rc::new(group), members, exhausted_until: None });
+        self.groups.insert(id, Entry { group: Rc::new(group), members, turn: 0, exhausted_until: None });
         if is_empty {
             self.wait(id);
         }
@@ -269,7 +276,7 @@ mod tests {
     use super::*;
 
     fn group(n: u128, hosts: &[&str]) -> Group {
-        let service = Service { port: 80, destination_port: 8080, handlers: Vec::new() };
+        let service = Service { port: 80, destination_port: 8080, handlers: Vec::new(), retry_idempotent: false };
         Group {
             group: Uuid::from_u128(n),
             hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
@@ -319,6 +326,15 @@ mod tests {
         assert_eq!(found(&routes, &other), None);
         routes.forget(&["*.example".to_owned()]);
         assert!(routes.misses.known.is_empty() && routes.misses.oldest.is_empty());
+    }
+
+    #[test]
+    fn a_group_that_comes_again_and_again_is_there_each_time() {
+        let mut routes = Routes::default();
+        for _ in 0..3 * GROUPS_WAITING_MAX {
+            routes.set_group(group(1, &["one.example"]));
+            assert_eq!(found(&routes, "one.example"), Some(1));
+        }
     }
 
     #[test]

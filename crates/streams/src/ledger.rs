@@ -217,6 +217,7 @@ impl Ledger {
                 self.fixed[number as usize][Side::Guest as usize].ended = true;
                 Ok(())
             }
+            (stream::CONTROL, kind::HELD) if header.argument <= 1 => Ok(()),
             (stream::STDIN..=stream::CONTROL, _) => unexpected,
             _ => Err(Violation::Stream { stream: number, kind: what }),
         }

@@ -1,6 +1,7 @@
 //! How a run ends without the program: one line for standard error and an exit status as `docker run` uses them.
 
 use std::fmt;
+use std::path::Path;
 
 /// The VM or its set-up failed.
 pub const STATUS_FAILED: u8 = 125;
@@ -33,13 +34,14 @@ impl Failure {
         Self { status: STATUS_STOPPED, message: "the VM was ended by a command".into() }
     }
 
-    /// The guest answered `errno` when it was to start the program.
+    /// The guest answered `errno` when it was to start the program, or, with EUCLEAN, found `image` damaged.
     #[must_use]
-    pub fn start(errno: i32, message: String) -> Self {
+    pub fn start(errno: i32, message: String, image: &Path) -> Self {
+        let message = if errno == libc::EUCLEAN { format!("image {}: {message}", image.display()) } else { message };
         let status = match errno {
             libc::ENOENT => STATUS_NOT_FOUND,
             // Not the program's fault: an unknown user, a damaged image, no memory.
-            libc::EINVAL | libc::EUCLEAN | libc::ENOMEM | libc::EIO => STATUS_FAILED,
+            libc::EINVAL | libc::EUCLEAN | libc::ENOMEM => STATUS_FAILED,
             _ => STATUS_NOT_EXECUTABLE,
         };
         Self { status, message }

@@ -3,12 +3,13 @@
 import logging
 from collections import defaultdict
 from importlib.metadata import version
-from typing import Any
 
 import msgspec
-from litestar import HttpMethod, Litestar, Request, Response, route
-from litestar.exceptions import HTTPException
-from litestar.handlers import HTTPRouteHandler
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import torpor.api.resources  # noqa: F401 -- fills the table
 from torpor.api.auth import Principal, authenticate, local_principal
@@ -24,43 +25,63 @@ LOCAL = "torpor.local"
 log = logging.getLogger("torpor.api")
 
 
-def make_app(service: Service) -> Litestar:
+def make_app(service: Service) -> ASGIApp:
     """The application of one server."""
     by_path: dict[str, dict[str, Operation]] = defaultdict(dict)
     for operation in REGISTRY.operations:
         by_path[operation.path][operation.method] = operation
-    handlers = [_route(service, path, methods) for path, methods in by_path.items()]
-    described = msgspec.json.encode(document(REGISTRY.operations, version("torpor")))
-
-    @route("/openapi.json", http_method=HttpMethod.GET)
-    async def openapi() -> Response[bytes]:
-        return Response(described, media_type="application/json")
-
-    return Litestar(
-        route_handlers=[*handlers, openapi],
-        openapi_config=None,
-        request_max_body_size=MAX_BODY_BYTES,
-        exception_handlers={
-            RequestError: _refused,
-            HTTPException: _http_error,
-            Exception: _internal,
-        },
-        logging_config=None,
-    )
+    # The first route that matches is taken: a name comes before what stands for any name.
+    paths = sorted(by_path, key=lambda path: [part.startswith("{") for part in path.split("/")])
+    routes = [Route(path, _Path(service, by_path[path])) for path in paths]
+    routes.append(Route("/openapi.json", _openapi))
+    return Router(routes, default=_no_such_path)
 
 
-def _route(service: Service, path: str, methods: dict[str, Operation]) -> HTTPRouteHandler:
-    async def answer(request: Request[Any, Any, Any]) -> Response[bytes]:
-        operation = methods[request.method]
-        return await handle(service, operation, request, _principal(service, operation, request))
+class _Path:
+    """What is at one path, by method."""
 
-    names = [HttpMethod(method) for method in methods]
-    return route(path, http_method=names, status_code=200)(answer)
+    def __init__(self, service: Service, methods: dict[str, Operation]) -> None:
+        self._service = service
+        self._methods = methods
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            response = await self._answer(request)
+        except ClientDisconnect:
+            return  # nobody waits for an answer
+        except RequestError as error:
+            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+            response = refusal(error.status, str(error), headers=headers)
+        except HTTPException as error:
+            response = refusal(error.status_code, error.detail, headers=error.headers)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.url.path)
+            response = refusal(500, "The server failed; its log says how")
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        operation = self._methods.get(request.method)
+        if operation is None:
+            allowed = {"Allow": ", ".join(sorted(self._methods))}
+            return refusal(405, "No such method on this path", headers=allowed)
+        principal = _principal(self._service, operation, request)
+        return await handle(self._service, operation, request, await _body(request), principal)
 
 
-def _principal(
-    service: Service, operation: Operation, request: Request[Any, Any, Any]
-) -> Principal:
+async def _body(request: Request) -> bytes:
+    """The body. Raises RequestError when it is too large, before all of it has come."""
+    chunks: list[bytes] = []
+    size_bytes = 0
+    async for chunk in request.stream():
+        size_bytes += len(chunk)
+        if size_bytes > MAX_BODY_BYTES:
+            raise RequestError(413, f"The body is larger than {MAX_BODY_BYTES >> 20} MiB")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _principal(service: Service, operation: Operation, request: Request) -> Principal:
     if LOCAL in (request.scope.get("extensions") or {}) or operation.scope == "none":
         return local_principal(service.store)
     principal = authenticate(service.store, request.headers.get("authorization", ""))
@@ -71,19 +92,11 @@ def _principal(
     return principal
 
 
-def _refused(_: Request[Any, Any, Any], error: RequestError) -> Response[bytes]:
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-    return refusal(error.status, str(error), headers=headers)
+async def _openapi(_: Request) -> Response:
+    described = msgspec.json.encode(document(REGISTRY.operations, version("torpor")))
+    return Response(described, media_type="application/json")
 
 
-def _http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-    messages = {404: "No API endpoint of this path", 405: "No such method on this path"}
-    headers = dict(error.headers or {})
-    return refusal(
-        error.status_code, messages.get(error.status_code, error.detail), headers=headers
-    )
-
-
-def _internal(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return refusal(500, "The server failed; its log says how")
+async def _no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await refusal(404, "No API endpoint of this path")(scope, receive, send)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from litestar import Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from torpor.api.auth import Principal
 from torpor.api.operations import MAX_ITEMS, Call, Operation
@@ -31,14 +32,14 @@ class RequestError(Exception):
 
 
 async def handle(
-    service: Service, operation: Operation, request: Request[Any, Any, Any], principal: Principal
-) -> Response[bytes]:
+    service: Service, operation: Operation, request: Request, raw: bytes, principal: Principal
+) -> Response:
     """Answers one request."""
     began = time.perf_counter_ns()
     if operation.handler is None:
         return _refused(operation, began)
     query = _query(operation, request)
-    body = _body(operation, await request.body())
+    body = _body(operation, raw)
     path = {name: str(value) for name, value in request.path_params.items()}
     call = Call(service, principal, request, path, query, body)
     if operation.form != "each":
@@ -64,7 +65,7 @@ async def handle(
     return envelope(operation.key, await asyncio.gather(*(one(item) for item in items)), began)
 
 
-def _refused(operation: Operation, began: int) -> Response[bytes]:
+def _refused(operation: Operation, began: int) -> Response:
     error = not_supported(operation.summary)
     if not operation.envelope:
         return build_refusal(operation.status, "unsupported", str(error))
@@ -91,7 +92,7 @@ def envelope(
     *,
     message: str = "",
     warnings: Iterable[str] = (),
-) -> Response[bytes]:
+) -> Response:
     """Wraps objects: `error` if none came off well, `partial_success` if some did."""
     items: list[Any] = answer if isinstance(answer, list) else []
     failures = [item for item in items if getattr(item, "status", "") == "error"]
@@ -109,9 +110,7 @@ def envelope(
     return Response(_encode(document), media_type=JSON)
 
 
-def refusal(
-    status: int, message: str, *, headers: Mapping[str, str] | None = None
-) -> Response[bytes]:
+def refusal(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> Response:
     """The envelope of a request that was not carried out at all."""
     document = Refusal(
         message=message, errors=[Problem(status=status, message=message)], op_time_us=0
@@ -119,13 +118,13 @@ def refusal(
     return Response(_encode(document), status_code=status, media_type=JSON, headers=headers)
 
 
-def build_refusal(status: int, code: str, message: str) -> Response[bytes]:
+def build_refusal(status: int, code: str, message: str) -> Response:
     """The same from the build API."""
     document = BuildRefusal(error=BuildProblem(code=code, message=message))
     return Response(_encode(document), status_code=status, media_type=JSON)
 
 
-def _query(operation: Operation, request: Request[Any, Any, Any]) -> Any:
+def _query(operation: Operation, request: Request) -> Any:
     fields = {entry.encode_name: entry for entry in msgspec.structs.fields(operation.query)}
     values: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():

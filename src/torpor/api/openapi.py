@@ -1,6 +1,6 @@
 """The OpenAPI document, made from the table of operations and the types that decode and encode.
 
-Not Litestar's own: that framework refuses bodies of GET requests, which this API has.
+From msgspec's types themselves, for GET requests with bodies are beyond most generators.
 """
 
 import re

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from litestar import Request
+from starlette.requests import Request
 
 from torpor.api.wire import Item
 
@@ -38,7 +38,7 @@ class Call:
 
     service: "Service"
     principal: "Principal"
-    request: Request[Any, Any, Any]
+    request: Request
     path: dict[str, str]
     query: Any
     body: Any

@@ -30,7 +30,7 @@ document is at `/openapi.json`.
 - `from` of a list is a uuid or a time, `state` is an addition of Torpor's.
 
 Requests are decoded by msgspec into the types that the document is made from. The framework is
-Litestar; its own OpenAPI support is not used, as it refuses bodies of GET requests.
+Starlette: it starts in half the time of those that make such a document themselves.
 
 States of operations: supported; partial, with what is missing; not supported yet, which is what
 such an operation answers, in the envelope of its surface.

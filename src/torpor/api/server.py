@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from litestar import Litestar
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from torpor.api.app import LOCAL
@@ -82,7 +82,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def make_server(app: Litestar) -> uvicorn.Server:
+def make_server(app: ASGIApp) -> uvicorn.Server:
     """A server for `serve(sockets=[...])`."""
     config = uvicorn.Config(
         app,

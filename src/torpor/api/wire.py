@@ -103,6 +103,7 @@ class ScaleToZeroAnswer(Answer):
     stateful: bool
     cooldown_time_ms: int
     notify_time_ms: int
+    wake_on_timer: bool
 
 
 class InstanceAnswer(Item):
@@ -346,4 +347,5 @@ def scale_to_zero(policy: ScaleToZero | None) -> ScaleToZeroAnswer | None:
         stateful=policy.stateful,
         cooldown_time_ms=policy.cooldown_time_ms,
         notify_time_ms=policy.notify_time_ms,
+        wake_on_timer=policy.wake_on_timer,
     )

@@ -8,10 +8,12 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torpor.bench.population import Population, first_error
+from torpor.errors import TorporError
 
 PAUSE_S = 0.02
 """Between wakes on an idle machine: the standby of the one before is over."""
@@ -53,10 +55,11 @@ async def populate(population: Population, count: int) -> None:
 async def alone(population: Population, wakes: int) -> Woken:
     """One after the other, with nothing else going on."""
     woken = Woken()
-    order = _rounds(population, wakes)
+    turns = _Turns(population)
     began_s = time.monotonic()
-    for index in order:
-        woken.wake_ms.append(await population.counters.ask(index) * 1e3)
+    for _ in range(wakes):
+        with turns.next() as index:
+            woken.wake_ms.append(await population.counters.ask(index) * 1e3)
         await asyncio.sleep(PAUSE_S)
     woken.took_s = time.monotonic() - began_s
     await population.settle()
@@ -66,19 +69,21 @@ async def alone(population: Population, wakes: int) -> Woken:
 async def at_rate(population: Population, wakes: int, rate: float) -> Woken:
     """So many a second, whether answers have come or not. Times count from when a wake was due."""
     woken = Woken()
+    turns = _Turns(population)
     began_s = time.perf_counter()
 
-    async def wake(index: int, due_s: float) -> None:
-        await population.counters.ask(index)
+    async def wake(due_s: float) -> None:
+        with turns.next() as index:
+            await population.counters.ask(index)
         woken.wake_ms.append((time.perf_counter() - due_s) * 1e3)
 
     with first_error():
         async with asyncio.TaskGroup() as tasks:
-            for number, index in enumerate(_rounds(population, wakes)):
+            for number in range(wakes):
                 due_s = began_s + number / rate
                 if (early_s := due_s - time.perf_counter()) > 0:
                     await asyncio.sleep(early_s)
-                tasks.create_task(wake(index, due_s))
+                tasks.create_task(wake(due_s))
     woken.took_s = time.perf_counter() - began_s
     await population.settle()
     return woken
@@ -87,11 +92,12 @@ async def at_rate(population: Population, wakes: int, rate: float) -> Woken:
 async def by_clients(population: Population, wakes: int, clients: int = CLIENTS) -> Woken:
     """Clients that each wake the next instance as soon as they have their answer."""
     woken = Woken()
-    order = iter(_rounds(population, wakes))
+    turns, left = _Turns(population), iter(range(wakes))
 
     async def client() -> None:
-        for index in order:
-            woken.wake_ms.append(await population.counters.ask(index) * 1e3)
+        for _ in left:
+            with turns.next() as index:
+                woken.wake_ms.append(await population.counters.ask(index) * 1e3)
 
     began_s = time.monotonic()
     with first_error():
@@ -104,17 +110,25 @@ async def by_clients(population: Population, wakes: int, clients: int = CLIENTS)
     return woken
 
 
-def _rounds(population: Population, wakes: int) -> Sequence[int]:
-    """Instances by chance, no one again before half of the others."""
-    everyone = list(range(population.next))
-    random.shuffle(everyone)
-    waiting = deque(everyone)
-    recent: deque[int] = deque()
-    order = []
-    for _ in range(wakes):
-        waiting.rotate(-random.randrange(len(waiting)))
-        order.append(waiting.popleft())
-        recent.append(order[-1])
-        if len(recent) > len(everyone) // 2:
-            waiting.append(recent.popleft())
-    return order
+class _Turns:
+    """Instances by chance, no one again while it is asked, nor before half of the others."""
+
+    def __init__(self, population: Population) -> None:
+        self._waiting = deque(range(population.next))
+        random.shuffle(self._waiting)
+        self._recent: deque[int] = deque()
+        self._rest = population.next // 2
+
+    @contextmanager
+    def next(self) -> Iterator[int]:
+        """One that has its turn while the block lasts."""
+        if not self._waiting:
+            raise TorporError("fewer instances than clients: give more --instances")
+        self._waiting.rotate(-random.randrange(len(self._waiting)))
+        index = self._waiting.popleft()
+        try:
+            yield index
+        finally:
+            self._recent.append(index)
+            if len(self._recent) > self._rest:
+                self._waiting.append(self._recent.popleft())

@@ -40,11 +40,25 @@ _OPTIONS = (
     _Option(("--egress",), "SCOPE", "own connections to: none, public (default), private"),
     _Option(("--egress-allow",), "CIDR", "a network that may be reached besides"),
     _Option(("--egress-deny",), "CIDR", "a network that may not be reached"),
+    _Option(("--rm",), "", "accepted, as by docker: nothing stays of a VM anyway"),
+    _Option(("--init",), "", "accepted, as by docker: process 1 is always an init"),
     _Option(("--vsock",), "PATH", "Unix socket for the program's vsock"),
     _Option(("--data",), "DIR", "data directory (else TORPOR_DATA, else the default)"),
     _Option(("-h", "--help"), "", "print this help"),
 )
 _BY_NAME = {name: option for option in _OPTIONS for name in option.names}
+
+# What `docker run` has and people type, and what to do instead.
+_INSTEAD = {
+    "-d": "it runs in the foreground; use your shell's &, or `torpor deploy`",
+    "--detach": "it runs in the foreground; use your shell's &, or `torpor deploy`",
+    "-v": "nothing of the host can be mounted; put files into the image",
+    "--volume": "nothing of the host can be mounted; put files into the image",
+    "--mount": "nothing of the host can be mounted; put files into the image",
+    "--hostname": "--name gives the host name too",
+    "--network": "use --egress, --egress-allow and --publish",
+    "--net": "use --egress, --egress-allow and --publish",
+}
 
 
 class _CommandLine:
@@ -124,7 +138,8 @@ def _parse(args: list[str]) -> _CommandLine:
                 equals, value = "=", word[2:]
         option = _BY_NAME.get(name)
         if option is None:
-            raise UsageError(f"unknown option '{name}': see torpor vm run --help")
+            instead = _INSTEAD.get(name, "see torpor vm run --help")
+            raise UsageError(f"unknown option '{name}': {instead}")
         if not option.value and equals:
             raise UsageError(f"option '{name}' takes no value")
         if option.value and not equals and not option.value_optional:

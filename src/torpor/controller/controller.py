@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import msgspec
+from msgspec.structs import replace
 
 from torpor.controller.console import Console
 from torpor.controller.creating import Creation
@@ -94,6 +93,7 @@ class Controller:
             self.events,
             self.console,
             backoff,
+            policy.timer_interval_s,
         )
         self.router = Router(
             store, self.lifecycle, self.groups, self.links, self.console, self.events
@@ -107,7 +107,7 @@ class Controller:
 
     async def open(self) -> None:
         """Takes over what an earlier torpord left. Before this nothing may be started."""
-        await self.store.clean_up()
+        self.store.sweep_staging()
         await self.lifecycle.adopt()
         self._host.start()
         self._keep(asyncio.create_task(self.console.run()))
@@ -276,10 +276,10 @@ class Controller:
             changed = change(config, prop, op, value)
             if prop == "image" and changed.image:
                 digest = self.machines.resolve(changed.image).digest
-                changed = msgspec.structs.replace(changed, image_digest=digest)
+                changed = replace(changed, image_digest=digest)
             if live and prop not in AT_ONCE:
                 update = PendingUpdate(prop=prop, op=op, value=value)
-                facts = msgspec.structs.replace(facts, updates=(*facts.updates, update)[-64:])
+                facts = replace(facts, updates=(*facts.updates, update)[-64:])
                 return with_documents(row, config, facts, row.state)
             return with_documents(row, changed, facts, row.state)
 
@@ -301,8 +301,8 @@ class Controller:
         def convert(row: InstanceRow, config: Config, facts: Facts, live: bool) -> InstanceRow:
             if live or row.state != "standby":
                 raise ItemError(Code.WRONG_STATE, "The instance was started meanwhile")
-            config = msgspec.structs.replace(config, autokill=autokill, template="")
-            facts = msgspec.structs.replace(facts, used_ms=now_ms())
+            config = replace(config, autokill=autokill, template="")
+            facts = replace(facts, used_ms=now_ms())
             made = with_documents(row, config, facts, "template")
             return replace(made, kind="template", service_id=None)
 
@@ -315,7 +315,7 @@ class Controller:
     async def prepare_template(self, owner: Owner, spec: TemplateSpec) -> InstanceRow:
         """Makes a template from the instance that `create_args` describe. Raises ItemError."""
         assert spec.create_args is not None  # noqa: S101 -- the caller looked
-        args = msgspec.structs.replace(
+        args = replace(
             spec.create_args, name=spec.name, autostart=False, timeout_s=None, replicas=None
         )
         (source,) = await self._creation.create(owner, [args])
@@ -346,9 +346,7 @@ class Controller:
         check_name(name)
         unique = check_tags(source.tags if tags is None else tags)
         found = await self.lifecycle.state_content(source)
-        config = msgspec.structs.replace(
-            config_of(source.config), delete_lock=False, autokill=autokill
-        )
+        config = replace(config_of(source.config), delete_lock=False, autokill=autokill)
         history = facts_of(source.facts).history
         new = NewInstance(
             uuid=str(uuid4()),
@@ -374,7 +372,7 @@ class Controller:
         own = Lineage(uuid=row.uuid, name=row.name, created_ms=row.created_ms)
 
         def remember(row: InstanceRow, config: Config, facts: Facts, live: bool) -> InstanceRow:  # noqa: ARG001
-            facts = msgspec.structs.replace(facts, history=(own, *facts.history)[:1000])
+            facts = replace(facts, history=(own, *facts.history)[:1000])
             return with_documents(row, config, facts, row.state)
 
         await self.lifecycle.edit(source, remember)
@@ -387,7 +385,7 @@ class Controller:
             return
 
         def used(row: InstanceRow, config: Config, facts: Facts, live: bool) -> InstanceRow:  # noqa: ARG001
-            facts = msgspec.structs.replace(facts, used_ms=now_ms())
+            facts = replace(facts, used_ms=now_ms())
             return with_documents(row, config, facts, row.state)
 
         await self.lifecycle.edit(row, used)

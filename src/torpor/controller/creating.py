@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import msgspec
+from msgspec.structs import replace
 
 from torpor.controller.errors import Code, ItemError, from_store, invalid, not_supported
 from torpor.controller.events import now_ms
@@ -173,7 +173,7 @@ class Creation:
                         if source.kind != "instance"
                         else f"Cannot specify '{field}' when branching from an existing instance",
                     )
-            config = msgspec.structs.replace(base, delete_lock=False)
+            config = replace(base, delete_lock=False)
         config = _configured(config, request)
         tags = check_tags(request.tags or (source.tags if source is not None else ()))
         facts, content = Facts(), None
@@ -206,7 +206,7 @@ class Creation:
         if field == "template":
             row = await self._template(owner, request)
             await controller.touch(row)
-            return row, msgspec.structs.replace(config_of(row.config), template=row.uuid)
+            return row, replace(config_of(row.config), template=row.uuid)
         reference = getattr(request, field)
         row = controller.find(owner, kinds[field], reference)
         if field == "checkpoint":
@@ -287,7 +287,7 @@ def _configured(config: Config, request: CreateInstance) -> Config:
         value = getattr(request, field)
         if value is not None:
             changes[field] = value
-    return msgspec.structs.replace(config, **changes)
+    return replace(config, **changes)
 
 
 def _new(planned: Planned, service_id: int | None) -> NewInstance:

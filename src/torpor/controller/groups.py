@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 from uuid import uuid4
 
 import msgspec
+from msgspec.structs import replace
 
 from torpor.controller.errors import Code, ItemError, from_store, invalid, not_supported
 from torpor.controller.events import now_ms
@@ -187,7 +188,7 @@ class ServiceGroups:
                 defaults = ServiceConfig()
                 kind = Autokill | None if prop == "autokill" else int
                 wanted = getattr(defaults, prop) if value is None else msgspec.convert(value, kind)
-                config = msgspec.structs.replace(config, **{prop: wanted})
+                config = replace(config, **{prop: wanted})
             else:
                 raise invalid("prop", f"is '{prop}': not a property of a service group")
         except msgspec.ValidationError as error:
@@ -245,6 +246,7 @@ def _document(row: ServiceRow) -> dict[str, Any]:
                 "port": service.port,
                 "destination_port": service.destination_port or service.port,
                 "handlers": list(service.handlers),
+                "retry_idempotent": service.retry_idempotent,
             }
             for service in config.services
         ],
@@ -287,18 +289,18 @@ def _checked(service: Service) -> Service:
         raise invalid("services.handlers", f"breaks a rule: {rule}")
     ordered = tuple(one for one in get_args(Handler) if one in handlers)
     destination = service.destination_port or port
-    return msgspec.structs.replace(service, handlers=ordered, destination_port=destination)
+    return replace(service, handlers=ordered, destination_port=destination)
 
 
 def _with_services(config: ServiceConfig, op: str, value: object) -> ServiceConfig:
     if op == "del":
         ports = set(msgspec.convert(value if isinstance(value, list) else [value], list[int]))
         rest = [one for one in config.services if one.port not in ports]
-        return msgspec.structs.replace(config, services=checked_services(rest))
+        return replace(config, services=checked_services(rest))
     given = msgspec.convert(value if isinstance(value, list) else [value], list[Service])
     if op == "add":
         given = [*config.services, *given]
-    return msgspec.structs.replace(config, services=checked_services(given))
+    return replace(config, services=checked_services(given))
 
 
 def check_limits(config: ServiceConfig) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from torpor.controller.clock import steady_ms
 from torpor.controller.console import Console
 from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
@@ -47,6 +48,8 @@ from torpor.store import ConflictError, InstanceRow, State, Store, StoreError
 from torpor.tasks import Tasks
 
 STOP_TIMEOUT_S = 10.0
+WAKES_MAX = 8
+"""Of one instance, before whoever waits for it is told to come again."""
 IDLE_S = 0.5
 """As STANDBY_S, for a VM that is silent: if it is busy after all, it is asked again later."""
 
@@ -66,6 +69,7 @@ class Lifecycle:
         events: Events,
         console: Console,
         backoff: Backoff,
+        timer_interval_s: float,
     ) -> None:
         self.lives = self._lives = LiveSet(store, events)
         """Those that are live."""
@@ -95,6 +99,7 @@ class Lifecycle:
         self._events = events
         self._console = console
         self._backoff = backoff
+        self._timer_interval_ms = int(timer_interval_s * 1000)
         self.on_stopped: Callable[[InstanceRow, Config], None] = lambda _row, _config: None
         """Called when an instance has stopped for good."""
 
@@ -207,7 +212,9 @@ class Lifecycle:
         )
         wanted = with_documents(row, config, facts, "standby")
         try:
-            live.row = await self._saved.commit(wanted, saved, image=live.config.image_digest)
+            live.row = await self._saved.commit(
+                wanted, saved, image=live.config.image_digest, wake_ms=self._timer_of(live, saved)
+            )
         except ConflictError as error:
             live.stopping_for = LOST
             await vm.stop(force=True, timeout_s=0)
@@ -219,6 +226,13 @@ class Lifecycle:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         self._templates.stored(live, saved)
         await self._leave_standby(live, origin)
+
+    def _timer_of(self, live: Live, saved: Saved) -> int | None:
+        """When an instance that is put down is to be woken for a timer of its own."""
+        if not live.policy.wake_on_timer or saved.next_deadline_ns is None:
+            return None
+        left_ms = -(-saved.next_deadline_ns // 1_000_000)
+        return steady_ms() + max(left_ms, self._timer_interval_ms)
 
     async def _put_away(self, live: Live) -> None:
         """Standby of an instance without a state of its own: it begins anew at the next wake."""
@@ -277,11 +291,25 @@ class Lifecycle:
 
     # Waking -------------------------------------------------------------------------------------
 
-    async def wake(self, row: InstanceRow) -> Live:
+    async def wake(self, row: InstanceRow, origin: Origin = "proxy") -> Live:
         """An instance that runs, started from standby if need be. Raises ItemError.
 
         `row` was read just now. Nothing is written on the way from a saved state.
         """
+        for _ in range(WAKES_MAX):
+            live = await self._wakened(row, origin)
+            if live.state == "starting":
+                await asyncio.wait_for(live.settled.wait(), READY_S + STANDBY_S)
+            if live.state == "running":
+                return live
+            if live.state != "standby":
+                raise ItemError(Code.WRONG_STATE, f"The instance is {live.state}")
+            # It has served somebody else already, and gone to sleep behind them.
+            row = self._lives.current(row)
+        raise BusyError("The instance goes to standby as soon as it runs")
+
+    async def _wakened(self, row: InstanceRow, origin: Origin) -> Live:
+        """An instance that was started, or runs."""
         live = self._lives.get(row.id)
         lock = self._lives.lock(row.id)
         waits = lock.locked()
@@ -296,14 +324,10 @@ class Lifecycle:
                     row = self._lives.current(row)
                 if row.state != "standby":
                     raise _wrong_state(row, row.state, "wake")
-                await self._starter.start(row, "proxy")
+                await self._starter.start(row, origin)
                 live = self._lives.get(row.id)
         if live is None:
             raise ItemError(Code.FAILED, "The instance ended while it started")
-        if live.state == "starting":
-            await asyncio.wait_for(live.settled.wait(), READY_S + STANDBY_S)
-        if live.state != "running":
-            raise ItemError(Code.WRONG_STATE, f"The instance is {live.state}")
         return live
 
     async def retire(self, row: InstanceRow) -> InstanceRow:

@@ -9,9 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from torpor.controller.model import Policy
+import msgspec
+
+from torpor.controller.model import ScaleToZero
 
 Why = Literal["stopped", "deleted", "lost"]
+
+
+class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where guests' own connections may go, by the rules of docs/network.md."""
+
+    scope: Literal["none", "public", "private"] = "public"
+    """Where no entry says otherwise."""
+    allow: tuple[str, ...] = ()
+    """Addresses and networks (CIDR). A single address is allowed whatever it is."""
+    deny: tuple[str, ...] = ()
+
+
+PUBLIC = Egress()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +40,7 @@ class Attachment:
     """Uuid of its service group."""
     resumed: bool
     """It goes on where it was put down, with the connections that it had."""
-    policy: Policy
-    cooldown_ms: int
+    policy: ScaleToZero
 
 
 class Links(Protocol):

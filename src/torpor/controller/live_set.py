@@ -22,6 +22,7 @@ class LiveSet:
         self._store = store
         self._events = events
         self._live: dict[int, Live] = {}
+        self._by_uuid: dict[str, Live] = {}
         self._of_service: dict[int, dict[int, Live]] = {}
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
@@ -35,6 +36,10 @@ class LiveSet:
     def get(self, instance_id: int) -> Live | None:
         """The live part of an instance, or None if its row is all there is."""
         return self._live.get(instance_id)
+
+    def by_uuid(self, uuid: str) -> Live | None:
+        """The same by the instance's uuid."""
+        return self._by_uuid.get(uuid)
 
     def has(self, live: Live) -> bool:
         """Whether this is what is live of its instance now."""
@@ -66,13 +71,14 @@ class LiveSet:
 
     def enter(self, live: Live) -> None:
         """An instance is live from now on."""
-        self._live[live.row.id] = live
+        self._live[live.row.id] = self._by_uuid[live.row.uuid] = live
         if live.row.service_id is not None:
             self._of_service.setdefault(live.row.service_id, {})[live.row.id] = live
 
     def leave(self, row: InstanceRow) -> Live | None:
         """It is not; what it was."""
         live = self._live.pop(row.id, None)
+        self._by_uuid.pop(row.uuid, None)
         if row.service_id is not None:
             mine = self._of_service.get(row.service_id, {})
             mine.pop(row.id, None)

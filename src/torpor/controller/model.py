@@ -3,11 +3,11 @@
 Both are JSON documents in the store. A member that has its default is not written.
 """
 
-from dataclasses import replace
 from enum import IntFlag
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from torpor.store import InstanceRow, State
 
@@ -28,6 +28,8 @@ class ScaleToZero(Model, frozen=True, forbid_unknown_fields=True):
     stateful: bool = False
     cooldown_time_ms: int = 1000
     notify_time_ms: int = 0
+    wake_on_timer: bool = False
+    """Its program's next timer wakes it as well."""
 
 
 class Service(Model, frozen=True, forbid_unknown_fields=True):
@@ -38,6 +40,8 @@ class Service(Model, frozen=True, forbid_unknown_fields=True):
     protocol: Literal["tcp", "udp"] = "tcp"
     ip: str | None = None
     handlers: tuple[Handler, ...] = ()
+    retry_idempotent: bool = False
+    """Idempotent HTTP requests without a body that got no answer are sent once more."""
 
 
 class Autokill(Model, frozen=True, forbid_unknown_fields=True):

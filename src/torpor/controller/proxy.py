@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from torpor.controller.errors import Code, ItemError
-from torpor.controller.links import Attachment, Why, socket_pair
+from torpor.controller.links import PUBLIC, Attachment, Egress, Why, socket_pair
 from torpor.envelope import HEADER_BYTES, Envelope
 from torpor.tasks import Tasks
 
@@ -119,9 +119,10 @@ class Handler(Protocol):
 class ProxyClient:
     """The connection to the proxy, made again whenever it is lost."""
 
-    def __init__(self, path: Path, hello: dict[str, Any]) -> None:
+    def __init__(self, path: Path, hello: dict[str, Any], egress: Egress = PUBLIC) -> None:
         self._path = path
         self._hello = hello
+        self._egress = msgspec.to_builtins(egress)
         self._handler: Handler
         self._socket: socket.socket | None = None
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -362,6 +363,7 @@ class ProxyClient:
 
     def attach(self, what: Attachment, far: socket.socket) -> None:
         """See Links."""
+        policy = what.policy
         with far:
             self.post(
                 "attach",
@@ -371,8 +373,12 @@ class ProxyClient:
                     "generation": what.generation,
                     "group": what.group,
                     "resumed": what.resumed,
-                    "scale_to_zero": {"policy": what.policy, "cooldown_ms": what.cooldown_ms},
-                    "egress": {"allow": [], "deny": [], "private": False},
+                    "scale_to_zero": {
+                        "policy": policy.policy,
+                        "cooldown_ms": policy.cooldown_time_ms,
+                        "notify_ms": policy.notify_time_ms,
+                    },
+                    "egress": self._egress,
                 },
                 [far.fileno()],
             )

@@ -24,17 +24,25 @@ class SavedStates:
         self._seal = seal
 
     async def commit(
-        self, row: InstanceRow, saved: Saved, *, image: str, origin: str = ""
+        self,
+        row: InstanceRow,
+        saved: Saved,
+        *,
+        image: str,
+        origin: str = "",
+        wake_ms: int | None = None,
     ) -> InstanceRow:
         """Makes a state the next generation of `row`. Raises ConflictError, NoSpaceError.
 
         A whole state becomes a template that only this instance has, and nothing differs from it.
         """
         if saved.template is not None:
-            return await self._commit(row, saved.content, saved.template, saved.warm, origin)
+            return await self._commit(
+                row, saved.content, saved.template, saved.warm, origin, wake_ms
+            )
         template = await self.add_template(row.owner_id, saved.content, image)
         with self.pinned(template):
-            return await self._commit(row, b"", template, None, origin)
+            return await self._commit(row, b"", template, None, origin, wake_ms)
 
     async def _commit(
         self,
@@ -43,13 +51,21 @@ class SavedStates:
         template: Base,
         warm: Base | None,
         origin: str,
+        wake_ms: int | None,
     ) -> InstanceRow:
         base = _named(template, warm, origin)
-        mac = self._seal.make(
-            self._owner(row.owner_id), row.uuid, row.generation + 1, base, content
-        )
+        digest = hashlib.sha256(content).digest()
+        mac = self._seal.make(self._owner(row.owner_id), row.uuid, row.generation + 1, base, digest)
         return await self._store.snapshots.commit(
-            row, content, created_ms=now_ms(), template=template, warm=warm, origin=origin, mac=mac
+            row,
+            content,
+            digest=digest,
+            created_ms=now_ms(),
+            template=template,
+            warm=warm,
+            origin=origin,
+            mac=mac,
+            wake_ms=wake_ms,
         )
 
     async def read(self, row: InstanceRow) -> State:
@@ -59,7 +75,7 @@ class SavedStates:
             raise MissingError(f"{row.kind} '{row.name}' has no saved state")
         return state
 
-    async def _read(self, row: InstanceRow) -> State | None:
+    async def _read(self, row: InstanceRow, *, resumes: bool = False) -> State | None:
         found = await self._store.snapshots.read(row.id)
         if found is None:
             return None
@@ -73,15 +89,15 @@ class SavedStates:
             row.uuid,
             snapshot.generation,
             _named(template, warm, snapshot.origin),
-            content,
+            snapshot.digest,
         )
-        return State(template, content or None, warm, snapshot.origin)
+        return State(template, content or None, warm, snapshot.origin, resumes)
 
     async def state(self, row: InstanceRow, config: Config) -> State | None:
         """What a VM of this instance begins with; None for a cold start, or a clone of what serves
         its configuration."""
         if row.state == "standby":
-            own = await self._read(row)
+            own = await self._read(row, resumes=True)
             if own is not None:
                 return own
         if not config.template:
@@ -118,16 +134,18 @@ class SavedStates:
 
     async def read_base(self, base: Base) -> bytes:
         """The file of a template or warm base, its seal checked. Raises StoreError."""
+        # Its checksum is verified there.
         content = await self._store.bases.read(base)
         of = ""
         if base.template_id is not None:
             template = self._store.bases.by_id(base.template_id)
             of = "" if template is None else template.digest.hex()
-        self._seal.check(base.mac, self._owner(base.owner_id), "", 0, f"base of {of}", content)
+        self._seal.check(base.mac, self._owner(base.owner_id), "", 0, f"base of {of}", base.digest)
         return content
 
     def _base_mac(self, owner_id: int, template: str, content: bytes) -> bytes:
-        return self._seal.make(self._owner(owner_id), "", 0, f"base of {template}", content)
+        digest = hashlib.sha256(content).digest()
+        return self._seal.make(self._owner(owner_id), "", 0, f"base of {template}", digest)
 
     @contextmanager
     def pinned(self, base: Base) -> Iterator[None]:

@@ -3,7 +3,6 @@
 import hmac
 import os
 import secrets
-from hashlib import sha256
 from pathlib import Path
 
 from torpor.store import DamagedError
@@ -38,16 +37,16 @@ class Seal:
             os.close(descriptor)
         return cls(key)
 
-    def make(self, owner: str, instance: str, generation: int, base: str, content: bytes) -> bytes:
-        """The code for a state."""
-        bound = f"{owner}\n{instance}\n{generation}\n{base}\n".encode() + sha256(content).digest()
+    def make(self, owner: str, instance: str, generation: int, base: str, digest: bytes) -> bytes:
+        """The code for a state; `digest` is the SHA-256 of its content."""
+        bound = f"{owner}\n{instance}\n{generation}\n{base}\n".encode() + digest
         return hmac.digest(self._key, bound, "sha256")
 
     def check(
-        self, mac: bytes, owner: str, instance: str, generation: int, base: str, content: bytes
+        self, mac: bytes, owner: str, instance: str, generation: int, base: str, digest: bytes
     ) -> None:
         """Raises DamagedError unless `mac` is the code of just this."""
-        if not hmac.compare_digest(mac, self.make(owner, instance, generation, base, content)):
+        if not hmac.compare_digest(mac, self.make(owner, instance, generation, base, digest)):
             raise DamagedError(
                 f"the saved state of instance {instance}, generation {generation}, was not sealed "
                 "for it: it will not be run; restore a backup"

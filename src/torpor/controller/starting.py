@@ -7,19 +7,18 @@ from typing import Any
 
 import msgspec
 
-from torpor.chance import why_not_templated
 from torpor.controller.console import Console
 from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
 from torpor.controller.groups import ServiceGroups
 from torpor.controller.links import Attachment, Links
-from torpor.controller.live import Live
+from torpor.controller.live import DEFAULT_POLICY, Live
 from torpor.controller.live_set import LiveSet
 from torpor.controller.machines import Machines
 from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, with_documents
 from torpor.controller.saved import SavedStates
 from torpor.controller.templates import Templates
-from torpor.controller.vm import Exit, Identity, VmHost, VmProcess
+from torpor.controller.vm import Exit, Identity, Machine, Saved, VmHost, VmProcess
 from torpor.controller.vm import State as SavedState
 from torpor.errors import TorporError
 from torpor.store import InstanceRow, Store, StoreError
@@ -82,9 +81,7 @@ class Starter:
             if state is None:
                 machine = self._machines.of(row, config)
                 state, live.template_key = self._templates.begin_with(row, machine)
-                why_not = why_not_templated(machine.argv)
-                if why_not is not None:
-                    self._console.output(row.id, f"torpor: {why_not}\n".encode())
+                self._say_why_no_template(row, machine)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         except ItemError as error:
@@ -149,7 +146,7 @@ class Starter:
             if far is not None:
                 far.close()
             raise
-        self._attached(live, pair, resumed=live.woken and state.delta is not None)
+        self._attached(live, pair, resumed=state.resumes)
         if live.state == "starting":
             self._ready(live)
 
@@ -164,9 +161,13 @@ class Starter:
         live.link_generation = live.row.generation
         if pair is None:
             return
-        row, policy = live.row, live.policy
-        # A VM that a template is made of is gone then: no request may go there.
-        if row.service_id is not None and live.template_key is None:
+        row = live.row
+        policy = live.policy
+        if live.template_key is not None:
+            # A VM that a template is made of is gone then: no request may go there, and it is not
+            # to sleep before.
+            policy = DEFAULT_POLICY
+        elif row.service_id is not None:
             alone = len(self._lives.of_service(row.service_id)) <= 1
             live.group = self._groups.announce(row.service_id, anew=alone)
         what = Attachment(
@@ -175,8 +176,7 @@ class Starter:
             row.generation,
             live.group,
             resumed,
-            policy.policy,
-            policy.cooldown_time_ms,
+            policy,
         )
         self._links.attach(what, pair[1])
 
@@ -205,9 +205,11 @@ class Starter:
                 return
             try:
                 if live.template_key is not None:
-                    saved = await vm.standby(0, busy=True, within_s=STANDBY_S)
-                    await self._become_clone(live, saved.content)
-                    return
+                    if await self._became_clone(
+                        live, lambda: vm.standby(0, busy=True, within_s=STANDBY_S)
+                    ):
+                        return
+                    await vm.go_on()
             except BusyError:
                 live.template_key = None
             except (ItemError, StoreError) as error:
@@ -221,8 +223,8 @@ class Starter:
             if not self._lives.has(live) or live.vm is None:
                 return
             try:
-                if live.state == "starting" and live.template_key is not None:
-                    await self._become_clone(live, await live.vm.template())
+                wanted = live.state == "starting" and live.template_key is not None
+                if wanted and await self._became_clone(live, live.vm.template):
                     return
                 await live.vm.go_on()
             except (ItemError, StoreError) as error:
@@ -238,16 +240,37 @@ class Starter:
         else:
             await self._on_lost(live)
 
-    async def _become_clone(self, live: Live, content: bytes) -> None:
-        """Makes a template of the VM as it is now, and goes on as a clone of that."""
-        row, vm = live.row, live.vm
-        key, live.template_key = live.template_key, None
-        assert vm is not None  # noqa: S101 -- the caller looked
-        template = await self._templates.add(row, content, live.config.image_digest, key)
+    async def _became_clone(
+        self, live: Live, stored: Callable[[], Coroutine[Any, Any, Saved]]
+    ) -> bool:
+        """Makes a template of the VM as it is now, and goes on as a clone of that.
+
+        Of many that were started at once the first one's serves them all. False where clones
+        would repeat secrets: the VM is stopped, and the console says why.
+        """
+        row, vm, key = live.row, live.vm, live.template_key
+        assert vm is not None and key is not None  # noqa: S101, PT018 -- the caller looked
+        template = self._store.bases.by_key(key)
+        if template is None:
+            saved = await stored()
+            machine = self._machines.of(row, live.config)
+            if self._templates.is_refused(machine, saved):
+                live.template_key = None
+                self._say_why_no_template(row, machine)
+                return False
+            image = live.config.image_digest
+            template = await self._templates.add(row, saved.content, image, key)
+        live.template_key = None
         live.vm = None
         await vm.release()
         self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
         await self._restore(live, SavedState(template, None))
+        return True
+
+    def _say_why_no_template(self, row: InstanceRow, machine: Machine) -> None:
+        why = self._templates.why_none(machine)
+        if why is not None:
+            self._console.output(row.id, f"torpor: {why}\n".encode())
 
     def _ready(self, live: Live) -> None:
         if live.state != "starting":

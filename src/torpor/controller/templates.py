@@ -41,7 +41,8 @@ class Templates:
         self._store = store
         self._saved = saved
         self._host = host
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._seen: OrderedDict[bytes, str | None] = OrderedDict()
+        """Configurations that were started before, and why there is no template of them."""
         self._warm: dict[int, Base | None] = {}
         self._siblings: OrderedDict[int, _Siblings] = OrderedDict()
         self._tasks = Tasks()
@@ -54,14 +55,14 @@ class Templates:
         Neither at the first start of a configuration: it may be the only one. Neither for a
         program whose clones repeat random numbers.
         """
-        if row.kind != "instance" or why_not_templated(machine.argv) is not None:
+        if row.kind != "instance" or self.why_none(machine) is not None:
             return None, None
         key = configuration_key(machine)
         template = self._store.bases.by_key(key)
         if template is not None:
             return State(template, None), None
         again = key in self._seen
-        self._seen[key] = None
+        self._seen.setdefault(key)
         self._seen.move_to_end(key)
         if len(self._seen) > SEEN_MAX:
             self._seen.popitem(last=False)
@@ -69,7 +70,19 @@ class Templates:
 
     def ask_for(self, machine: Machine) -> None:
         """The next start of this configuration makes its template, if there is none."""
-        self._seen[configuration_key(machine)] = None
+        self._seen.setdefault(configuration_key(machine))
+
+    def why_none(self, machine: Machine) -> str | None:
+        """Why no template is made of this configuration, as far as is known; else None."""
+        known = self._seen.get(configuration_key(machine))
+        return known or why_not_templated(machine.argv, drew_random=False)
+
+    def is_refused(self, machine: Machine, saved: Saved) -> bool:
+        """Whether `saved` must not become a template: `why_none` says why from now on."""
+        why = why_not_templated(machine.argv, drew_random=saved.drew_random)
+        if why is not None:
+            self._seen[configuration_key(machine)] = why
+        return why is not None
 
     async def add(self, row: InstanceRow, content: bytes, image: str, key: bytes | None) -> Base:
         """Records a template that was just made. Raises StoreError."""

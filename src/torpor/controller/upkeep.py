@@ -1,8 +1,10 @@
 """What torpord does by itself, now and then: checkpoints, and letting go of what is not needed."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
+from torpor.controller.clock import steady_ms
 from torpor.controller.errors import ItemError
 from torpor.controller.events import now_ms
 from torpor.controller.lifecycle import Lifecycle
@@ -11,6 +13,9 @@ from torpor.controller.vm import VmHost
 from torpor.store import MissingError, Store, StoreError
 
 TICK_S = 1.0
+TIMERS_S = 0.1
+WAKES_AT_ONCE = 16
+WAKE_AGAIN_MS = 10_000
 CHECKPOINTS_AT_ONCE = 2
 
 
@@ -20,6 +25,8 @@ class Policy:
 
     checkpoint_s: float = 0.0
     """How often the state of a stateful instance that stays awake is committed."""
+    timer_interval_s: float = 1.0
+    """Instances' own timers wake them no sooner than this after they were put down."""
     template_unused_s: float = 7 * 86400.0
     """Templates that serve a configuration, and that nothing needs, go after this."""
     templates_bytes: int = 10 << 30
@@ -43,6 +50,8 @@ class Upkeep:
         self._host = host
         self._policy = policy
         self._tiered = tiered
+        self._put_off: dict[int, int] = {}
+        """Ids of instances whose timers could not wake them, and until when they are let be."""
         self._slots = asyncio.Semaphore(CHECKPOINTS_AT_ONCE)
 
     async def run(self) -> None:
@@ -50,7 +59,13 @@ class Upkeep:
         async with asyncio.TaskGroup() as tasks:
             if self._policy.checkpoint_s:
                 tasks.create_task(self._checkpoints())
+            tasks.create_task(self._timers())
+            tasks.create_task(self._collect())
             tasks.create_task(self._sweeps())
+
+    async def _collect(self) -> None:
+        with contextlib.suppress(StoreError):  # a full disk, for one: the next start tries again
+            await self._store.collect()
 
     async def _checkpoints(self) -> None:
         every_s = self._policy.checkpoint_s
@@ -73,6 +88,28 @@ class Upkeep:
             except ItemError:
                 # It is busy, or the disk is full: tried again when it is due again.
                 live.saved_s = asyncio.get_running_loop().time()
+
+    async def _timers(self) -> None:
+        """Wakes instances for timers of their own."""
+        while True:
+            await asyncio.sleep(TIMERS_S)
+            lives, now = self._lifecycle.lives, steady_ms()
+            self._put_off = {one: until for one, until in self._put_off.items() if until > now}
+            # Those that were woken since have the same committed state.
+            limit = len(lives.all()) + len(self._put_off) + WAKES_AT_ONCE
+            due = self._store.snapshots.due(now, limit)
+            asleep = [one for one in due if lives.get(one) is None and one not in self._put_off]
+            await asyncio.gather(*(self._wake(one) for one in asleep[:WAKES_AT_ONCE]))
+
+    async def _wake(self, instance_id: int) -> None:
+        row = self._store.instances.by_id(instance_id)
+        if row is None:
+            return
+        try:
+            await self._lifecycle.wake(row, "system")
+        except (ItemError, TimeoutError):
+            # Without memory for it, say.
+            self._put_off[instance_id] = steady_ms() + WAKE_AGAIN_MS
 
     async def _sweeps(self) -> None:
         while True:

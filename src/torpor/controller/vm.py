@@ -6,16 +6,16 @@ runs in tests without them.
 
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
+
+from msgspec import Struct
 
 from torpor.controller.errors import Code, ItemError
 from torpor.store import Base
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Struct, frozen=True):
     """What a VM is to be that starts cold."""
 
     instance: str
@@ -36,8 +36,7 @@ class Machine:
     """Destination ports of its services."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """Who a VM becomes that is restored."""
 
     instance: str
@@ -46,8 +45,7 @@ class Identity:
     """Of the state; 0 for a clone of a template."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """A saved state: a template, and what differs from it (None for the template's own)."""
 
     template: Base
@@ -56,10 +54,11 @@ class State:
     """The warm base that the delta is coded against."""
     origin: str = ""
     """UUID/GENERATION that the delta was stored as, where that was another instance."""
+    resumes: bool = False
+    """It is the instance's own, which goes on with the connections that it had."""
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(Struct, frozen=True):
     """A state that a VM has just given.
 
     Without a template it is a whole one: the file of a template that only this instance has.
@@ -69,10 +68,11 @@ class Saved:
     template: Base | None = None
     warm: Base | None = None
     next_deadline_ns: int | None = None
+    drew_random: bool = False
+    """Random numbers may lie in it that the program has drawn for later (`torpor.chance`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Struct, frozen=True):
     """How a VM ended."""
 
     kind: Literal["exit", "signal", "out-of-memory", "crash", "lost"]
@@ -82,8 +82,7 @@ class Exit:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """What a running VM uses now."""
 
     rss_bytes: int
@@ -115,8 +114,8 @@ class VmProcess(Protocol):
     async def go_on(self) -> None:
         """Lets a VM that is stopped run on: at readiness, or after `standby`."""
 
-    async def template(self) -> bytes:
-        """The state of a VM that was started cold and is stopped, as a template's file."""
+    async def template(self) -> Saved:
+        """The state of a VM that was started cold and is stopped, as a template."""
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
         """Stops the VM and gives its state, numbered `generation`; `go_on` takes it back.
@@ -146,8 +145,7 @@ class VmProcess(Protocol):
         """Gives a running VM another link, in place of one whose far end is gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """A VM process that an earlier torpord left running."""
 
     instance: str

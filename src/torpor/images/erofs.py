@@ -45,6 +45,14 @@ class Inode:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
 
+def is_erofs(file: BinaryIO) -> bool:
+    """Whether a file is an EROFS image, of whatever kind. Leaves it at its beginning."""
+    file.seek(_SUPERBLOCK_OFFSET)
+    magic = file.read(4)
+    file.seek(0)
+    return magic == _MAGIC.to_bytes(4, "little")
+
+
 class ErofsReader:
     """Reads an uncompressed EROFS image such as `torpor.erofs.make_erofs` writes.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torpor.images.config import ImageConfig
 from torpor.images.convert import Layer, convert, full_disk_explained
+from torpor.images.erofs import is_erofs
 from torpor.images.errors import BadArchiveError, ImageError
 from torpor.images.limits import Budget
 from torpor.images.names import Reference
@@ -121,6 +122,12 @@ def add_dir_image(
     )
 
 
+def _as_path(source: Path) -> str:
+    """As `torpor vm run` takes it for a path."""
+    text = str(source)
+    return text if "/" in text or text.startswith(".") else f"./{text}"
+
+
 def guess_format(source: Path, settings: ImageSettings) -> str:
     """What an archive or directory is, by what it holds. Raises BadArchiveError for no archive."""
     if source.is_dir():
@@ -129,6 +136,11 @@ def guess_format(source: Path, settings: ImageSettings) -> str:
         return ROOTFS
     found: set[bytes] = set()
     with source.open("rb") as file:
+        if is_erofs(file):
+            raise BadArchiveError(
+                f"{source}: an EROFS image, no archive; `torpor vm run {_as_path(source)}` runs it "
+                "as it is, and a tar of its files can be imported"
+            )
         budget = Budget(settings.limits)
         content = BudgetReader(decompressed(file, source.name), budget, source.name)
         try:
@@ -142,6 +154,9 @@ def guess_format(source: Path, settings: ImageSettings) -> str:
             if not found:
                 raise
             return ROOTFS
+    if not found:
+        # Images of disks and file systems begin with zeros too, by which a tar ends.
+        raise BadArchiveError(f"{source}: no archive, or one without files")
     # `docker save` writes both since version 25, where its manifest.json is the richer one.
     if b"oci-layout" in found and b"manifest.json" not in found:
         return OCI_ARCHIVE

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from torpor.durable import write_durably
+from torpor.erofs import settle_erofs
 from torpor.errors import ImageNotFoundError, TorporError
 from torpor.images.config import parse_config
 from torpor.images.errors import ImageError
@@ -168,8 +169,7 @@ class ImageStore:
             "config": new.config.to_oci(),
         }
         digest = _digest_of(image)
-        with new.erofs.open("rb") as file:
-            os.fsync(file.fileno())
+        settle_erofs(new.erofs)
         with self._locked():
             existing = self._path(digest, "json")
             if existing.exists() and self._path(digest, "erofs").exists():

@@ -98,11 +98,17 @@ class BlobFiles:
 
     def files(self, tier: str) -> Iterator[tuple[bytes, Path]]:
         """All files of a tier by digest; what has another name is not a blob."""
-        root = self._root(tier)
-        for directory in sorted(root.glob("[0-9a-f][0-9a-f]")):
-            for path in sorted(directory.iterdir()):
-                if len(path.name) == 64:
-                    yield bytes.fromhex(path.name), path
+        for first in range(256):
+            for digest in self.beginning_with(first, tier):
+                yield digest, self.path(digest, tier)
+
+    def beginning_with(self, first: int, tier: str) -> list[bytes]:
+        """The digests of a tier's files whose first byte this is."""
+        try:
+            names = os.listdir(self._root(tier) / f"{first:02x}")  # noqa: PTH208 -- thousands
+        except FileNotFoundError:
+            return []
+        return sorted(bytes.fromhex(name) for name in names if len(name) == 64)
 
     def sweep_staging(self) -> None:
         """Removes what an earlier process left half-written. Only torpord itself may, at start."""

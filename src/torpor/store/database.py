@@ -127,6 +127,11 @@ def _run_group(connection: apsw.Connection, entries: list[_Entry]) -> list[_Answ
     answers: list[_Answer] = []
     try:
         connection.execute("BEGIN IMMEDIATE")
+        if len(entries) == 1:
+            ((loop, future, change, _),) = entries
+            answers.append((loop, future, change(connection), None))
+            connection.execute("COMMIT")
+            return answers
         for loop, future, change, _ in entries:
             result: Any = None
             failure: BaseException | None = None

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import apsw
+from msgspec import Struct
+from msgspec.structs import replace
 
 from torpor.store.database import Database
 from torpor.store.errors import (
@@ -26,8 +27,7 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """Which part of a list is wanted. All conditions must hold."""
 
     start: str = ""
@@ -279,37 +279,49 @@ def _insert(
     return row
 
 
-def write_row(connection: apsw.Connection, row: InstanceRow) -> InstanceRow | StoreError:
-    """Within a change: writes a row back unless it changed since it was read."""
-    found = connection.execute(
-        "SELECT kind, tags FROM instances WHERE id = ? AND revision = ?", (row.id, row.revision)
-    ).fetchone()
-    if found is None:
-        return ConflictError(f"{row.kind} '{row.name}' changed meanwhile, or is gone")
+def write_row(
+    connection: apsw.Connection, row: InstanceRow, *, commits: bool = False
+) -> InstanceRow | StoreError:
+    """Within a change: writes a row back unless it changed since it was read.
+
+    With `commits` it gets the next generation, unless it is at another one than `row` says.
+    """
     tags = json.dumps(row.tags) if row.tags else ""
+    generation = row.generation + commits
+    values = (
+        row.kind,
+        row.name,
+        row.state,
+        row.memory_mb,
+        row.vcpus,
+        row.service_id,
+        tags,
+        row.config,
+        row.facts,
+        commits,
+        row.id,
+        row.revision,
+        row.generation if commits else None,
+    )
     try:
-        connection.execute(
-            "UPDATE instances SET kind=?, name=?, state=?, revision=revision+1, memory_mb=?, "
-            "vcpus=?, service_id=?, tags=?, config=?, facts=? WHERE id=?",
-            (
-                row.kind,
-                row.name,
-                row.state,
-                row.memory_mb,
-                row.vcpus,
-                row.service_id,
-                tags,
-                row.config,
-                row.facts,
-                row.id,
-            ),
-        )
+        # Tags hardly ever change, and then their index needs no look.
+        connection.execute(f"{_UPDATE} AND kind=? AND tags=?", (*values, row.kind, tags))
+        if connection.changes() != 1:
+            connection.execute(_UPDATE, values)
+            if connection.changes() != 1:
+                return ConflictError(f"{row.kind} '{row.name}' changed meanwhile, or is gone")
+            connection.execute("DELETE FROM instance_tags WHERE instance_id = ?", (row.id,))
+            _index_tags(connection, row)
     except apsw.ConstraintError as error:
         return _constraint(error, row.kind, row.name)
-    if found != (row.kind, tags):
-        connection.execute("DELETE FROM instance_tags WHERE instance_id = ?", (row.id,))
-        _index_tags(connection, row)
-    return replace(row, revision=row.revision + 1)
+    return replace(row, revision=row.revision + 1, generation=generation)
+
+
+_UPDATE = (
+    "UPDATE instances SET kind=?, name=?, state=?, revision=revision+1, memory_mb=?, vcpus=?, "
+    "service_id=?, tags=?, config=?, facts=?, generation=generation+? "
+    "WHERE id=? AND revision=? AND generation=ifnull(?, generation)"
+)
 
 
 def _index_tags(connection: apsw.Connection, row: InstanceRow) -> None:

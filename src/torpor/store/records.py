@@ -1,8 +1,9 @@
 """Rows as the layers above see them: plain values, no SQLite."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct, field
 
 Kind = Literal["instance", "template", "checkpoint"]
 State = Literal[
@@ -18,8 +19,7 @@ State = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class NewInstance:
+class NewInstance(Struct, frozen=True):
     """What is to be recorded of a new instance, template or checkpoint."""
 
     uuid: str
@@ -37,8 +37,7 @@ class NewInstance:
     kind: Kind = "instance"
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceRow:
+class InstanceRow(Struct, frozen=True):
     """An instance, template or checkpoint as it was when it was read."""
 
     id: int
@@ -60,8 +59,7 @@ class InstanceRow:
     facts: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
+class Total(Struct, frozen=True):
     """How much there is of one kind in one state."""
 
     kind: Kind
@@ -71,8 +69,7 @@ class Total:
     vcpus: int
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(Struct, frozen=True):
     """A template, or a warm base of one: what snapshots are differences to."""
 
     id: int
@@ -92,8 +89,7 @@ class Base:
     used_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class NewBase:
+class NewBase(Struct, frozen=True):
     """What is to be recorded of a new template or warm base."""
 
     owner_id: int
@@ -104,8 +100,7 @@ class NewBase:
     key: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """A committed state of an instance, without its content."""
 
     instance_id: int
@@ -124,8 +119,7 @@ class Snapshot:
     """None if it is inline in the database."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceRow:
+class ServiceRow(Struct, frozen=True):
     """A service group."""
 
     id: int
@@ -138,8 +132,7 @@ class ServiceRow:
     document: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class NewService:
+class NewService(Struct, frozen=True):
     """What is to be recorded of a new service group."""
 
     uuid: str
@@ -151,8 +144,7 @@ class NewService:
     document: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(Struct, frozen=True):
     """A user of the server, to whom things belong."""
 
     id: int
@@ -161,8 +153,7 @@ class Owner:
     quotas: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct, frozen=True):
     """An API token, without the token."""
 
     uuid: str

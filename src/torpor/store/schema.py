@@ -173,7 +173,13 @@ CREATE TABLE logs(
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+# When the instance is to be woken for a timer of its own; null for never.
+_TIMERS = """
+ALTER TABLE snapshots ADD COLUMN wake_ms INTEGER;
+CREATE INDEX snapshots_by_wake ON snapshots(wake_ms) WHERE wake_ms IS NOT NULL;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS)
 
 
 def migrate(connection: apsw.Connection) -> None:

@@ -1,10 +1,10 @@
 """Service groups and the domains that lead to them."""
 
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import apsw
+from msgspec.structs import replace
 
 from torpor.store.database import Database
 from torpor.store.errors import ConflictError, InUseError, MissingError, NameTakenError, QuotaError

@@ -9,10 +9,10 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import apsw
+from msgspec.structs import replace
 
 from torpor.store.bases import Bases, drop_blob
 from torpor.store.blobs import LOWER, UPPER, BlobFiles
@@ -25,6 +25,11 @@ _FIND = (
     "SELECT s.instance_id, s.generation, s.created_ms, s.template_id, s.warm_id, s.origin, s.mac, "
     "s.digest, s.size_bytes, b.tier FROM snapshots s LEFT JOIN blobs b ON b.digest = s.blob "
     "WHERE s.instance_id = ?"
+)
+_UNREFERENCED = (
+    "DELETE FROM blobs WHERE NOT EXISTS"
+    "(SELECT 1 FROM snapshots WHERE snapshots.blob = blobs.digest) "
+    "AND NOT EXISTS(SELECT 1 FROM bases WHERE bases.blob = blobs.digest)"
 )
 INLINE_MAX_BYTES = 64 << 10
 """A larger snapshot becomes a file: beyond this a row costs SQLite more than a file system."""
@@ -44,31 +49,31 @@ class Snapshots:
         content: bytes,
         *,
         created_ms: int,
+        digest: bytes | None = None,
         template: Base | None = None,
         warm: Base | None = None,
         origin: str = "",
         mac: bytes = b"",
+        wake_ms: int | None = None,
     ) -> InstanceRow:
         """Makes `content` the state of `row`, whose other columns are written along with it.
 
         `row.generation` is the generation that `content` was made from; the row that comes back
-        has the next one. Raises ConflictError, and then nothing has changed.
+        has the next one. `digest` is the SHA-256 of `content`, for who has it already; `wake_ms` is
+        when `due` names it. Raises ConflictError, and then nothing has changed.
         """
-        digest = hashlib.sha256(content).digest()
+        if digest is None:
+            digest = hashlib.sha256(content).digest()
         large = len(content) > INLINE_MAX_BYTES
         dropped: list[tuple[bytes, str]] = []
 
         def change(connection: apsw.Connection) -> InstanceRow:
-            written = write_row(connection, row)
-            connection.execute(
-                "UPDATE instances SET generation=generation+1 WHERE id=? AND generation=?",
-                (row.id, row.generation),
-            )
-            if isinstance(written, StoreError) or connection.changes() != 1:
+            written = write_row(connection, row, commits=True)
+            if isinstance(written, StoreError):
                 raise ConflictError(
                     f"{row.kind} '{row.name}' is not at generation {row.generation} any more: "
                     "this snapshot of it is discarded"
-                )
+                ) from written
             former = _take(connection, row.id)
             if large:
                 connection.execute(
@@ -77,7 +82,7 @@ class Snapshots:
                     (digest, len(content), created_ms),
                 )
             connection.execute(
-                "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     row.id,
                     row.generation + 1,
@@ -90,10 +95,13 @@ class Snapshots:
                     len(content),
                     None if large else content,
                     digest if large else None,
+                    wake_ms,
                 ),
             )
+            if template is not None and former[1] == template.id:
+                former = (former[0], None)
             dropped.extend(self._drop_orphans(connection, former))
-            return replace(written, generation=row.generation + 1)
+            return written
 
         with ExitStack() as held:
             if large:
@@ -107,6 +115,14 @@ class Snapshots:
         """The committed state of an instance, without its content."""
         found = self._database.reader.execute(_FIND, (instance_id,)).fetchone()
         return None if found is None else self._snapshot(found)
+
+    def due(self, now_ms: int, limit: int) -> list[int]:
+        """Ids of instances whose committed state asks to be woken by now, the earliest first."""
+        sql = (
+            "SELECT s.instance_id FROM snapshots s JOIN instances i ON i.id = s.instance_id "
+            "WHERE s.wake_ms <= ? AND i.state = 'standby' ORDER BY s.wake_ms LIMIT ?"
+        )
+        return [int(found) for (found,) in self._database.reader.execute(sql, (now_ms, limit))]
 
     async def read(self, instance_id: int) -> tuple[Snapshot, bytes] | None:
         """The committed state of an instance with its content, its checksum verified.
@@ -186,25 +202,29 @@ class Snapshots:
         sums = self._database.reader.execute("SELECT tier, sum(size_bytes) FROM blobs GROUP BY 1")
         return {UPPER: 0, LOWER: 0, **{str(tier): int(size) for tier, size in sums}}
 
-    async def drop_unreferenced(self, digests: Sequence[bytes] | None = None) -> None:
-        """Removes blobs, of these or of all, that no snapshot refers to, with their files."""
-        unreferenced = (
-            "DELETE FROM blobs WHERE NOT EXISTS"
-            "(SELECT 1 FROM snapshots WHERE snapshots.blob = blobs.digest) "
-            "AND NOT EXISTS(SELECT 1 FROM bases WHERE bases.blob = blobs.digest)"
-        )
+    async def drop_unreferenced(self, digests: Sequence[bytes]) -> None:
+        """Removes those of these blobs that nothing refers to, with their files."""
 
         def change(connection: apsw.Connection) -> None:
-            if digests is None:
-                connection.execute(unreferenced)
-            else:
-                one = f"{unreferenced} AND digest = ?"
-                connection.executemany(one, ((digest,) for digest in digests))
+            one = f"{_UNREFERENCED} AND digest = ?"
+            connection.executemany(one, ((digest,) for digest in digests))
 
         await self._database.write(change)
-        for tier in self._files.tiers():
-            found = digests or [digest for digest, _ in self._files.files(tier)]
-            await self._remove_files([(digest, tier) for digest in found])
+        tiers = self._files.tiers()
+        await self._remove_files([(digest, tier) for digest in digests for tier in tiers])
+
+    async def collect(self) -> None:
+        """The same for all blobs and all files, a 256th of them at a time."""
+        for first in range(256):
+            bounds = bytes([first]) + bytes(31), bytes([first]) + b"\xff" * 31
+
+            def change(connection: apsw.Connection, bounds: tuple[bytes, bytes] = bounds) -> None:
+                connection.execute(f"{_UNREFERENCED} AND digest BETWEEN ? AND ?", bounds)
+
+            await self._database.write(change)
+            for tier in self._files.tiers():
+                found = await asyncio.to_thread(self._files.beginning_with, first, tier)
+                await self._remove_files([(digest, tier) for digest in found])
 
     async def _remove_files(self, blobs: Sequence[tuple[bytes, str]]) -> None:
         """Removes files whose rows were dropped, unless a row refers to them again."""

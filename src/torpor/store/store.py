@@ -62,7 +62,13 @@ class Store:
             await self.snapshots.drop_unreferenced(digests)
         return answers
 
-    async def clean_up(self) -> None:
-        """Removes what an earlier process left half-done. Once, at start."""
+    def sweep_staging(self) -> None:
+        """Removes files that an earlier process left half-written. Once, before any change."""
         self._files.sweep_staging()
-        await self.snapshots.drop_unreferenced()
+
+    async def collect(self) -> None:
+        """Removes blobs that an earlier process left without anything that refers to them.
+
+        Everything else can go on meanwhile, however many there are.
+        """
+        await self.snapshots.collect()

@@ -5,7 +5,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -30,13 +30,15 @@ from torpor.vmhost.loaded import Loaded, Templates, memory_file, open_image, own
 from torpor.vmhost.pool import Limits, Pool
 from torpor.vmhost.vm import RunningVm, read_all
 from torpor.vmhost.worker import Rest, Worker
-from torpor.vmprocess import Boot, Origin, Prepare, Refused, Restore, launch
+from torpor.vmprocess import Boot, Origin, Prepare, Refused, Restore, Status, launch
 
 DIRECTORY = "run/vm"
 LOADED_MAX_BYTES = 2 << 30
 """Memory of templates that stay unpacked though no VM process is to be made of them."""
 MEMORY_SHARE = 0.75
 MEASURE_S = 1.0
+MEMORY_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Between attempts to make a VM for which the host's kernel has no memory."""
 DEFAULT_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -122,7 +124,7 @@ class Host:
     ) -> VmProcess:
         template = state.template
         warm = state.warm or self._warm(template)
-        worker = self._pool.take(template, None if warm is None else warm.id)
+        worker = await self._pool.take(template, None if warm is None else warm.id)
         restore = Restore(
             uuid=who.instance.replace("-", ""),
             generation=who.generation,
@@ -132,9 +134,8 @@ class Host:
         console = None if link is None else link.fileno()
         delta = None if state.delta is None else memory_file("delta", state.delta)
         try:
-            if worker is None or not self._limits.reuse:
-                self._check_room()
-                worker = await self._prepared(template, warm)
+            if worker is None:
+                worker = await self._another(template, warm)
             is_last = False
             while True:
                 worker.listener = listener
@@ -176,6 +177,23 @@ class Host:
         worker.on_death = self._buried
         self._workers.add(worker)
 
+    async def _another(self, template: Base, warm: Base | None) -> Worker:
+        """One more process than there were. Raises BusyError where the host has no memory for it.
+
+        KVM wants pieces of 64 KiB for a VM; a host that has none just then is making some.
+        """
+        for pause_s in (*MEMORY_PAUSES_S, None):
+            self._check_room()
+            try:
+                return await self._prepared(template, warm)
+            except Refused as error:
+                if error.code != "host":
+                    raise
+                if pause_s is None:
+                    raise BusyError(f"The host cannot make another VM now: {error}") from error
+            await asyncio.sleep(pause_s)
+        raise AssertionError  # the last round ends the loop
+
     async def _prepared(
         self, template: Base, warm: Base | None = None, *, never_run: bool = False
     ) -> Worker:
@@ -210,24 +228,26 @@ class Host:
     async def _free(self, worker: Worker) -> None:
         """A VM is stopped and its state is safe, or not wanted."""
         self._served(worker)
-        kept = False
-        if worker.rest is not None and self._limits.reuse:
-            # Whoever waits may go away; the process has to rest or end all the same.
-            kept = await asyncio.shield(self._tasks.start(self._reset(worker)))
-        if not kept:
+        if worker.template is not None and self._limits.reuse:
+            # The state is safe, so nobody waits for this.
+            self._tasks.start(self._reset(worker, worker.template))
+        else:
             worker.kill()
             await worker.dead()
 
-    async def _reset(self, worker: Worker) -> bool:
-        """Puts a process back to rest; whether it can be used again."""
+    async def _reset(self, worker: Worker, template: Base) -> None:
+        """Puts a process back to rest, or ends it."""
+        self._pool.comes(template)
+        back: Worker | None = None
         try:
-            rests = await worker.process.reset()
+            if await worker.process.reset() and worker.rest == self._rest(template):
+                back = worker
         except (Refused, ConnectionError):
-            return False
-        if not rests or worker.template is None or worker.rest != self._rest(worker.template):
-            return False
-        self._pool.give(worker)
-        return True
+            pass
+        finally:
+            self._pool.came(template, back)
+        if back is None:
+            worker.kill()
 
     def _rest(self, template: Base) -> Rest:
         """Where processes of a template rest now."""
@@ -259,9 +279,7 @@ class Host:
             self._count()
 
     def _count(self) -> None:
-        self._used_bytes = sum(
-            worker.private_bytes() for worker in self._workers if not worker.killed
-        )
+        self._used_bytes = sum(worker.measured() for worker in self._workers if not worker.killed)
 
     async def _measure(self) -> None:
         while True:
@@ -319,10 +337,12 @@ class Host:
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:
         found: dict[str, Found] = {}
         dying: list[Worker] = []
-        for left in await find_left(self._directory):
+        all_left = await find_left(self._directory)
+        superseded = _superseded([left.status for left in all_left])
+        for left, is_over in zip(all_left, superseded, strict=True):
             worker = left.worker
             self._keep(worker)
-            adopted = await self._adopted(left, listener)
+            adopted = None if is_over else await self._adopted(left, listener)
             # Of two that say that they are the same instance, which must not be, neither is right.
             if adopted is None or adopted.instance in found:
                 worker.listener = None
@@ -376,6 +396,24 @@ class Host:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(worker.dead(), 5)
         self._templates.close()
+
+
+def _superseded(statuses: Sequence[Status]) -> list[bool]:
+    """Which processes only wait for their reset: what they were stopped for was committed, since
+    another process runs the same instance from there.
+    """
+    newest: dict[str, int] = {}
+    for status in statuses:
+        if status.instance is not None:
+            uuid, generation = status.instance["uuid"], status.instance["generation"]
+            newest[uuid] = max(newest.get(uuid, 0), generation)
+    return [
+        status.state == "stopped"
+        and status.instance is not None
+        and status.stored_generation is not None
+        and status.stored_generation <= newest[status.instance["uuid"]]
+        for status in statuses
+    ]
 
 
 def _origin(text: str) -> Origin | None:

@@ -1,12 +1,14 @@
 """VM processes that rest, ready to become an instance of their template.
 
-How many a template keeps follows from how many it had in use at once lately; a template that
-nobody wakes any more loses them. What is taken is replaced in the background.
+How many a template keeps follows from how many were busy at once lately; a template that nobody
+wakes any more loses them. What bounds them all is memory; a number can be set besides. Whoever
+finds none at rest takes the next one that comes back, if there is one: that is sooner than a new
+process, and costs a tenth of it. What is taken is replaced in the background.
 """
 
 import asyncio
 import contextlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -18,12 +20,12 @@ from torpor.vmhost.worker import Rest, Worker
 class Limits:
     """Bounds of the pool and of all VM processes together."""
 
-    per_template: int = 32
-    """Processes that rest, at most, for one template."""
-    total: int = 64
+    per_template: int = 0
+    """Processes that rest, at most, for one template; 0 for as many as there is memory for."""
+    total: int = 0
     """And for all."""
     spare: int = 1
-    """Processes that rest beyond what was in use at once lately."""
+    """Processes that rest beyond what was busy at once lately."""
     keep_s: float = 60.0
     """After the last wake of a template, its processes are let go of."""
     reuse: bool = True
@@ -32,19 +34,37 @@ class Limits:
     """What all VM processes may use, by measure; 0 for three quarters of the host's memory."""
 
 
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A wake that gets the next process that comes to rest there."""
+
+    rest: Rest
+    given: "asyncio.Future[Worker | None]"
+
+
 @dataclass(slots=True)
 class Demand:
     """Of one template."""
 
     base: Base
     in_use: int = 0
+    coming: int = 0
+    """Processes that are being reset."""
+    making: int = 0
     peak: float = 0.0
-    """The most in use at once, forgotten by and by."""
+    """The most in use or coming at once, forgotten by and by."""
     used_s: float = 0.0
     resting: list[Worker] = field(default_factory=list)
-    making: int = 0
+    waiting: deque[Waiter] = field(default_factory=deque)
+
+    def note(self) -> None:
+        """Something has begun to be busy."""
+        self.peak = max(self.peak, self.in_use + self.coming)
+        self.used_s = asyncio.get_running_loop().time()
 
 
+PATIENCE_S = 0.1
+"""How long a wake waits for a process that is being reset; a guest may hold that up."""
 TICK_S = 1.0
 FORGET = 0.97
 """What is left of a peak after a tick: half after 23 s."""
@@ -57,6 +77,7 @@ class Pool:
         self.limits = limits
         self._make = make
         self._demands: dict[int, Demand] = {}
+        self._resting = 0
         self._refilling: asyncio.Task[None] | None = None
         self._refill_wanted = asyncio.Event()
         self.room: Callable[[], bool] = lambda: True
@@ -72,28 +93,48 @@ class Pool:
             found = self._demands[base.id] = Demand(base)
         return found
 
-    def take(self, base: Base, warm_id: int | None) -> Worker | None:
-        """A process that rests there, if there is one. Counts as a use in any case."""
+    # Taking and giving --------------------------------------------------------------------------
+
+    async def take(self, base: Base, warm_id: int | None) -> Worker | None:
+        """A process that rests there; None if there is none and none comes.
+
+        Counts as a use in any case.
+        """
         demand = self._demand(base)
         demand.in_use += 1
-        demand.peak = max(demand.peak, demand.in_use)
-        demand.used_s = asyncio.get_running_loop().time()
+        demand.note()
         rest = Rest(base.id, warm_id)
-        self._refill_wanted.set()
         while demand.resting:
-            worker = demand.resting.pop()
+            worker = self._pop(demand)
             if worker.alive and worker.rest == rest:
+                if not demand.resting:
+                    self._refill_wanted.set()
                 return worker
             # It rests where nothing is restored any more.
             worker.kill()
-        return None
+        self._refill_wanted.set()
+        if demand.coming <= len(demand.waiting):
+            return None
+        loop = asyncio.get_running_loop()
+        waiter = Waiter(rest, loop.create_future())
+        demand.waiting.append(waiter)
+        patience = loop.call_later(PATIENCE_S, _give_up, demand, waiter)
+        try:
+            return await waiter.given
+        except asyncio.CancelledError:
+            if waiter in demand.waiting:
+                demand.waiting.remove(waiter)
+            elif not waiter.given.cancelled() and (given := waiter.given.result()) is not None:
+                self._give(demand, given)
+            raise
+        finally:
+            patience.cancel()
 
     def adopted(self, base: Base) -> None:
         """A process of that template was in use before this torpord began."""
         demand = self._demand(base)
         demand.in_use += 1
-        demand.peak = max(demand.peak, demand.in_use)
-        demand.used_s = asyncio.get_running_loop().time()
+        demand.note()
 
     def done(self, base_id: int) -> None:
         """A process of that template is not in use any more."""
@@ -101,19 +142,53 @@ class Pool:
         if demand is not None:
             demand.in_use = max(demand.in_use - 1, 0)
 
+    def comes(self, base: Base) -> None:
+        """A process is about to come back: `came` follows in any case."""
+        demand = self._demand(base)
+        demand.coming += 1
+        demand.note()
+
+    def came(self, base: Base, worker: Worker | None) -> None:
+        """It rests, or is of no more use: whoever waits gets it, else it is kept or ended."""
+        demand = self._demand(base)
+        demand.coming -= 1
+        if worker is not None:
+            self._give(demand, worker)
+        while len(demand.waiting) > demand.coming:
+            demand.waiting.popleft().given.set_result(None)
+
     def give(self, worker: Worker) -> None:
-        """A process that rests: kept if there is room for it, else ended."""
+        """A process that rests: for whoever waits, else kept if there is room, else ended."""
         demand = None if worker.rest is None else self._demands.get(worker.rest.template_id)
-        if (
-            demand is None
-            or not worker.alive
-            or len(demand.resting) >= min(self._wanted(demand), self.limits.per_template)
-            or not self.room()
-        ):
+        if demand is None:
+            worker.kill()
+        else:
+            self._give(demand, worker)
+
+    def _give(self, demand: Demand, worker: Worker) -> None:
+        for waiter in demand.waiting:
+            if waiter.rest == worker.rest and worker.alive:
+                demand.waiting.remove(waiter)
+                waiter.given.set_result(worker)
+                return
+        self._keep(demand, worker)
+
+    def _keep(self, demand: Demand, worker: Worker) -> None:
+        if not worker.alive or self._is_full(demand) or not self.room():
             worker.kill()
             return
         demand.resting.append(worker)
-        self._shrink()
+        self._resting += 1
+        if self.limits.total and self._resting > self.limits.total:
+            self.evict_one()
+
+    def _is_full(self, demand: Demand) -> bool:
+        most = self.limits.per_template
+        return bool(most) and len(demand.resting) >= most
+
+    def _pop(self, demand: Demand, position: int = -1) -> Worker:
+        self._resting -= 1
+        return demand.resting.pop(position)
 
     def warm(self, base: Base) -> None:
         """A template that will be wanted: its first process is made now."""
@@ -122,16 +197,7 @@ class Pool:
         demand.used_s = asyncio.get_running_loop().time()
         self._refill_wanted.set()
 
-    def drop_resting(self, keep: Callable[[Worker], bool]) -> int:
-        """Ends the processes that rest and are not to be kept; how many."""
-        count = 0
-        for demand in self._demands.values():
-            for worker in demand.resting:
-                if not keep(worker):
-                    worker.kill()
-                    count += 1
-            demand.resting = [worker for worker in demand.resting if not worker.killed]
-        return count
+    # Letting go ---------------------------------------------------------------------------------
 
     def evict_one(self) -> bool:
         """Ends a resting process of the template that was used longest ago."""
@@ -139,28 +205,27 @@ class Pool:
         if not demands:
             return False
         oldest = min(demands, key=lambda demand: demand.used_s)
-        oldest.resting.pop(0).kill()
+        self._pop(oldest, 0).kill()
         return True
 
     def resting(self) -> int:
         """How many there are."""
-        return sum(len(demand.resting) for demand in self._demands.values())
+        return self._resting
 
     def resting_of(self) -> dict[int, int]:
         """How many rest or are in use, by template."""
         count: dict[int, int] = defaultdict(int)
         for base_id, demand in self._demands.items():
-            count[base_id] = len(demand.resting) + demand.in_use + demand.making
+            busy = demand.in_use + demand.coming + demand.making
+            count[base_id] = len(demand.resting) + busy
         return count
 
     def _wanted(self, demand: Demand) -> int:
+        """How many are to rest, or to be made or reset for it, beside those in use."""
         if asyncio.get_running_loop().time() - demand.used_s > self.limits.keep_s:
             return 0
-        return max(round(demand.peak) + self.limits.spare - demand.in_use, self.limits.spare)
-
-    def _shrink(self) -> None:
-        while self.resting() > self.limits.total:
-            self.evict_one()
+        wanted = max(round(demand.peak) + self.limits.spare - demand.in_use, self.limits.spare)
+        return min(wanted, self.limits.per_template or wanted)
 
     async def _refill(self) -> None:
         loop = asyncio.get_running_loop()
@@ -169,23 +234,29 @@ class Pool:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._refill_wanted.wait(), TICK_S)
             self._refill_wanted.clear()
-            ticks = (loop.time() - ticked_s) / TICK_S
-            ticked_s = loop.time()
-            for base_id, demand in list(self._demands.items()):
-                demand.peak = max(demand.peak * FORGET**ticks, demand.in_use)
-                while len(demand.resting) > self._wanted(demand):
-                    demand.resting.pop(0).kill()
-                if not demand.resting and not demand.in_use and self._wanted(demand) == 0:
-                    del self._demands[base_id]
+            if loop.time() - ticked_s >= TICK_S:
+                self._forget((loop.time() - ticked_s) / TICK_S)
+                ticked_s = loop.time()
             await self._make_some()
+
+    def _forget(self, ticks: float) -> None:
+        """Lets demands fade, and ends what they want no more."""
+        for base_id, demand in list(self._demands.items()):
+            demand.peak = max(demand.peak * FORGET**ticks, demand.in_use + demand.coming)
+            wanted = self._wanted(demand)
+            while len(demand.resting) > wanted:
+                self._pop(demand, 0).kill()
+            busy = demand.in_use or demand.coming or demand.making or demand.waiting
+            if not demand.resting and not busy and wanted == 0:
+                del self._demands[base_id]
 
     async def _make_some(self) -> None:
         """One process for each template that wants one, those used last first."""
+        total = self.limits.total
         for demand in sorted(self._demands.values(), key=lambda one: -one.used_s):
-            enough = min(self._wanted(demand), self.limits.per_template)
-            if len(demand.resting) >= enough or self.resting() >= self.limits.total:
+            if len(demand.resting) + demand.coming >= self._wanted(demand):
                 continue
-            if not self.room():
+            if (total and self._resting >= total) or not self.room():
                 return
             demand.making += 1
             try:
@@ -194,8 +265,8 @@ class Pool:
                 continue
             finally:
                 demand.making -= 1
-            demand.resting.append(worker)
-            if len(demand.resting) < enough:
+            self._give(demand, worker)
+            if len(demand.resting) + demand.coming < self._wanted(demand):
                 self._refill_wanted.set()
 
     async def close(self) -> None:
@@ -203,4 +274,12 @@ class Pool:
         if self._refilling is not None:
             self._refilling.cancel()
             await asyncio.gather(self._refilling, return_exceptions=True)
-        self.drop_resting(lambda _: False)
+        for demand in self._demands.values():
+            while demand.resting:
+                self._pop(demand).kill()
+
+
+def _give_up(demand: Demand, waiter: Waiter) -> None:
+    if waiter in demand.waiting:
+        demand.waiting.remove(waiter)
+        waiter.given.set_result(None)

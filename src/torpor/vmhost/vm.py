@@ -1,6 +1,7 @@
 """A VM that runs in a VM process, as the controller has it."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ from torpor.controller.errors import BusyError, Code, ItemError
 from torpor.controller.vm import Saved, Usage
 from torpor.store import Base
 from torpor.vmhost.worker import Worker
-from torpor.vmprocess import Refused
+from torpor.vmprocess import Refused, Stored
 
 T = TypeVar("T")
 WHOLE_S = 10.0
@@ -40,30 +41,45 @@ class RunningVm:
     async def go_on(self) -> None:
         await self._ask("go on", self.worker.process.run())
 
-    async def template(self) -> bytes:
+    async def template(self) -> Saved:
         try:
-            return await self._whole()
+            return await self._whole(0)
         except BusyError:
             # Something came in between, and has to get to the guest first.
             await self.go_on()
-            return (await self.standby(0, busy=True, within_s=WHOLE_S)).content
+            return await self.standby(0, busy=True, within_s=WHOLE_S)
 
-    async def _whole(self) -> bytes:
-        stored = await self._ask("be stored", self.worker.process.template(_hex(self._uuid)))
-        return read_all(stored.descriptor)
+    async def _whole(self, generation: int) -> Saved:
+        work = self.worker.process.template(_hex(self._uuid), generation)
+        return self._saved(await self._ask("be stored", work))
+
+    def _saved(self, stored: Stored) -> Saved:
+        return Saved(
+            read_all(stored.descriptor),
+            self._template,
+            self._warm,
+            stored.next_deadline_ns,
+            stored.drew_random,
+        )
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
-        process = self.worker.process
-        work = process.standby(generation, within_s=within_s, busy=busy)
-        stored = await self._ask("be put into standby", work)
-        content = read_all(stored.descriptor)
-        if self._template is None:
+        process, loop = self.worker.process, asyncio.get_running_loop()
+        ends_s = loop.time() + within_s
+        while True:
+            work = process.standby(generation, within_s=within_s, busy=busy)
+            stored = await self._ask("be put into standby", work)
+            if self._template is not None:
+                return self._saved(stored)
+            os.close(stored.descriptor)
             try:
-                content = await self._whole()
-            except ItemError:
+                whole = await self._whole(generation)
+            except ItemError as error:
                 await self.go_on()
-                raise
-        return Saved(content, self._template, self._warm, stored.next_deadline_ns)
+                # What has come meanwhile has to get to the guest first, and then it is tried again.
+                if not isinstance(error, BusyError) or loop.time() > ends_s:
+                    raise
+            else:
+                return dataclasses.replace(whole, next_deadline_ns=stored.next_deadline_ns)
 
     async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
         if self._template is None:
@@ -72,9 +88,7 @@ class RunningVm:
             await self.go_on()
             return saved
         work = self.worker.process.checkpoint(generation, within_s=within_s, busy=True)
-        stored = await self._ask("be checkpointed", work)
-        deadline_ns = stored.next_deadline_ns
-        return Saved(read_all(stored.descriptor), self._template, self._warm, deadline_ns)
+        return self._saved(await self._ask("be checkpointed", work))
 
     async def release(self) -> None:
         self.worker.listener = None

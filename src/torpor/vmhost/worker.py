@@ -42,6 +42,7 @@ class Worker:
         self.listener: VmListener | None = None
         self.serving = False
         """An instance of its template: it counts as in use."""
+        self._measured_bytes = 0
         self.alive = True
         self.killed = False
         """By torpord: that is how it ends, and no loss."""
@@ -69,6 +70,12 @@ class Worker:
         except (OSError, ValueError):
             return 0
         return (int(resident) - int(shared)) * PAGE_BYTES + KERNEL_BYTES
+
+    def measured(self) -> int:
+        """The same; of a process that no instance is in, as it was at the last look."""
+        if self.listener is not None or not self._measured_bytes:
+            self._measured_bytes = self.private_bytes()
+        return self._measured_bytes
 
     def cpu_time_ms(self) -> int:
         """Processor time that it has used."""

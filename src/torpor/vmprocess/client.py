@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import os
 import socket
@@ -22,6 +23,10 @@ from torpor.vmprocess.messages import (
     Stored,
     Unlinked,
 )
+
+_received = memoryview(bytearray(HEADER_BYTES + messages.MAX_BODY_BYTES))
+"""For the datagram that is being read, of whichever process; what is kept of it is copied."""
+_DESCRIPTORS_BYTES = socket.CMSG_LEN(messages.MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
 class VMProcess:
@@ -150,9 +155,10 @@ class VMProcess:
         """
         await self._command("link", {}, [link])
 
-    async def template(self, uuid: str) -> Stored:
-        """Store a booted VM that is ready as a template."""
-        return _stored(await self._command("template", {"uuid": uuid}))
+    async def template(self, uuid: str, generation: int = 0) -> Stored:
+        """Store a booted VM as a template, or as the state of an instance, of that generation."""
+        body = {"uuid": uuid, "generation": generation}
+        return _stored(await self._command("template", body))
 
     async def reset(self) -> bool:
         """Put a stopped VM back to rest. False: end the process, it can't be used again."""
@@ -205,24 +211,22 @@ class VMProcess:
 
     def _readable(self) -> None:
         try:
-            datagram, descriptors, _, _ = socket.recv_fds(
-                self._socket,
-                HEADER_BYTES + messages.MAX_BODY_BYTES,
-                messages.MAX_DESCRIPTORS,
-                socket.MSG_CMSG_CLOEXEC,
+            size, more, _, _ = self._socket.recvmsg_into(
+                [_received], _DESCRIPTORS_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return
         except OSError as error:
             self._lose(str(error))
             return
-        if not datagram:
+        if not size:
             self._lose("the process is gone")
             return
+        descriptors = _descriptors(more)
         try:
-            self._take(messages.decode(datagram, list(descriptors)))
+            self._take(messages.decode(_received[:size], descriptors))
         except (ProtocolError, ValueError, KeyError) as error:
-            _close_all(list(descriptors))
+            _close_all(descriptors)
             self._lose(f"the VM process broke the protocol: {error}")
 
     def _take(self, message: Message) -> None:
@@ -262,7 +266,16 @@ def _stored(message: Message) -> Stored:
         bytes=ok["bytes"],
         pages=ok["pages"],
         next_deadline_ns=ok["next_deadline_ns"],
+        drew_random=ok["drew_random"],
     )
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
 
 
 def _close_all(descriptors: list[int]) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from torpor.envelope import Envelope
+from torpor.envelope import Datagram, Envelope
 
 VERSION = 1
 MAX_BODY_BYTES = 128 << 10
 MAX_DESCRIPTORS = 16
 _ENVELOPE = Envelope(b"TPVM", VERSION)
-_objects = msgspec.json.Decoder(dict[str, Any])
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_encode = msgspec.json.Encoder().encode
 
 
 class ProtocolError(Exception):
@@ -30,8 +31,7 @@ class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a failure 
         self.message = message
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Boot:
+class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """A VM that will boot a program. Digests and uuids are lower-case hexadecimal digits."""
 
     owner: str
@@ -47,8 +47,7 @@ class Boot:
     """Stop when the program is ready."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepare:
+class Prepare(msgspec.Struct, frozen=True, kw_only=True):
     """A VM of a template, at rest."""
 
     template: str
@@ -57,16 +56,14 @@ class Prepare:
     never_run: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """A state of an instance."""
 
     uuid: str
     generation: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restore:
+class Restore(msgspec.Struct, frozen=True, kw_only=True):
     """Who a VM is to be."""
 
     uuid: str
@@ -108,6 +105,9 @@ class Stored:
     """By coding: `zero`, `raw`, `template`, `warm_base`."""
     next_deadline_ns: int | None
     """From the stop to the next timer on CLOCK_MONOTONIC."""
+    drew_random: bool
+    """A program has used a generator of random numbers like BoringSSL's, so that numbers may lie in
+    memory for later use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Message:
 
 def encode(request_id: int, command: str, arguments: dict[str, Any], descriptors: int) -> bytes:
     """A request as it stands in a datagram."""
-    body = msgspec.json.encode({"id": request_id, "command": {command: arguments}})
+    body = _encode({"id": request_id, "command": {command: arguments}})
     if len(body) > MAX_BODY_BYTES:
         raise Refused(
             "bad_request", f"a request of {len(body)} bytes; {MAX_BODY_BYTES} are allowed"
@@ -150,21 +150,21 @@ def encode(request_id: int, command: str, arguments: dict[str, Any], descriptors
     return _ENVELOPE.wrap(body, descriptors)
 
 
-def decode(datagram: bytes, descriptors: list[int]) -> Message:
+def decode(datagram: Datagram, descriptors: list[int]) -> Message:
     """Check a datagram against its header."""
     try:
         content = _ENVELOPE.unwrap(datagram, len(descriptors))
     except ValueError as error:
         raise ProtocolError(str(error)) from error
     try:
-        return Message(_objects.decode(content), descriptors)
+        return Message(_decode(content), descriptors)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"a message that is no object: {error}") from error
 
 
 def arguments_of(record: Boot | Prepare | Restore) -> dict[str, Any]:
     """A record as the arguments of its command."""
-    return asdict(record)
+    return msgspec.structs.asdict(record)
 
 
 def event_of(body: dict[str, Any]) -> Ready | Unlinked | Ended:

@@ -116,7 +116,7 @@ def read_snapshot(path: Path, seal: Seal) -> SnapshotFile:
             description.instance,
             description.generation,
             description.base,
-            _sealed(text, delta),
+            _digest(text, delta),
         )
     except DamagedError as error:
         raise DamagedError(f"{path}: damaged, or of another data directory: {error}") from error
@@ -148,12 +148,12 @@ def _code(seal: Seal, description: Description, text: bytes, delta: bytes) -> by
         description.instance,
         description.generation,
         description.base,
-        _sealed(text, delta),
+        _digest(text, delta),
     )
 
 
-def _sealed(text: bytes, delta: bytes) -> bytes:
-    return len(text).to_bytes(8, "little") + text + delta
+def _digest(text: bytes, delta: bytes) -> bytes:
+    return hashlib.sha256(len(text).to_bytes(8, "little") + text + delta).digest()
 
 
 def check_owner(path: Path, description: Description, owner: str) -> None:

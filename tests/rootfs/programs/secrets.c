@@ -9,6 +9,7 @@
  *   map BYTES      a mapping of the kernel's low memory planted in every root; where it is
  *   probe ADDRESS  whether that can be read
  *   redirect N BYTES  when the VM is to stop: makes the kernel's own map of large page N lead elsewhere, and stops
+ *   linger BYTES   when the VM is to stop: puts endless loops in the place of the kernel's code, and stops
  *   park           tells the VM process that the kernel has parked
  *   count
  */
@@ -34,6 +35,7 @@
 #define BOOT_TABLES_BYTES 0x1e000UL
 #define DOORBELL 0xf00000000UL
 #define QUIESCE_WANTED (0x20000UL + 424) /* torpor_abi::shared::Control::quiesce */
+enum { KERNEL_GIGABYTE = 448 }; /* of the kernel's slot: where its image is linked */
 enum { PAGE = 4096, LARGE = 2 << 20, QUIESCED = 0x60, PARKED = 0x70, REQUESTED = 1 };
 
 static volatile uint64_t *physical(uint64_t gpa) { return (volatile uint64_t *)(DIRECT_MAP + gpa); }
@@ -213,15 +215,22 @@ static int probe(unsigned long address) {
     return 1;
 }
 
-/* When a stop is wanted: makes the direct map's entry for large page `number` lead to another one, and stops the VM. */
-static void redirect(int number, uint64_t bytes) {
+/* When a stop is wanted: makes the kernel's entry for a large page lead to the last one of memory, and stops the VM. */
+static void redirect(int gigabyte, int number, uint64_t bytes) {
     volatile uint64_t *upper = physical(physical(BOOT_TABLES)[255] & ~0xfffUL & ~(1UL << 63));
-    volatile uint64_t *directory = physical(upper[0] & ~0xfffUL & ~(1UL << 63));
+    volatile uint64_t *directory = physical(upper[gigabyte] & ~0xfffUL & ~(1UL << 63));
     puts("0");
     while (*(volatile uint32_t *)(DIRECT_MAP + QUIESCE_WANTED) == 0)
         ;
     directory[number] = (bytes - LARGE) | 0xe7;
     *(volatile uint32_t *)(DIRECT_MAP + DOORBELL + QUIESCED) = REQUESTED;
+}
+
+static void linger(uint64_t bytes) {
+    volatile uint16_t *code = (volatile uint16_t *)physical(bytes - LARGE);
+    for (int at = 0; at < LARGE / 2; at++)
+        code[at] = 0xfeeb; /* jmp to itself */
+    redirect(KERNEL_GIGABYTE, 0, bytes);
 }
 
 int main(void) {
@@ -242,7 +251,9 @@ int main(void) {
         else if (sscanf(line, "probe %lu", &number) == 1)
             printf("%d\n", probe(number));
         else if (sscanf(line, "redirect %lu %lu", &number, &bytes) == 2)
-            redirect((int)number, bytes);
+            redirect(0, (int)number, bytes);
+        else if (sscanf(line, "linger %lu", &bytes) == 1)
+            linger(bytes);
         else if (strcmp(line, "park\n") == 0)
             *(volatile uint32_t *)(DIRECT_MAP + DOORBELL + PARKED) = 0, puts("0");
         else if (strcmp(line, "count\n") == 0)

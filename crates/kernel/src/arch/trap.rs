@@ -129,7 +129,7 @@ fn announce_deadline(idle: bool) {
         let wanted = sched::next_deadline().min(a.tick_at.get());
         let wanted_ns = time::CLOCK.with(|c| c.host_deadline_ns(wanted));
         if wanted_ns != a.deadline_ns.replace(wanted_ns) {
-            host::want_event_at(wanted_ns);
+            host::want_event_at(wanted_ns, idle);
         }
     });
 }

@@ -10,17 +10,6 @@ use crate::fs::file::{FileOps, OpenFlags};
 use crate::fs::inode::{FileType, Metadata, Timestamp};
 use crate::task::current;
 use alloc::rc::Rc;
-use core::cell::RefCell;
-use tty::{Tty, TtyFile};
-
-crate::global! {
-    static CONSOLE: RefCell<Option<Rc<Tty>>> = RefCell::new(None);
-}
-
-/// Makes `tty` what /dev/console is.
-pub fn set_console(tty: Rc<Tty>) {
-    CONSOLE.with(|c| *c.borrow_mut() = Some(tty));
-}
 
 /// Opens a character device by number.
 ///
@@ -42,11 +31,6 @@ pub fn open(rdev: u64, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
 
 fn open_terminal(rdev: u64, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
     match (major(rdev), minor(rdev)) {
-        (5, 1) => {
-            let console = CONSOLE.with(|c| c.borrow().clone()).ok_or(Errno::ENXIO)?;
-            console.opened(flags.contains(OpenFlags::NOCTTY))?;
-            Ok(Rc::new(TtyFile(console)))
-        }
         (136, number) => tty::pty::open_slave(number, flags),
         _ => Err(Errno::ENXIO),
     }

@@ -86,12 +86,13 @@ fn range_call(offset: u64, gpa: u64, bytes: u64) {
 }
 
 /// Asks for an event at `deadline_ns` (host CLOCK_MONOTONIC; `u64::MAX` for none). A later one than the host's timer is
-/// set to needs no doorbell: when the timer fires, the host looks here, and sets it anew.
-pub fn want_event_at(deadline_ns: u64) {
+/// set to needs no doorbell: when the timer fires, the host looks here, and sets it anew. Nor does one just before [`idle`],
+/// at which the host looks here as well.
+pub fn want_event_at(deadline_ns: u64, before_idle: bool) {
     let control = control();
     // Before the armed one is read: the host writes that one before it reads this.
     control.wanted_deadline_ns.store(deadline_ns, Ordering::SeqCst);
-    if deadline_ns < control.armed_deadline_ns.load(Ordering::SeqCst) {
+    if !before_idle && deadline_ns < control.armed_deadline_ns.load(Ordering::SeqCst) {
         ring_doorbell(doorbell::NOTIFY, 1);
     }
 }

@@ -83,7 +83,7 @@ pub(super) fn dispatch(header: Header, first: &[u8], second: &[u8]) {
 }
 
 /// Sends a frame now or, where the ring has no room, as soon as it has, before any data of connections.
-pub(super) fn send_soon(number: u32, what: u16, argument: u32, payload: &[u8]) {
+pub(crate) fn send_soon(number: u32, what: u16, argument: u32, payload: &[u8]) {
     let frame = (number, what, argument, payload.to_vec());
     registry(|r| r.deferred.borrow_mut().push_back(frame));
     send_deferred();

@@ -24,10 +24,11 @@ const BLOCK_ORDER: u32 = 9;
 const KEEP_FREE_BLOCKS: u32 = 32;
 
 /// How many frames the host is asked to back at a time where `used` are in use: what a VM is given ahead is not to be much
-/// of what it has.
-const fn piece_frames(used: u64) -> u32 {
+/// of what it has. A whole block is a large page of the host's, which costs as much as fifty small ones.
+const fn piece_frames(used: u64, whole_block: bool) -> u32 {
     match used {
         0..384 => LANE_FRAMES,
+        _ if whole_block => BLOCK_FRAMES,
         384..2048 => 4 * LANE_FRAMES,
         _ => 16 * LANE_FRAMES,
     }
@@ -64,6 +65,8 @@ struct Ram {
     shared_frames: Cell<u64>,
     peak_frames: Cell<u64>,
     limit_frames: Cell<u64>,
+    /// See [`prefer_large_pages`].
+    prefers_large_pages: Cell<bool>,
 }
 
 crate::global! {
@@ -76,6 +79,7 @@ crate::global! {
         shared_frames: Cell::new(0),
         peak_frames: Cell::new(0),
         limit_frames: Cell::new(0),
+        prefers_large_pages: Cell::new(false),
     };
 }
 
@@ -91,6 +95,12 @@ pub(super) fn init(blocks: Blocks, first: Gpa, limit_bytes: u64) {
         ram.peak_frames.set(0);
         ram.limit_frames.set(limit_bytes / PAGE_BYTES);
     });
+}
+
+/// From now on a VM that is no longer small is given memory in large pages of the host's. For one that many others are to
+/// be made from, each page that it does not need would cost each of them.
+pub fn prefer_large_pages() {
+    RAM.with(|ram| ram.prefers_large_pages.set(true));
 }
 
 /// Whether [`super::init`] has been called.
@@ -156,7 +166,8 @@ impl Ram {
     fn take(&self, blocks: Blocks, order: u32, content: Content) -> Option<Pfn> {
         let (block, first) = self.find(blocks, order)?;
         blocks.with(block, |b| {
-            for (start, frames) in b.back(first, order, piece_frames(self.used_frames.get())) {
+            let piece = piece_frames(self.used_frames.get(), self.prefers_large_pages.get() && !b.is_backed());
+            for (start, frames) in b.back(first, order, piece) {
                 tlb::populate(gpa(block * BLOCK_FRAMES + start), u64::from(frames) * PAGE_BYTES);
             }
             if b.take(first, order) && content == Content::Zeroed {

@@ -97,6 +97,11 @@ impl Block {
         })
     }
 
+    /// Whether the host was asked for any of it.
+    pub(super) const fn is_backed(&self) -> bool {
+        self.backed != 0
+    }
+
     /// The host was given the whole block's memory back.
     pub(super) fn forget(&mut self) {
         self.dirty = [0; WORDS];

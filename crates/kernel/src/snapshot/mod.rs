@@ -5,11 +5,13 @@
 //! later, or a clone of it in another process, on another machine, years later: [`restored`] makes up for that before
 //! any program runs.
 
+mod awake;
 mod fork_id;
 mod identity;
 mod point;
 mod ready;
 mod restored;
+mod symbols;
 mod uk;
 
 pub use fork_id::process_number;
@@ -22,7 +24,8 @@ use crate::arch::thread;
 use crate::fs::context::FsContext;
 use crate::host::{self, control};
 use crate::mm::{frame, paging};
-use crate::task::sched;
+use crate::task::process::Process;
+use crate::task::{pid, sched};
 use crate::time::{self, Instant};
 use alloc::rc::Rc;
 use core::ptr::write_volatile;
@@ -45,7 +48,7 @@ fn handover() -> &'static Handover {
 /// Stops if the VM process wants it or the program is ready; returns whether it did. `idle`: nothing is runnable.
 pub fn stop_if_wanted(idle: bool) -> bool {
     let wanted = control().quiesce.load(Ordering::Relaxed);
-    let requested = wanted == quiesce::AT_ENTRY || (wanted == quiesce::AT_IDLE && idle);
+    let requested = wanted == quiesce::AT_ENTRY || (wanted == quiesce::AT_IDLE && idle && !awake::is_held());
     if requested {
         stop(reason::REQUESTED);
     } else if ready::is_due(idle) {
@@ -68,6 +71,7 @@ fn stop(reason: u32) {
         command::RELINK => {
             let unsent_bytes = handover().unsent_bytes.each_ref().map(|bytes| bytes.load(Ordering::Relaxed));
             host::relinked(unsent_bytes);
+            awake::reattached();
         }
         _ => {}
     }
@@ -82,6 +86,8 @@ fn describe() {
     let next = sched::next_deadline();
     let left_ns = if next == Instant::FAR { u64::MAX } else { next.0.saturating_sub(time::now().0) };
     handover.next_deadline_ns.store(left_ns, Ordering::Relaxed);
+    let wiped = |process: Rc<Process>| process.try_space().is_some_and(|space| space.has_wiped_areas());
+    handover.drew_random.store(u32::from(pid::processes().into_iter().any(wiped)), Ordering::Relaxed);
     let mut entries = 0;
     frame::each_free_dirty(|gpa, len| {
         // What finds no room is kept in the snapshot: larger, not wrong.

@@ -76,6 +76,7 @@ pub(super) fn restored(before: &Before) {
     }
     host::stream::reattached([0; 3]);
     host::connection::moved(generation as u32);
+    super::awake::reattached();
     time::note_step(false);
 }
 

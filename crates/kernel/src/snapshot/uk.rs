@@ -1,6 +1,7 @@
-//! /uk/libukp/template_instance, by which programs for Unikraft say that they are ready.
+//! /uk/libukp, by which programs for Unikraft speak with their platform: that they are ready to be made a template, and
+//! that they want to stay awake.
 
-use super::ready;
+use super::{awake, ready};
 use crate::fs::generated::Tree;
 use crate::fs::inode::Inode;
 use alloc::rc::Rc;
@@ -21,6 +22,7 @@ pub(crate) fn root() -> Rc<dyn Inode> {
             }
         };
         t.setting("template_instance", || "0\n".into(), Rc::new(write));
+        t.setting("scale_to_zero_disable", awake::text, Rc::new(awake::write));
     });
     tree.root()
 }

@@ -13,8 +13,8 @@ use crate::task;
 use alloc::rc::Rc;
 use linux_raw_sys::general as linux;
 
-const NO_KSM_OR_GUARDS: &str =
-    "MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_COLLAPSE, MADV_GUARD_INSTALL and MADV_GUARD_REMOVE give EINVAL";
+const NO_KSM_OR_GUARDS: &str = "MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_COLLAPSE, MADV_GUARD_INSTALL and MADV_GUARD_REMOVE give EINVAL; up to four pages \
+     that MADV_DONTNEED or MADV_FREE names are zeroed and stay resident while memory is plenty";
 
 pub(super) const CALLS: &[Syscall] = &[
     Syscall::partial(

@@ -95,7 +95,7 @@ impl Elf {
     /// Reads the headers. `read` fills the buffer from a file offset as far as the file goes and gives the count.
     ///
     /// # Errors
-    /// ENOEXEC for what is no program for this machine, EINVAL for segments that can't be, ENOMEM for those that do not fit
+    /// ENOEXEC for what is no program for this machine, EIO where the interpreter's name is cut off, EINVAL for segments that can't be, ENOMEM for those that do not fit
     /// in the address space; what `read` gives.
     pub fn parse(mut read: impl FnMut(u64, &mut [u8]) -> Result<usize>) -> Result<Self> {
         let mut header = [0; HEADER_BYTES];
@@ -168,7 +168,10 @@ impl Elf {
                     return Err(Errno::ENOEXEC);
                 }
                 let mut path = vec![0; file_bytes as usize];
-                if read(offset, &mut path)? < path.len() || path.last() != Some(&0) {
+                if read(offset, &mut path)? < path.len() {
+                    return Err(Errno::EIO);
+                }
+                if path.last() != Some(&0) {
                     return Err(Errno::ENOEXEC);
                 }
                 path.truncate(path.iter().position(|b| *b == 0).unwrap_or(0));
@@ -272,7 +275,7 @@ pub(crate) mod tests {
         assert_eq!(with((PT_LOAD, READ, 0, 0, 0, u64::MAX)), Err(Errno::ENOMEM));
         assert_eq!(with((PT_LOAD, READ, 0, u64::MAX - 4095, 0, 4096)), Err(Errno::ENOMEM));
         let interpreter = (PT_INTERP, READ, 170, 0, 20, 20);
-        assert_eq!(parse(&image(ET_DYN, 0, &[load, interpreter], 100)), Err(Errno::ENOEXEC), "path beyond the end");
+        assert_eq!(parse(&image(ET_DYN, 0, &[load, interpreter], 100)), Err(Errno::EIO), "path beyond the end");
         let huge = (PT_INTERP, READ, 120, 0, 1 << 40, 20);
         assert_eq!(parse(&image(ET_DYN, 0, &[load, huge], 8192)), Err(Errno::ENOEXEC));
     }

@@ -1,12 +1,14 @@
 //! execve(2): one program takes another's place.
 //!
-//! The new program is loaded whole before anything of the old one is given up, so every failure but the death of the
-//! calling thread is an error that the old program sees.
+//! The new program is loaded whole before anything of the old one is given up, so failures are errors that the old program
+//! sees. Exceptions are the death of the calling thread, and a file whose data is cut off, which Linux finds out too late.
 
 use super::creds::{Credentials, FileCapabilities, FilePrivileges};
 use super::elf::Elf;
 use super::load::{self, Identity, Loaded, Strings};
 use super::sched::{self, Sleep};
+use super::signal::SIGSEGV;
+use super::status::WaitStatus;
 use super::thread::Thread;
 use super::{current, exit, pid};
 use crate::arch::regs::UserRegs;
@@ -86,7 +88,7 @@ fn privileges(location: &Location) -> FilePrivileges {
 /// away.
 ///
 /// # Errors
-/// As execve(2).
+/// As execve(2). After EFAULT the process is ending, by SIGSEGV.
 pub fn execute(mut program: Program<'_>) -> Result<()> {
     let me = current();
     let creds = me.creds();
@@ -118,7 +120,12 @@ pub fn execute(mut program: Program<'_>) -> Result<()> {
     let identity =
         Identity { uid: new_creds.uid, euid: new_creds.euid, gid: new_creds.gid, egid: new_creds.egid, secure };
     let open_interpreter = |path: &[u8]| open(&(program.find)(path)?, &creds);
-    let loaded = load::load(&file, &elf, &name, (&program.argv, &program.envp), &identity, &open_interpreter)?;
+    let loaded = load::load(&file, &elf, &name, (&program.argv, &program.envp), &identity, &open_interpreter)
+        .inspect_err(|error| {
+            if *error == Errno::EFAULT {
+                exit::exit_group(&me.process, WaitStatus::signaled(SIGSEGV.number(), false));
+            }
+        })?;
     drop(file);
     become_only_thread(&me)?;
     commit(&me, loaded, &name, location, new_creds, secure);

@@ -117,7 +117,8 @@ pub fn read_at(file: &OpenFile, offset: u64, buffer: &mut [u8]) -> Result<usize>
 /// Loads a program. `open_interpreter` opens what PT_INTERP names.
 ///
 /// # Errors
-/// As execve(2): ENOEXEC, ELIBBAD, ENOMEM, E2BIG and what opening and reading give.
+/// As execve(2): ENOEXEC, ELIBBAD, ENOMEM, E2BIG and what opening and reading give. EFAULT where a file ends before the
+/// last page of a segment's data, whose rest is to be cleared.
 pub fn load(
     file: &Rc<OpenFile>,
     elf: &Elf,

@@ -138,6 +138,9 @@ pub struct ScaleToZero {
     pub policy: Sleep,
     /// For how long there must be silence.
     pub cooldown_ms: u64,
+    /// How long before it sleeps it is told; 0 for never.
+    #[serde(default)]
+    pub notify_ms: u64,
 }
 
 /// What keeps an instance awake.
@@ -162,9 +165,22 @@ pub struct Egress {
     /// Networks.
     #[serde(default)]
     pub deny: Vec<String>,
-    /// Private addresses as well.
+    /// Where no entry says otherwise.
     #[serde(default)]
-    pub private: bool,
+    pub scope: Scope,
+}
+
+/// What a guest may reach where no entry says otherwise.
+#[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Nothing.
+    None,
+    /// Public addresses.
+    #[default]
+    Public,
+    /// Private ones as well.
+    Private,
 }
 
 /// See the document.
@@ -245,6 +261,9 @@ pub struct Service {
     /// How connections are handled.
     #[serde(default)]
     pub handlers: Vec<Handler>,
+    /// Idempotent requests without a body that got no answer are sent once more.
+    #[serde(default)]
+    pub retry_idempotent: bool,
 }
 
 /// How connections to a service are handled.

@@ -228,7 +228,6 @@ fn park_link(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, park: &Par
         // What is in flight after that goes to sleep with it.
         let _ = tokio::time::timeout(time, instance.drained()).await;
         if matches!(instance.phase(), Phase::Draining) {
-            instance.pool.clear_on(&instance.link);
             instance.be_quiet();
         }
         connection.answer(id, Ok(json!({"in_flight": instance.requests() + instance.connections()})));

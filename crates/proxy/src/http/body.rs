@@ -110,7 +110,7 @@ impl HttpBody for Body {
 
 /// Of a request to a guest: the client's, and word to its connection of how it gets on.
 pub struct RequestBody {
-    body: Incoming,
+    body: Option<Incoming>,
     client: Rc<Connection>,
 }
 
@@ -121,7 +121,13 @@ impl RequestBody {
         if !client.is_multiplexed() {
             client.body_open.set(!body.is_end_stream());
         }
-        Self { body, client }
+        Self { body: Some(body), client }
+    }
+
+    /// That of a request without one.
+    #[must_use]
+    pub fn none(client: Rc<Connection>) -> Self {
+        Self { body: None, client }
     }
 }
 
@@ -130,7 +136,8 @@ impl HttpBody for RequestBody {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = Pin::new(body).poll_frame(cx);
         match &frame {
             Poll::Pending => {
                 if self.client.body_wanted.get().is_none() && !self.client.is_multiplexed() {
@@ -140,18 +147,18 @@ impl HttpBody for RequestBody {
             }
             Poll::Ready(_) => self.client.body_wanted.set(None),
         }
-        if self.body.is_end_stream() || matches!(frame, Poll::Ready(None | Some(Err(_)))) {
+        if self.is_end_stream() || matches!(frame, Poll::Ready(None | Some(Err(_)))) {
             self.client.body_open.set(false);
         }
         frame
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
     }
 }
 

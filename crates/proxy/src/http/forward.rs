@@ -13,7 +13,7 @@ use crate::proxy::{HTTPS_PORT, Proxy};
 use crate::telemetry::Record;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
@@ -100,6 +100,8 @@ async fn forward(
     let (parts, body) = request.into_parts();
     let mut request = Request::from_parts(parts, RequestBody::new(body, client.clone()));
     headers::prepare_request(&mut request, &host, door.entrance, &record.id, upgrade);
+    let repeatable = request.method().is_idempotent() && request.body().is_end_stream() && !upgrade;
+    let mut repeated = false;
     let mut tries = 0;
     loop {
         let admitted = door.proxy.admit(&host, door.port, Kind::Request).await?;
@@ -122,6 +124,7 @@ async fn forward(
             Err(_) if instance.phase() != Phase::Running && tries < TRIES_MAX => continue,
             Err(error) => return Err(lost(&error)),
         };
+        let again = (repeatable && admitted.retry_idempotent && !repeated).then(|| repeat(&request, client));
         match upstream.send(&instance, request).await {
             Ok((mut response, lease)) => {
                 let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -142,10 +145,24 @@ async fn forward(
                 return Ok(response.map(|body| Body::guest(body, lease, admitted.busy)));
             }
             Err(SendError::Unsent(unsent)) if tries < TRIES_MAX => request = *unsent,
+            Err(SendError::Broken(_)) if again.is_some() => {
+                repeated = true;
+                request = again.expect("just seen");
+            }
             Err(SendError::Unsent(_)) => return Err(lost(&io::Error::from(io::ErrorKind::ConnectionReset))),
             Err(SendError::Broken(error)) => return Err(lost(&error)),
         }
     }
+}
+
+/// A request without a body once more.
+fn repeat(request: &Request<RequestBody>, client: &Rc<Connection>) -> Request<RequestBody> {
+    let mut again = Request::new(RequestBody::none(client.clone()));
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.version_mut() = request.version();
+    *again.headers_mut() = request.headers().clone();
+    again
 }
 
 /// What the log says of a host that is not served.

@@ -44,8 +44,8 @@ pub trait Owner {
     fn output(&self, bytes: &[u8]);
     /// A connection has something to say while nothing may be sent.
     fn has_word(&self);
-    /// The last connection that the guest has opened is gone.
-    fn outgoing_ended(&self);
+    /// A connection that the guest has opened is gone, or the guest does not hold its VM awake any more.
+    fn let_go(&self);
     /// The VM process has closed its end, or broke the rules.
     fn ended(&self, violation: Option<Violation>);
 }
@@ -71,6 +71,8 @@ struct Inner {
     /// Connections of the guest's own when this was last looked at.
     outgoing: usize,
     policy: Policy,
+    /// A program of the guest wants its VM to stay awake.
+    held: bool,
     /// Last words of streams that nobody holds any more.
     farewells: Vec<(u32, u32)>,
     output_owed: [u32; 2],
@@ -88,7 +90,7 @@ struct Inner {
 struct News {
     output: Vec<u8>,
     word: bool,
-    outgoing_ended: bool,
+    let_go: bool,
     end: Option<Option<Violation>>,
 }
 
@@ -118,6 +120,7 @@ impl Link {
             egress: None,
             outgoing: 0,
             policy,
+            held: false,
             farewells: Vec::new(),
             output_owed: [0; 2],
             owed: Vec::new(),
@@ -169,8 +172,8 @@ impl Link {
         if news.word {
             owner.has_word();
         }
-        if news.outgoing_ended {
-            owner.outgoing_ended();
+        if news.let_go {
+            owner.let_go();
         }
         if let Some(violation) = news.end {
             owner.ended(violation);
@@ -190,11 +193,28 @@ impl Link {
     /// # Errors
     /// Where there are too many, or no guest runs.
     pub fn connect(self: &Rc<Self>, port: u16, peer: Option<SocketAddr>) -> io::Result<Stream> {
+        self.open(|number| tcp_ends(number, port, peer), Half::default())
+    }
+
+    /// Opens a connection to a vsock port of the guest's, over which it is told something that is no traffic.
+    ///
+    /// # Errors
+    /// As [`Link::connect`].
+    pub fn connect_notice(self: &Rc<Self>, port: u32) -> io::Result<Stream> {
+        let ends = |number| {
+            let to = Endpoint::Vsock { cid: network::GUEST_CID, port };
+            (Transport::Vsock, [to, Endpoint::Vsock { cid: network::HOST_CID, port: number }])
+        };
+        self.open(ends, Half::of_notice())
+    }
+
+    fn open(self: &Rc<Self>, ends: impl Fn(u32) -> (Transport, [Endpoint; 2]), half: Half) -> io::Result<Stream> {
+        let is_notice = half.is_notice;
         let mut inner = self.inner.borrow_mut();
-        let number = inner.open(port, peer)?;
+        let number = inner.open(ends, half)?;
         inner.send();
         drop(inner);
-        Ok(Stream::new(self.clone(), number))
+        Ok(Stream::new(self.clone(), number, is_notice))
     }
 
     /// Closes a connection under whoever holds it.
@@ -239,6 +259,19 @@ impl Link {
     #[must_use]
     pub fn outgoing(&self) -> usize {
         self.inner.borrow().egress.as_ref().map_or(0, |egress| egress.sockets.connection_count())
+    }
+
+    /// Keeps so many of the TCP connections that the guest has opened, and resets the youngest.
+    pub fn park_at_most(&self, count: usize) {
+        if let Some(egress) = &mut self.inner.borrow_mut().egress {
+            egress.sockets.keep_connections(count);
+        }
+    }
+
+    /// Whether a program of the guest wants its VM to stay awake.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.inner.borrow().held
     }
 
     /// When bytes last went over a connection, either way.
@@ -289,6 +322,7 @@ impl Link {
         }
         inner.wire = Some(wire);
         inner.generation = generation;
+        inner.held = false;
         inner.quiet = false;
         inner.word = false;
         if let Some(egress) = &mut inner.egress {
@@ -318,13 +352,26 @@ impl Link {
     }
 }
 
+/// Who a TCP connection leads to, and who it is from; the gateway where that is nobody.
+fn tcp_ends(number: u32, port: u16, peer: Option<SocketAddr>) -> (Transport, [Endpoint; 2]) {
+    let from = peer.unwrap_or_else(|| {
+        let port = 1024 + (number / 2 % 60_000) as u16;
+        SocketAddr::new(network::GATEWAY_V4.into(), port)
+    });
+    let to = match from {
+        SocketAddr::V4(_) => SocketAddr::new(network::GUEST_V4.into(), port),
+        SocketAddr::V6(_) => SocketAddr::new(network::GUEST_V6.into(), port),
+    };
+    (Transport::Tcp, [Endpoint::Inet(to), Endpoint::Inet(from)])
+}
+
 /// No one, until an owner is set.
 struct Nobody;
 
 impl Owner for Nobody {
     fn output(&self, _: &[u8]) {}
     fn has_word(&self) {}
-    fn outgoing_ended(&self) {}
+    fn let_go(&self) {}
     fn ended(&self, _: Option<Violation>) {}
 }
 
@@ -362,7 +409,7 @@ impl Inner {
             self.send();
         }
         let outgoing = self.egress.as_ref().map_or(0, |egress| egress.sockets.connection_count());
-        news.outgoing_ended |= outgoing == 0 && self.outgoing > 0;
+        news.let_go |= outgoing < self.outgoing;
         self.outgoing = outgoing;
         news.word |= std::mem::take(&mut self.word);
     }
@@ -400,6 +447,10 @@ impl Inner {
         let expected = ledger.attach_counts(number);
         ledger.from_guest(header)?;
         if number < numbers::FIRST_DYNAMIC {
+            if header.kind == kind::HELD {
+                self.held = header.argument != 0;
+                news.let_go |= !self.held;
+            }
             if header.kind == kind::DATA && matches!(number, numbers::STDOUT | numbers::STDERR) {
                 news.output.extend_from_slice(payload);
                 self.output_owed[(number - numbers::STDOUT) as usize] += header.len;
@@ -407,7 +458,7 @@ impl Inner {
             return Ok(());
         }
         wire.traffic.rx_bytes += u64::from(header.len);
-        if header.kind == kind::DATA {
+        if header.kind == kind::DATA && self.streams.get(&number).is_none_or(|half| !half.is_notice) {
             last.set(Instant::now());
         }
         if header.kind == kind::ATTACH {
@@ -488,7 +539,7 @@ impl Inner {
         }
     }
 
-    fn open(&mut self, port: u16, peer: Option<SocketAddr>) -> io::Result<u32> {
+    fn open(&mut self, ends: impl Fn(u32) -> (Transport, [Endpoint; 2]), half: Half) -> io::Result<u32> {
         let quiet = self.quiet;
         let Some(wire) = self.wire.as_mut().filter(|wire| !wire.ended && !quiet) else {
             return Err(io::ErrorKind::NotConnected.into());
@@ -503,19 +554,11 @@ impl Inner {
                 break number;
             }
         };
-        let from = peer.unwrap_or_else(|| {
-            let port = 1024 + (number / 2 % 60_000) as u16;
-            SocketAddr::new(network::GATEWAY_V4.into(), port)
-        });
-        let to = match from {
-            SocketAddr::V4(_) => SocketAddr::new(network::GUEST_V4.into(), port),
-            SocketAddr::V6(_) => SocketAddr::new(network::GUEST_V6.into(), port),
-        };
-        let payload = [to, from].map(|end| Endpoint::Inet(end).encode()).concat();
-        let header =
-            Header { stream: number, kind: kind::OPEN, len: payload.len() as u32, argument: Transport::Tcp as u32 };
+        let (transport, ends) = ends(number);
+        let payload = ends.map(|end| end.encode()).concat();
+        let header = Header { stream: number, kind: kind::OPEN, len: payload.len() as u32, argument: transport as u32 };
         wire.push(header, &payload);
-        self.streams.insert(number, Half::default());
+        self.streams.insert(number, half);
         Ok(number)
     }
 

@@ -14,6 +14,8 @@ use torpor_abi::frame::{CONNECTION_WINDOW_BYTES, Header, MAX_PAYLOAD_BYTES, kind
 pub(super) struct Half {
     received: VecDeque<u8>,
     pub(super) opened: bool,
+    /// What goes over it is no traffic: it keeps nothing awake.
+    pub(super) is_notice: bool,
     /// The guest sends no more bytes.
     ended: bool,
     /// The guest, or the link's end, has closed it; with an errno or 0.
@@ -35,6 +37,7 @@ impl Default for Half {
         Self {
             received: VecDeque::new(),
             opened: false,
+            is_notice: false,
             ended: false,
             closed: None,
             said_close: false,
@@ -49,6 +52,11 @@ impl Default for Half {
 }
 
 impl Half {
+    /// One over which no traffic goes.
+    pub(super) fn of_notice() -> Self {
+        Self { is_notice: true, ..Self::default() }
+    }
+
     /// A frame of the guest.
     pub(super) fn take(&mut self, header: &Header, payload: &[u8]) {
         match header.kind {
@@ -110,11 +118,12 @@ fn closed_error(errno: u32) -> io::Error {
 pub struct Stream {
     link: Rc<Link>,
     number: u32,
+    is_notice: bool,
 }
 
 impl Stream {
-    pub(super) fn new(link: Rc<Link>, number: u32) -> Self {
-        Self { link, number }
+    pub(super) fn new(link: Rc<Link>, number: u32, is_notice: bool) -> Self {
+        Self { link, number, is_notice }
     }
 
     /// By which [`Link::close`] knows it.
@@ -222,7 +231,9 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = self.link.inner.borrow_mut().poll_write(self.number, cx, bytes);
         if result.is_ready() {
-            self.link.last_traffic.set(Instant::now());
+            if !self.is_notice {
+                self.link.last_traffic.set(Instant::now());
+            }
         } else {
             self.link.report_word();
         }

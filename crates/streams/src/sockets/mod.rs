@@ -281,6 +281,19 @@ impl Sockets {
         }
     }
 
+    /// Keeps so many connections, and resets the youngest of the others.
+    pub fn keep_connections(&mut self, count: usize) {
+        let mut numbers: Vec<u32> = self
+            .streams
+            .iter()
+            .filter_map(|(number, stream)| matches!(stream, Stream::Bytes(_)).then_some(*number))
+            .collect();
+        numbers.sort_unstable();
+        for number in numbers.into_iter().skip(count) {
+            self.abort(number);
+        }
+    }
+
     /// The policy from now on; what is connected stays so.
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;

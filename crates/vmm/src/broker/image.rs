@@ -63,14 +63,20 @@ pub(super) fn open(path: &Path) -> Result<(File, u64), Failure> {
     if !(9..=16).contains(&block_bits) {
         return Err(fail(&format!("is damaged: its superblock names blocks of 2^{block_bits} bytes")));
     }
+    // Before anything that it says is believed.
+    if word(FEATURES) & FEATURE_CHECKSUM != 0 {
+        match checksum(&file, block_bits) {
+            Ok(computed) if computed == word(CHECKSUM) => {}
+            Ok(_) => return Err(fail("is damaged: the checksum of its superblock is wrong")),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Err(fail(&format!("is truncated: it has {bytes} bytes")));
+            }
+            Err(error) => return Err(fail(&error.to_string())),
+        }
+    }
     let wanted = u64::from(blocks) << block_bits;
     if wanted > bytes {
         return Err(fail(&format!("is truncated: it has {bytes} of {wanted} bytes")));
-    }
-    if word(FEATURES) & FEATURE_CHECKSUM != 0
-        && word(CHECKSUM) != checksum(&file, block_bits).map_err(|e| fail(&e.to_string()))?
-    {
-        return Err(fail("is damaged: the checksum of its superblock is wrong"));
     }
     if bytes > IMAGE_MAX_BYTES {
         return Err(fail(&format!("is too large: {bytes} bytes; at most {IMAGE_MAX_BYTES} can be mapped")));

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 use std::io::{ErrorKind, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use torpor_abi::frame::{Header, INITIAL_WINDOW_BYTES, MAX_PAYLOAD_BYTES, kind, stream};
 use torpor_streams::ledger::Violation;
@@ -45,6 +46,8 @@ struct Output {
     finished: bool,
     /// The guest is to be told that the reader is gone.
     report_gone: bool,
+    /// Why bytes of the program could not be written, though somebody wanted them.
+    lost: Option<Failure>,
 }
 
 /// How the VM process said that it ended.
@@ -57,6 +60,8 @@ pub(super) struct Session {
     child: Option<Pid>,
     signals: Signals,
     tty: bool,
+    /// The image's file, for messages.
+    image: PathBuf,
     /// Standard input in raw mode, with `-it`.
     terminal: Option<Terminal>,
     outbox: Outbox,
@@ -65,6 +70,8 @@ pub(super) struct Session {
     sockets_have_more: bool,
     outputs: Vec<Output>,
     trace: Option<Sink>,
+    /// Why the trace could not be written.
+    trace_lost: Option<Failure>,
     /// The trace goes to a terminal in raw mode, where a line needs a carriage return.
     raw_trace: bool,
     /// Standard input is connected and has not ended.
@@ -100,6 +107,7 @@ impl Session {
             sink,
             credit_bytes: 0,
             finished: false,
+            lost: None,
         };
         let stdout = Sink::of(rustix::stdio::stdout());
         let outputs = if tty {
@@ -112,6 +120,7 @@ impl Session {
             child: Some(child),
             signals,
             tty,
+            image: options.image.clone(),
             terminal,
             outbox: Outbox::new(tty),
             sockets,
@@ -119,6 +128,7 @@ impl Session {
             outputs,
             raw_trace: terminal_output(trace.is_none(), options),
             trace: trace.map_or_else(|| Sink::of(rustix::stdio::stderr()), |file| Some(Sink::new(file.into()))),
+            trace_lost: None,
             stdin_open: options.interactive,
             // The program may have had a standard input where the state comes from.
             stdin_ended: continues.is_some() && !options.interactive,
@@ -149,7 +159,9 @@ impl Session {
             self.reap();
         }
         drop(self.terminal.take());
-        outcome
+        // Whatever the program's status says, its caller has not got what it wrote.
+        let lost = self.outputs.into_iter().find_map(|output| output.lost).or(self.trace_lost);
+        outcome.and_then(|status| lost.map_or(Ok(status), Err))
     }
 
     /// Until when connections are waited for after the end; None where that is over or there is nothing to wait for.
@@ -218,7 +230,7 @@ impl Session {
             if events.intersects(PollFlags::ERR | PollFlags::HUP) {
                 self.trace = None;
             } else if !events.is_empty() {
-                flush_trace(&mut self.trace);
+                self.flush_trace();
             }
         }
         if reads_stdin && sink_events.next().is_some_and(|events| !events.is_empty()) {
@@ -417,7 +429,7 @@ impl Session {
                             }
                         }
                     }
-                    flush_trace(&mut self.trace);
+                    self.flush_trace();
                 }
                 (number, kind::DATA | kind::SHUTDOWN) => {
                     let output = self.outputs.iter_mut().find(|output| output.number == number);
@@ -430,11 +442,22 @@ impl Session {
         Ok(())
     }
 
+    /// A trace that can't be written is dropped; it is no reason to end the program.
+    fn flush_trace(&mut self) {
+        let Some(trace) = &mut self.trace else { return };
+        if let Err(error) = trace.flush() {
+            if !trace.is_readerless(&error) {
+                self.trace_lost = Some(Failure::new(format!("--trace: {error}")));
+            }
+            self.trace = None;
+        }
+    }
+
     fn take_report(&mut self, header: &Header, payload: &[u8]) -> Result<(), Violation> {
         let text = printable(payload);
         match header.kind {
             report::EXITED => self.end(Ok(exit_status(header.argument))),
-            report::START_FAILED => self.end(Err(Failure::start(header.argument.cast_signed(), text))),
+            report::START_FAILED => self.end(Err(Failure::start(header.argument.cast_signed(), text, &self.image))),
             report::FAILED => self.end(Err(Failure::new(text))),
             report::STOPPED => self.end(Err(Failure::stopped())),
             report::DEBUG => {
@@ -500,7 +523,13 @@ impl Output {
                     self.close();
                 }
             }
-            Err(_) => self.lose(),
+            Err(error) => {
+                if !sink.is_readerless(&error) {
+                    let name = if self.number == stream::STDERR { "standard error" } else { "standard output" };
+                    self.lost = Some(Failure::new(format!("{name}: {error}")));
+                }
+                self.lose();
+            }
         }
     }
 
@@ -530,13 +559,6 @@ fn time_until(moment: Instant) -> Timespec {
 /// Whether text for standard error reaches a terminal that is in raw mode.
 fn terminal_output(to_stderr: bool, options: &RunOptions) -> bool {
     to_stderr && options.tty && options.interactive && rustix::termios::isatty(rustix::stdio::stderr())
-}
-
-/// A trace that nobody reads any more is dropped; it is no reason to end the program.
-fn flush_trace(trace: &mut Option<Sink>) {
-    if trace.as_mut().is_some_and(|sink| sink.flush().is_err()) {
-        *trace = None;
-    }
 }
 
 /// A shell's exit status for a wait status (wait(2)).

@@ -24,6 +24,7 @@ enum Pace {
 pub(super) struct Sink {
     descriptor: OwnedFd,
     pace: Pace,
+    is_device: bool,
     queue: VecDeque<u8>,
 }
 
@@ -31,19 +32,17 @@ impl Sink {
     /// Takes a descriptor to write to.
     pub(super) fn new(descriptor: OwnedFd) -> Self {
         let kind = fstat(&descriptor).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode));
-        match kind {
-            FileType::RegularFile => Self { descriptor, pace: Pace::Free, queue: VecDeque::new() },
+        let (descriptor, pace) = match kind {
+            FileType::RegularFile => (descriptor, Pace::Free),
             // A terminal or pipe can be opened anew: an open file of our own, which may have O_NONBLOCK.
             FileType::CharacterDevice | FileType::Fifo => {
                 let path = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
                 let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-                match rustix::fs::open(path, flags, Mode::empty()) {
-                    Ok(own) => Self { descriptor: own, pace: Pace::Free, queue: VecDeque::new() },
-                    Err(_) => Self { descriptor, pace: Pace::Polled, queue: VecDeque::new() },
-                }
+                rustix::fs::open(path, flags, Mode::empty()).map_or((descriptor, Pace::Polled), |own| (own, Pace::Free))
             }
-            _ => Self { descriptor, pace: Pace::Polled, queue: VecDeque::new() },
-        }
+            _ => (descriptor, Pace::Polled),
+        };
+        Self { descriptor, pace, is_device: kind == FileType::CharacterDevice, queue: VecDeque::new() }
     }
 
     /// A copy of a standard stream's descriptor as a sink; none where it is closed.
@@ -59,6 +58,16 @@ impl Sink {
     /// Adds bytes behind those that wait.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.queue.extend(bytes);
+    }
+
+    /// Whether an error of [`Sink::flush`] says that nobody is there to read, which is not for this process to judge: a pipe
+    /// or socket whose other end is closed, a terminal that has hung up.
+    pub(super) fn is_readerless(&self, error: &io::Error) -> bool {
+        match Errno::from_io_error(error) {
+            Some(Errno::PIPE | Errno::CONNRESET) => true,
+            Some(Errno::IO) => self.is_device,
+            _ => false,
+        }
     }
 
     /// Writes what can be written without waiting and returns how much that was.
@@ -136,6 +145,18 @@ mod tests {
         assert!(sink.flush().expect("the reader is there") > 0);
         assert!(sink.len() > 0);
         drop(b);
-        assert_eq!(sink.flush().expect_err("no reader").kind(), io::ErrorKind::BrokenPipe);
+        let error = sink.flush().expect_err("no reader");
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert!(sink.is_readerless(&error));
+    }
+
+    #[test]
+    fn a_full_device_is_no_closed_pipe() {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+        let mut sink = Sink::new(full.into());
+        sink.push(b"x");
+        let error = sink.flush().expect_err("no room");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(!sink.is_readerless(&error));
     }
 }

@@ -54,6 +54,7 @@ const VCPU: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
+    libc::SYS_alarm,
 ];
 
 /// Of the thread that moves frames.
@@ -71,6 +72,7 @@ const IOCTLS: &[u64] = &[
     0xae04,      // KVM_GET_VCPU_MMAP_SIZE
     0xc008_ae05, // KVM_GET_SUPPORTED_CPUID
     0xae41,      // KVM_CREATE_VCPU
+    0xae44,      // KVM_SET_NR_MMU_PAGES
     0x4020_ae46, // KVM_SET_USER_MEMORY_REGION
     0x4040_ae79, // KVM_IOEVENTFD
     0xae80,      // KVM_RUN

@@ -5,7 +5,7 @@ use super::{Identity, Shared, State, ended, read_all};
 use crate::error::Failure;
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::snapshot::{Kind, Reader};
-use crate::vm::served::{End, Instance, Link, Origin, Refusal, Resources, Vm, Watcher, unpack_template};
+use crate::vm::served::{End, Instance, Link, Origin, Refusal, Resources, Vm, Watcher, Whole, unpack_template};
 use crate::vm::{Given, fail};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::Pid;
@@ -169,6 +169,7 @@ fn restore(
     })?;
     // The host writes all page tables: the vCPU of a new process has not run.
     let mut vm = Vm::prepare(origin, (saved.digest, &file, &memory), None, true, watcher)?;
-    vm.restore(delta.as_deref(), instance, None, metadata.stopped_at_ns)?;
+    let delta = delta.as_deref().map(|file| Reader::new(file)?.expect(Kind::Delta)).transpose()?;
+    vm.restore(delta.as_ref(), instance, None, &Whole::of(metadata)?)?;
     Ok(vm)
 }

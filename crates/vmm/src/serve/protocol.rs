@@ -68,6 +68,9 @@ pub enum Command {
     Template {
         /// Recorded in the file.
         uuid: Uuid,
+        /// Of an instance that goes on from it, with its connections; 0 for a template.
+        #[serde(default)]
+        generation: u64,
     },
     /// Back to rest.
     Reset {},

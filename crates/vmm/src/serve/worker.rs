@@ -8,7 +8,7 @@ use crate::snapshot::pages::Coding;
 use crate::snapshot::{Kind, Reader};
 use crate::vm::boot;
 use crate::vm::served::{
-    Captured, Instance, Link, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, Watcher, learn_warm_base,
+    Captured, Instance, Link, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, Watcher, Whole, learn_warm_base,
     unpack_template,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -69,15 +69,14 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     resources: Option<Resources>,
     vm: Option<Vm>,
-    /// Of the template: when it was stopped.
-    template_stopped_at_ns: u64,
+    whole: Whole,
     uuid: Uuid,
 }
 
 impl Worker {
     /// One whose VM is still to be given to it.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, resources: None, vm: None, template_stopped_at_ns: 0, uuid: Uuid::default() }
+        Self { shared, resources: None, vm: None, whole: Whole::default(), uuid: Uuid::default() }
     }
 
     /// One that is told what VM to make.
@@ -210,7 +209,7 @@ impl Worker {
                 self.stored(&stop, captured)
             }
             (Command::Link {}, State::Stopped) => self.link(&mut descriptors),
-            (Command::Template { uuid }, State::Stopped) => self.template(uuid),
+            (Command::Template { uuid, generation }, State::Stopped) => self.template(uuid, generation),
             (Command::Reset {}, State::Stopped) => self.reset(),
             (_, state) => Err(Refused::state(state)),
         };
@@ -275,11 +274,11 @@ impl Worker {
             Some(digest) => Some((digest, read_all(descriptors.next("warm base")?, DELTA_MAX_BYTES)?)),
             None => None,
         };
-        let stopped_at_ns = Reader::new(&file).map_err(Refusal::from)?.metadata().stopped_at_ns;
+        let whole = Whole::of(Reader::new(&file).map_err(Refusal::from)?.metadata()).map_err(Refusal::from)?;
         let origin = self.origin(image, None)?;
         let warm = warm.as_ref().map(|(digest, file)| (*digest, &file[..]));
         let vm = Vm::prepare(origin, (prepare.template, &file, &memory), warm, prepare.never_run, self.watching())?;
-        self.template_stopped_at_ns = stopped_at_ns;
+        self.whole = whole;
         self.set_vm(vm, State::Resting, Uuid::default(), None);
         Ok((json!({}), None))
     }
@@ -313,9 +312,10 @@ impl Worker {
             false => None,
         };
         let link = if restore.console { Some(descriptors.next("console")?) } else { None };
+        let read = |delta| Reader::new(delta).and_then(|reader| reader.expect(Kind::Delta));
+        let delta = delta.as_deref().map(read).transpose().map_err(Refusal::from)?;
         if let Some(delta) = &delta {
-            let reader = Reader::new(delta).and_then(|reader| reader.expect(Kind::Delta)).map_err(Refusal::from)?;
-            let metadata = reader.metadata();
+            let metadata = delta.metadata();
             let (uuid, generation) =
                 restore.origin.map_or((restore.uuid, restore.generation), |origin| (origin.uuid, origin.generation));
             if metadata.uuid != uuid || metadata.generation != generation {
@@ -329,20 +329,20 @@ impl Worker {
         let instance =
             Instance { uuid: restore.uuid, generation: restore.generation, host_name: restore.host_name.clone() };
         let vm = self.vm.as_mut().expect("it rests");
-        vm.restore(delta.as_deref(), &instance, link.as_ref(), self.template_stopped_at_ns)?;
+        vm.restore(delta.as_ref(), &instance, link.as_ref(), &self.whole)?;
         self.uuid = restore.uuid;
         self.set_running(Some(Identity { uuid: restore.uuid, generation: restore.generation }));
         let took_ns = u64::try_from(received_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Ok((json!({ "took_ns": took_ns }), None))
     }
 
-    fn template(&mut self, uuid: Uuid) -> Done {
+    fn template(&mut self, uuid: Uuid, generation: u64) -> Done {
         let vm = self.vm.as_mut().expect("it is stopped");
         if vm.template().is_some() {
             return Err(Refused::request("this VM is of a template already"));
         }
         vm.settle()?;
-        reply_with(vm.capture_template(uuid)?)
+        reply_with(vm.capture_template(uuid, generation)?)
     }
 
     fn reset(&mut self) -> Done {
@@ -416,6 +416,7 @@ fn reply_with(captured: Captured) -> Done {
             "warm_base": count(Coding::WarmBase),
         },
         "next_deadline_ns": captured.next_deadline_ns,
+        "drew_random": captured.drew_random,
     });
     Ok((result, Some(file)))
 }

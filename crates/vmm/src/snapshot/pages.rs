@@ -47,9 +47,25 @@ impl Coding {
 
 /// Part of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
+pub struct Run {
     offset: u16,
     len: u16,
+}
+
+impl Run {
+    /// Its bytes' places in the page.
+    #[must_use]
+    pub fn range(self) -> std::ops::Range<usize> {
+        usize::from(self.offset)..usize::from(self.offset + self.len)
+    }
+}
+
+/// All of `page` that differs from `base`, and single equal words between.
+#[must_use]
+pub fn differing(page: &Page, base: &Page) -> Vec<Run> {
+    let mut runs = Vec::new();
+    let _ = differences(page, base, &mut runs, usize::MAX);
+    runs
 }
 
 /// Where `page` differs from `base`: runs of whole words, with single equal words between them included. `None` as soon as
@@ -83,6 +99,9 @@ fn differences(page: &Page, base: &Page, runs: &mut Vec<Run>, most: usize) -> Op
     Some(cost)
 }
 
+/// Differences that cost no more are taken at once: to look at other bases, which are not at hand, costs more than it gains.
+const SMALL: usize = 128;
+
 /// Collects the pages of one chunk.
 #[derive(Debug, Default)]
 pub struct Encoder {
@@ -106,14 +125,21 @@ impl Encoder {
         self.entries.len() + self.runs.len() + self.bytes.len()
     }
 
-    /// Adds a page in the cheapest coding of those whose base is given, and returns that.
-    pub fn push(&mut self, number: u32, page: &Page, template: Option<&Page>, warm_base: Option<&Page>) -> Coding {
+    /// Adds a page in the cheapest coding of those whose base is given, or in one that is cheap enough. Returns that, and
+    /// where the page differs from its base.
+    pub fn push(
+        &mut self,
+        number: u32,
+        page: &Page,
+        template: Option<&Page>,
+        warm_base: Option<&Page>,
+    ) -> (Coding, &[Run]) {
         let [best, other] = &mut self.scratch;
         // The likeliest first: it bounds what the others may cost.
         let candidates = [(Coding::WarmBase, warm_base), (Coding::Template, template), (Coding::Raw, Some(&ZEROS))];
         let (mut coding, mut base, mut least) = (Coding::Raw, &ZEROS, usize::MAX);
         for (candidate, page_of) in candidates.into_iter().filter_map(|(c, page)| Some((c, page?))) {
-            if least > 0
+            if least > SMALL
                 && let Some(cost) = differences(page, page_of, other, least - 1)
             {
                 (coding, base, least) = (candidate, page_of, cost);
@@ -128,13 +154,13 @@ impl Encoder {
         self.entries.extend_from_slice(&number.to_le_bytes());
         self.entries.extend_from_slice(&[coding as u8, 0]);
         self.entries.extend_from_slice(&(best.len() as u16).to_le_bytes());
-        for run in best {
+        for run in &*best {
             self.runs.extend_from_slice(&run.offset.to_le_bytes());
             self.runs.extend_from_slice(&run.len.to_le_bytes());
-            let range = usize::from(run.offset)..usize::from(run.offset + run.len);
+            let range = run.range();
             self.bytes.extend(page[range.clone()].iter().zip(&base[range]).map(|(a, b)| a ^ b));
         }
-        coding
+        (coding, best)
     }
 
     /// First page, number of pages and the coded bytes; empties the encoder. `None` if there are no pages.

@@ -1,12 +1,19 @@
 //! Writes a snapshot.
 
-use super::pages::{Coding, Encoder, Page};
+use super::pages::{Coding, Encoder, Page, Run};
 use super::{HEADER_BYTES, Kind, MAGIC, MAX_CHUNKS, MAX_METADATA_BYTES, Metadata, VERSION};
 use crc32c::{crc32c, crc32c_append};
 use std::io;
+use zstd::zstd_safe::CParameter;
 
 /// Level 3 is zstd's default: higher ones cost several times the time for a few per cent.
 const LEVEL: i32 = 3;
+/// Chunks of a usual delta are no longer. Tables of 2^12 entries find as much in them as those of level 3, which take ten
+/// times as long to clear as the chunk to compress.
+const SMALL_CHUNK_BYTES: usize = 64 << 10;
+const SMALL_TABLE_LOG: u32 = 12;
+/// As the level has it.
+const DEFAULT_LOG: u32 = 0;
 
 /// Collects pages in rising order.
 pub struct Writer<'d> {
@@ -33,7 +40,7 @@ impl Writer<'_> {
         })
     }
 
-    /// Adds a page behind all others, coded against the bases that are given.
+    /// Adds a page behind all others, coded against the bases that are given. Returns how, and where it differs from that base.
     ///
     /// # Errors
     /// What zstd gives.
@@ -43,17 +50,20 @@ impl Writer<'_> {
         page: &Page,
         template: Option<&Page>,
         warm_base: Option<&Page>,
-    ) -> io::Result<()> {
+    ) -> io::Result<(Coding, &[Run])> {
         if !self.encoder.has_room() {
             self.end_chunk()?;
         }
-        let coding = self.encoder.push(number, page, template, warm_base);
+        let (coding, runs) = self.encoder.push(number, page, template, warm_base);
         self.counts[coding as usize] += 1;
-        Ok(())
+        Ok((coding, runs))
     }
 
     fn end_chunk(&mut self) -> io::Result<()> {
         let Some((first, pages, raw)) = self.encoder.take() else { return Ok(()) };
+        let log = if raw.len() <= SMALL_CHUNK_BYTES { SMALL_TABLE_LOG } else { DEFAULT_LOG };
+        self.compressor.set_parameter(CParameter::HashLog(log))?;
+        self.compressor.set_parameter(CParameter::ChainLog(log))?;
         let packed = self.compressor.compress(&raw)?;
         let word = |len: usize| u32::try_from(len).map_err(|_| io::Error::other("a chunk of more than 4 GiB"));
         for value in [first, pages, word(packed.len())?, word(raw.len())?, crc32c(&packed), 0] {

@@ -60,7 +60,7 @@ pub(super) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, Fatal> {
 /// [`Fatal::Kvm`] or [`Fatal::Unsupported`].
 pub(super) fn set_up(vcpu: &VcpuFd, cpuid: &CpuId, syscall_stub: u64, pml4: Gpa) -> Result<Features, Fatal> {
     vcpu.set_cpuid2(cpuid).map_err(Fatal::kvm("KVM_SET_CPUID2"))?;
-    set_system_registers(vcpu, cpuid, pml4)?;
+    set_system_registers(vcpu, cpuid, &[pml4])?;
     set_msrs(vcpu, syscall_stub)?;
     let xcr0 = set_xcr0(vcpu)?;
     let tsc_khz = vcpu.get_tsc_khz().map_err(Fatal::kvm("KVM_GET_TSC_KHZ"))?;
@@ -99,8 +99,7 @@ pub(super) fn reset(vcpu: &VcpuFd, cpuid: &CpuId, syscall_stub: u64, pml4: Gpa) 
     vcpu.set_debug_regs(&debug).map_err(Fatal::kvm("KVM_SET_DEBUGREGS"))?;
     vcpu.set_vcpu_events(&kvm_bindings::kvm_vcpu_events::default()).map_err(Fatal::kvm("KVM_SET_VCPU_EVENTS"))?;
     // Another root in between: KVM looks at every table anew that the guest has written.
-    set_system_registers(vcpu, cpuid, Gpa(0))?;
-    set_system_registers(vcpu, cpuid, pml4)?;
+    set_system_registers(vcpu, cpuid, &[Gpa(0), pml4])?;
     set_msrs(vcpu, syscall_stub)
 }
 
@@ -113,7 +112,8 @@ pub(super) fn set_entry(vcpu: &mut VcpuFd, rip: u64, rsp: u64) {
     vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
 }
 
-fn set_system_registers(vcpu: &VcpuFd, cpuid: &CpuId, pml4: Gpa) -> Result<(), Fatal> {
+/// Sets them once for each root in turn.
+fn set_system_registers(vcpu: &VcpuFd, cpuid: &CpuId, roots: &[Gpa]) -> Result<(), Fatal> {
     let code = kvm_segment {
         base: 0,
         limit: u32::MAX,
@@ -148,12 +148,13 @@ fn set_system_registers(vcpu: &VcpuFd, cpuid: &CpuId, pml4: Gpa) -> Result<(), F
     sregs.gdt = table(GDT_OFFSET, GDT_BYTES);
     sregs.idt = table(IDT_OFFSET, IDT_BYTES);
     sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
-    sregs.cr3 = pml4.0;
     sregs.efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_FSGSBASE | CR4_OSXSAVE;
-    if vcpu.set_sregs(&sregs).is_ok() {
-        return Ok(());
-    }
+    let mut set = |root: &Gpa| {
+        sregs.cr3 = root.0;
+        vcpu.set_sregs(&sregs)
+    };
+    let Err(error) = roots.iter().try_for_each(&mut set) else { return Ok(()) };
     // A software KVM takes these bits though it announces neither feature; others insist on what CPUID says.
     let leaf = |function, index| cpuid.as_slice().iter().find(|e| e.function == function && e.index == index);
     if leaf(7, 0).is_none_or(|leaf| leaf.ebx & 1 == 0) {
@@ -162,7 +163,7 @@ fn set_system_registers(vcpu: &VcpuFd, cpuid: &CpuId, pml4: Gpa) -> Result<(), F
     if leaf(1, 0).is_none_or(|leaf| leaf.ecx & 1 << 26 == 0) {
         return Err(Fatal::Unsupported("the processor or KVM lacks XSAVE, which the guest kernel needs"));
     }
-    vcpu.set_sregs(&sregs).map_err(Fatal::kvm("KVM_SET_SREGS"))
+    Err(Fatal::kvm("KVM_SET_SREGS")(error))
 }
 
 fn set_xcr0(vcpu: &VcpuFd) -> Result<u64, Fatal> {

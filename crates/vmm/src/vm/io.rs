@@ -22,11 +22,13 @@ pub(super) struct Inbox {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// Nothing behind this was written since the last reset.
+    used: usize,
 }
 
 impl Default for Inbox {
     fn default() -> Self {
-        Self { ring: ReceiveRing::default(), buffer: vec![0; MESSAGE_MAX_BYTES], start: 0, end: 0 }
+        Self { ring: ReceiveRing::default(), buffer: vec![0; MESSAGE_MAX_BYTES], start: 0, end: 0, used: 0 }
     }
 }
 
@@ -34,6 +36,12 @@ impl Inbox {
     /// Whether all that was received is in the guest's ring.
     pub(super) fn is_empty(&self) -> bool {
         self.start == self.end
+    }
+
+    /// A message of `len` bytes is in the buffer.
+    fn received(&mut self, len: usize) {
+        (self.start, self.end) = (0, len);
+        self.used = self.used.max(len);
     }
 
     /// The link is another one.
@@ -44,7 +52,8 @@ impl Inbox {
     /// The guest is another one, its ring empty; nothing of the former one stays.
     pub(super) fn reset(&mut self) {
         self.ring.reset();
-        self.buffer.fill(0);
+        self.buffer[..self.used].fill(0);
+        self.used = 0;
         self.forget();
     }
 }
@@ -199,7 +208,7 @@ pub(super) fn receive_frames(machine: &Machine, inbox: &mut Inbox) -> Result<(),
             let header = Header { stream: stream::CONTROL, kind: kind::SIGNAL, len: 0, argument: signal };
             let frame = header.encode();
             inbox.buffer[..frame.len()].copy_from_slice(&frame);
-            (inbox.start, inbox.end) = (0, frame.len());
+            inbox.received(frame.len());
             continue;
         }
         match receive(&machine.link, &mut inbox.buffer) {
@@ -210,16 +219,21 @@ pub(super) fn receive_frames(machine: &Machine, inbox: &mut Inbox) -> Result<(),
                 super::process::exit()
             }
             Ok(len) => {
+                inbox.received(len);
                 if let Err(violation) = judge(machine, &inbox.buffer[..len]) {
+                    inbox.forget();
                     if machine.unlink(&violation.to_string())? {
                         break;
                     }
                     return Err(broken_broker(&violation));
                 }
-                (inbox.start, inbox.end) = (0, len);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) if machine.unlink(&error.to_string())? => break,
+            Err(error) if machine.unlink(&error.to_string())? => {
+                // A message that was too long was received in part.
+                inbox.used = inbox.buffer.len();
+                break;
+            }
             Err(error) => return Err(Fatal::system("receiving from the broker")(error)),
         }
     }

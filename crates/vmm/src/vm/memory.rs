@@ -322,7 +322,14 @@ impl ImageMapping {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, file, 0) }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { mapping: Mapping { base, len } })
+        let mapping = Mapping { base, len };
+        // What is not in the host's cache yet is read in large pages, which cost one fault in each VM instead of hundreds.
+        // SAFETY: advice that does not change contents, on the whole of our own mapping.
+        match unsafe { madvise(base.as_ptr().cast(), len, Advice::LinuxHugepage) } {
+            // A kernel or file system without large pages has small ones.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(Self { mapping }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Size in bytes, whole pages.

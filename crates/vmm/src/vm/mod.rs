@@ -18,6 +18,7 @@ mod memory;
 mod process;
 mod rings;
 pub mod served;
+mod slots;
 mod start;
 mod tables;
 mod timer;
@@ -32,6 +33,7 @@ use process::ResidentMemory;
 use rings::TransmitRing;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
+use slots::RamSlots;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -177,6 +179,7 @@ struct Transmit {
 #[derive(Debug)]
 struct Machine {
     memory: GuestMemory,
+    ram_slots: RamSlots,
     link: OwnedFd,
     transmit: Mutex<Transmit>,
     ledger: Mutex<Ledger>,

@@ -3,30 +3,33 @@
 use super::io::Gate;
 use super::kernel::{self, Loaded};
 use super::kick::Kicker;
-use super::memory::{Gpa, GuestMemory, Hva, ImageMapping};
+use super::memory::{Gpa, GuestMemory};
 use super::process::{self, ResidentMemory};
 use super::served::{Refusal, Resources};
+use super::slots::{self, RamSlots};
 use super::timer::Timer;
 use super::{Fatal, Given, Machine, Serving, Transmit, boot, cpu, tables, traps, vcpu};
 use crate::jail::filter::{self, Thread};
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_API_VERSION};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::borrow::Cow;
 use std::fs::File;
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use torpor_abi::boot::flags;
-use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_TABLES_BYTES, BOOT_TABLES_GPA, IMAGE_GPA, PAGE_BYTES, ram_bytes};
+use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_TABLES_BYTES, BOOT_TABLES_GPA, PAGE_BYTES, ram_bytes};
 use torpor_streams::ledger::Ledger;
 use torpor_streams::link::{Message, report};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-const RAM_SLOT: u32 = 0;
-const IMAGE_SLOT: u32 = 1;
+/// RAM that a VM has a slot for from the start: a part of it for what the guest kernel keeps of all RAM (page tables above
+/// all, a 64th), and some to begin with.
+const fn first_ram_bytes(ram_bytes: u64) -> u64 {
+    ram_bytes / 32 + (64 << 20)
+}
 
 /// The VM process, from fork to end. `parent` is the broker.
 pub fn run(given: Given, parent: Pid) -> ! {
@@ -148,9 +151,12 @@ pub(super) fn assemble(
     check_kvm(&kvm)?;
     let cpuid = cpu::supported_cpuid(&kvm)?;
     let vm = kvm.create_vm().map_err(Fatal::kvm("KVM_CREATE_VM"))?;
-    map_image(&vm, &parts.image, parts.image_bytes)?;
+    slots::map_image(&vm, &parts.image, parts.image_bytes)?;
+    let ram_bytes = memory.len_bytes();
+    // What is restored into a VM may lie anywhere.
+    let first_bytes = if parts.served.is_some() { ram_bytes } else { first_ram_bytes(ram_bytes) };
     // SAFETY: the memory goes into the machine, which is never dropped; the VM goes with the process.
-    unsafe { add_slot(&vm, RAM_SLOT, 0, Gpa(0), memory.base(), memory.len_bytes()) }?;
+    let ram_slots = unsafe { RamSlots::new(&vm, &memory, first_bytes) }?;
     let mut vcpu = vm.create_vcpu(0).map_err(Fatal::kvm("KVM_CREATE_VCPU"))?;
     let features = cpu::set_up(&vcpu, &cpuid, syscall_stub, Gpa(BOOT_TABLES_GPA))?;
 
@@ -161,6 +167,7 @@ pub(super) fn assemble(
     let timer = Timer::new(&memory).map_err(Fatal::system("timerfd_create"))?;
     let machine = Machine {
         memory,
+        ram_slots,
         link: parts.link,
         transmit: Mutex::new(Transmit::default()),
         ledger: Mutex::new(Ledger::new(parts.tty)),
@@ -199,20 +206,4 @@ fn check_kvm(kvm: &Kvm) -> Result<(), Fatal> {
         }
     }
     Ok(())
-}
-
-/// Maps the image and gives it to the guest.
-fn map_image(vm: &VmFd, image: &File, image_bytes: u64) -> Result<(), Fatal> {
-    let mapping = ManuallyDrop::new(ImageMapping::new(image, image_bytes).map_err(Fatal::system("mapping the image"))?);
-    // SAFETY: the mapping is never dropped.
-    unsafe { add_slot(vm, IMAGE_SLOT, KVM_MEM_READONLY, Gpa(IMAGE_GPA), mapping.base(), mapping.len_bytes()) }
-}
-
-/// # Safety
-/// `[hva, hva + len)` stays mapped as long as the VM lives.
-unsafe fn add_slot(vm: &VmFd, slot: u32, flags: u32, gpa: Gpa, hva: Hva, len: u64) -> Result<(), Fatal> {
-    let region =
-        kvm_userspace_memory_region { slot, flags, guest_phys_addr: gpa.0, memory_size: len, userspace_addr: hva.0 };
-    // SAFETY: the caller's promise.
-    unsafe { vm.set_user_memory_region(region) }.map_err(Fatal::kvm("KVM_SET_USER_MEMORY_REGION"))
 }

@@ -89,7 +89,7 @@ pub(super) fn run_until_stop(machine: &'static Machine, vm: &VmFd, vcpu: &mut Vc
                 }
             }
             Exit::Write { gpa, data, len } => {
-                if let Some(stop) = machine.expect(ring(machine, gpa, &data[..len])) {
+                if let Some(stop) = machine.expect(ring(machine, vm, gpa, &data[..len])) {
                     return stop;
                 }
             }
@@ -185,7 +185,7 @@ fn deliver_event(machine: &Machine, vcpu: &mut VcpuFd, wants_event: &mut bool) -
 }
 
 /// Does what a doorbell asks for.
-fn ring(machine: &'static Machine, gpa: Gpa, data: &[u8]) -> Result<Option<Stop>, Fatal> {
+fn ring(machine: &'static Machine, vm: &VmFd, gpa: Gpa, data: &[u8]) -> Result<Option<Stop>, Fatal> {
     let unknown = || Fatal::Doorbell { gpa, len: data.len() };
     let offset = gpa.0.checked_sub(DOORBELL_GPA).filter(|&offset| offset < PAGE_BYTES).ok_or_else(unknown)?;
     let value = u32::from_le_bytes(data.try_into().map_err(|_| unknown())?);
@@ -201,6 +201,7 @@ fn ring(machine: &'static Machine, gpa: Gpa, data: &[u8]) -> Result<Option<Stop>
             let gpa = Gpa(control.populate_gpa().load(Ordering::SeqCst));
             let len = control.populate_bytes().load(Ordering::SeqCst);
             if offset == doorbell::POPULATE {
+                machine.ram_slots.cover(vm, &machine.memory, gpa.0.saturating_add(len))?;
                 machine.memory.populate(gpa, len)?.map_err(Fatal::system("backing the guest's memory"))?;
                 machine.resident.check()?;
             } else {

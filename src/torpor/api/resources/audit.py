@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-from litestar import Response
-from litestar.response import Stream
+from starlette.responses import Response, StreamingResponse
 
 from torpor.api.dispatch import RequestError
 from torpor.api.operations import Call, operation
@@ -28,7 +27,7 @@ class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 @operation("GET", "/v1/audit", "subscribe_audit_events", "Follow what happens", group="Audit",
            query=AuditQuery, media_type="text/event-stream", support="partial",
            note="origins api, guest, restart, system")  # fmt: skip
-async def subscribe(call: Call) -> Response[Any]:
+async def subscribe(call: Call) -> Response:
     query = call.query
     types = set(query.events.split(",")) if query.events else set(TYPES)
     unknown = types.difference(TYPES)
@@ -57,7 +56,7 @@ async def subscribe(call: Call) -> Response[Any]:
         finally:
             context.__exit__(None, None, None)
 
-    return Stream(stream(), media_type="text/event-stream")
+    return StreamingResponse(stream(), media_type="text/event-stream")
 
 
 async def _chunks(subscription: Subscription, wanted: Any, *, gaps: bool) -> AsyncIterator[bytes]:

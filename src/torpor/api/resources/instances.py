@@ -4,7 +4,7 @@ import asyncio
 import base64
 from typing import Any, Literal
 
-from litestar import Response
+from starlette.responses import Response
 
 from torpor.api import listing, rendering
 from torpor.api.dispatch import JSON, RequestError, failed

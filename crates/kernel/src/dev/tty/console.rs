@@ -1,6 +1,8 @@
-//! The VM's terminal (`torpor vm run -t`): /dev/console, whose line is a stream to the host.
+//! The VM's terminal (`torpor vm run -t`): a pseudoterminal whose master is the host, at the other end of a stream.
 
+use super::pty::{self, Pty};
 use super::{Line, Tty};
+use crate::errno::Result;
 use crate::host::stream::HostStream;
 use crate::mm::user::{Dest, Source};
 use crate::wait::{Events, Registration, WaitQueue, Wake};
@@ -9,9 +11,6 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use torpor_abi::frame::stream;
-
-/// Device number of /dev/console.
-pub const DEVICE: u64 = crate::fs::device::make(5, 1);
 
 /// The stream as a terminal's line.
 struct HostLine {
@@ -67,17 +66,20 @@ impl Line for HostLine {
     }
 }
 
-/// The terminal of the given size. It becomes the controlling terminal of whoever opens it first.
-#[must_use]
-pub fn open(rows: u16, columns: u16) -> Rc<Tty> {
-    let tty = Tty::new(DEVICE, [rows, columns, 0, 0]);
+/// The terminal of the given size, which belongs to `owner_uid`. It becomes the controlling terminal of whoever opens it
+/// first.
+///
+/// # Errors
+/// None in practice: it is the first pseudoterminal.
+pub fn open(rows: u16, columns: u16, owner_uid: u32) -> Result<Rc<Pty>> {
+    let pty = pty::open_hosted([rows, columns, 0, 0], owner_uid)?;
     let line = Rc::new(HostLine {
         stream: HostStream::open(stream::STDIN),
-        tty: Rc::downgrade(&tty),
+        tty: Rc::downgrade(pty.tty()),
         registration: RefCell::new(None),
     });
     let queue = line.stream.wait_queue();
     *line.registration.borrow_mut() = Some(queue.register(line.clone(), false));
-    tty.set_line(line);
-    tty
+    pty.tty().set_line(line);
+    Ok(pty)
 }

@@ -374,8 +374,7 @@ impl Tty {
     }
 
     fn describe(&self) -> String {
-        let (major, minor) = (crate::fs::device::major(self.device), crate::fs::device::minor(self.device));
-        if major == 136 { alloc::format!("/dev/pts/{minor}") } else { String::from("/dev/console") }
+        alloc::format!("/dev/pts/{}", crate::fs::device::minor(self.device))
     }
 }
 

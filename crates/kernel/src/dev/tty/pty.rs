@@ -1,16 +1,21 @@
 //! Pseudoterminals (pty(7), pts(4)): a terminal whose line is a file, the master.
 
-use super::{Change, Line, Tty, TtyFile};
+use super::{Change, Line, Tty, TtyFile, WindowSize};
 use crate::errno::{Errno, Result};
+use crate::fs::caller::Caller;
 use crate::fs::device::make;
 use crate::fs::file::{FileOps, OpenFile, OpenFlags};
-use crate::fs::inode::Metadata;
+use crate::fs::inode::{FileType, Metadata};
+use crate::fs::mount::{self, Mount};
+use crate::fs::open::{self, How};
+use crate::fs::path::Resolve;
 use crate::mm::addr::UserAddr;
 use crate::mm::user::{self, Dest, Source};
 use crate::task::sched::{Sleep, wait_until};
 use crate::task::{creds::Credentials, current};
 use crate::wait::{Events, WaitQueue};
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
 use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use alloc::vec;
@@ -122,32 +127,59 @@ impl Line for SlaveLine {
     }
 }
 
+/// A new pair, whose terminal has no line yet.
+fn allocate(size: WindowSize, owner_uid: u32, locked: bool) -> Result<Rc<Pty>> {
+    PTYS.with(|ptys| {
+        let number = (0..MAX_PTYS).find(|n| !ptys.borrow().contains_key(n)).ok_or(Errno::ENOSPC)?;
+        let pty = Rc::new(Pty {
+            number,
+            tty: Tty::new(make(136, number), size),
+            output: RefCell::default(),
+            queue: WaitQueue::new(),
+            room: WaitQueue::new(),
+            locked: Cell::new(locked),
+            packet_mode: Cell::new(false),
+            packet: Cell::new(0),
+            slaves: Cell::new(0),
+            slave_was_open: Cell::new(false),
+            owner: Cell::new((owner_uid, 5, 0o620)),
+        });
+        ptys.borrow_mut().insert(number, Rc::downgrade(&pty));
+        Ok(pty)
+    })
+}
+
 /// Opens /dev/ptmx: a new pair; this is its master.
 ///
 /// # Errors
 /// ENOSPC when there are too many.
 pub fn open_master() -> Result<Rc<dyn FileOps>> {
     let creds: Rc<Credentials> = current().creds();
-    PTYS.with(|ptys| {
-        let number = (0..MAX_PTYS).find(|n| !ptys.borrow().contains_key(n)).ok_or(Errno::ENOSPC)?;
-        let tty = Tty::new(make(136, number), [0; 4]);
-        let pty = Rc::new(Pty {
-            number,
-            tty,
-            output: RefCell::default(),
-            queue: WaitQueue::new(),
-            room: WaitQueue::new(),
-            locked: Cell::new(true),
-            packet_mode: Cell::new(false),
-            packet: Cell::new(0),
-            slaves: Cell::new(0),
-            slave_was_open: Cell::new(false),
-            owner: Cell::new((creds.fsuid, 5, 0o620)),
-        });
-        pty.tty.set_line(Rc::new(SlaveLine(Rc::downgrade(&pty))));
-        ptys.borrow_mut().insert(number, Rc::downgrade(&pty));
-        Ok(Rc::new(Master(pty)) as Rc<dyn FileOps>)
-    })
+    let pty = allocate([0; 4], creds.fsuid, true)?;
+    pty.tty.set_line(Rc::new(SlaveLine(Rc::downgrade(&pty))));
+    Ok(Rc::new(Master(pty)))
+}
+
+/// A terminal in /dev/pts without a master in the guest, whose line the caller sets; it exists as long as the result.
+///
+/// # Errors
+/// ENOSPC when there are too many.
+pub fn open_hosted(size: WindowSize, owner_uid: u32) -> Result<Rc<Pty>> {
+    allocate(size, owner_uid, false)
+}
+
+impl Pty {
+    /// The slave.
+    #[must_use]
+    pub fn tty(&self) -> &Rc<Tty> {
+        &self.tty
+    }
+
+    /// The slave's name below /dev/pts.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
 }
 
 /// Opens /dev/pts/N.
@@ -163,6 +195,17 @@ pub fn open_slave(number: u32, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
     pty.slaves.set(pty.slaves.get() + 1);
     pty.slave_was_open.set(true);
     Ok(Rc::new(Slave { file: TtyFile(Rc::clone(&pty.tty)), pty: Rc::downgrade(&pty) }))
+}
+
+/// Opens a slave by its name in /dev/pts, wherever that is for the caller, so that it can be asked for the name (ttyname(3)).
+fn open_peer(number: u32, flags: OpenFlags) -> Result<Rc<OpenFile>> {
+    let is_devpts = |mount: &Rc<Mount>| {
+        mount.description.fs_type == "devpts" && mount.top().inode.metadata().file_type == FileType::Directory
+    };
+    let mount = mount::all().into_iter().find(is_devpts).ok_or(Errno::ENXIO)?;
+    let caller = Caller { creds: Rc::new(Credentials::root()), ..Caller::current() };
+    let how = How { flags: flags | OpenFlags::NOCTTY, mode: 0, resolve: Resolve::empty() };
+    open::open(&caller, mount.top(), format!("{number}").as_bytes(), how)
 }
 
 struct Slave {
@@ -331,9 +374,8 @@ impl FileOps for Master {
             io::TIOCGPKT => user::write(addr, &i32::from(pty.packet_mode.get()))?,
             io::TIOCGPTPEER => {
                 let flags = OpenFlags::from_bits_truncate(argument as u32);
-                let slave = open_slave(pty.number, flags | OpenFlags::NOCTTY)?;
                 let limit = current().process.limit(crate::task::limits::Resource::OpenFiles) as usize;
-                let file = OpenFile::anonymous(slave, flags);
+                let file = open_peer(pty.number, flags)?;
                 return Ok(current().files().insert(file, flags.contains(OpenFlags::CLOEXEC), 0, limit)? as u64);
             }
             io::TIOCSIG => {

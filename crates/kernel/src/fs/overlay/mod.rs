@@ -17,4 +17,4 @@ mod tree;
 mod xattr;
 
 pub use node::Node;
-pub use tree::{Limits, Lower, Tree};
+pub use tree::{Limits, Lower, Tree, image_fault};

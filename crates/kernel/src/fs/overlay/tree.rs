@@ -50,15 +50,26 @@ impl Lower {
     }
 }
 
-/// The errno for damage in the image.
+crate::global! {
+    /// What was first found wrong with the image.
+    static FAULT: Cell<Option<ErofsError>> = Cell::new(None);
+}
+
+/// What was first found wrong with the image since the start: damage, or a part of the format that this kernel can't read.
+/// Programs see an errno, which they may take for anything; whoever started the VM should hear of it.
+#[must_use]
+pub fn image_fault() -> Option<ErofsError> {
+    FAULT.with(Cell::get)
+}
+
+/// The errno for an error of the image's reader. Faults of the image itself are remembered for [`image_fault`].
 pub(super) fn image_error(error: ErofsError) -> Errno {
-    match error {
-        ErofsError::Unsupported { .. } => Errno::EOPNOTSUPP,
-        ErofsError::NotDirectory(_) => Errno::ENOTDIR,
-        ErofsError::NotSymlink(_) => Errno::EINVAL,
-        ErofsError::XattrListTooLong(_) => Errno::E2BIG,
-        _ => Errno::EUCLEAN,
+    let asked_wrongly =
+        matches!(error, ErofsError::NotDirectory(_) | ErofsError::NotSymlink(_) | ErofsError::XattrListTooLong(_));
+    if !asked_wrongly {
+        FAULT.with(|fault| fault.set(fault.get().or(Some(error))));
     }
+    error.errno()
 }
 
 enum Known {

@@ -30,7 +30,7 @@ pub(super) fn fill(tree: &mut Tree) {
     tree.text("locks", crate::fs::lock::text);
     tree.text("swaps", || "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".into());
     tree.text("devices", || {
-        "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n  5 /dev/ptmx\n 10 misc\n136 pts\n\nBlock devices:\n".into()
+        "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/ptmx\n 10 misc\n136 pts\n\nBlock devices:\n".into()
     });
     tree.text("partitions", || "major minor  #blocks  name\n\n".into());
     tree.text("diskstats", String::new);

@@ -158,6 +158,14 @@ impl Area {
         }
     }
 
+    /// The file it maps, as it was opened.
+    pub(super) fn file(&self) -> Option<&Rc<OpenFile>> {
+        match &self.backing {
+            Backing::Object(ObjectMapping { label: Label::File(file), .. }) => Some(file),
+            _ => None,
+        }
+    }
+
     /// The object's page at an address; the area has an object.
     pub(super) fn object_page(&self, address: u64) -> Option<(&ObjectMapping, u64)> {
         match &self.backing {

@@ -29,6 +29,12 @@ impl AddressSpace {
         Ok(child)
     }
 
+    /// Whether any area is under MADV_WIPEONFORK.
+    #[must_use]
+    pub fn has_wiped_areas(&self) -> bool {
+        self.areas.borrow().iter().any(|area| area.flags.contains(AreaFlags::WIPEONFORK))
+    }
+
     /// Empties the areas under MADV_WIPEONFORK: the whole VM has been copied.
     ///
     /// # Errors

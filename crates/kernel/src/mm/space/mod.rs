@@ -325,6 +325,19 @@ impl AddressSpace {
         self.areas.borrow().find(address).map(|area| area.backing.clone())
     }
 
+    /// Where the first page lies of the file that is mapped at an address, if that page is mapped too.
+    #[must_use]
+    pub fn start_of_file(&self, address: u64) -> Option<u64> {
+        let areas = self.areas.borrow();
+        let file = areas.find(address)?.file()?;
+        // Texts with rewritten system calls have pages of their own, so the name is what tells.
+        let first = |area: &&Area| {
+            area.file().is_some_and(|other| Rc::ptr_eq(other, file))
+                && area.object_page(area.start).is_some_and(|(_, page)| page == 0)
+        };
+        areas.iter().take_while(|area| area.start <= address).filter(first).last().map(|area| area.start)
+    }
+
     /// Where an address is for everybody: what shared futexes and the like are known by.
     #[must_use]
     pub fn identity(&self, address: u64) -> Option<Identity> {

@@ -295,6 +295,35 @@ fn advice_on_forks_is_followed() {
 }
 
 #[test]
+fn a_few_discarded_pages_are_zeroed_where_they_are_unless_they_are_shared() {
+    use linux_raw_sys::general as linux;
+    let space = fresh();
+    map(&space, BASE, 8 * PAGE_BYTES, RW);
+    let fill = |space: &AddressSpace| (0..8).for_each(|p| space.write(UserAddr(address(p)), b"p").expect("writable"));
+    let bytes = |space: &AddressSpace| {
+        let byte = |page| {
+            let mut byte = [9];
+            space.read(UserAddr(address(page)), &mut byte).map(|()| byte[0])
+        };
+        [0, 1, 2, 3, 4].map(|page| byte(page).expect("readable"))
+    };
+    fill(&space);
+    let used = frame::usage().used_bytes;
+    space.advise(address(1), 2 * PAGE_BYTES, linux::MADV_DONTNEED).expect("advised");
+    assert_eq!((bytes(&space), frame::usage().used_bytes), (*b"p\0\0pp", used));
+    fill(&space);
+    let child = space.fork().expect("enough memory");
+    child.advise(address(3), PAGE_BYTES, linux::MADV_DONTNEED).expect("advised");
+    assert_eq!((bytes(&child), bytes(&space)), (*b"ppp\0p", *b"ppppp"));
+    drop(child);
+    let resident = frame::usage().used_bytes;
+    space.advise(BASE, 5 * PAGE_BYTES, linux::MADV_DONTNEED).expect("advised");
+    assert!(frame::usage().used_bytes < resident, "more are given back");
+    assert_eq!(bytes(&space), [0; 5]);
+    check(&space);
+}
+
+#[test]
 fn programs_without_memory_for_tables_get_enomem() {
     frame::reset_hosted(64 << 20, 16 << 20);
     let space = AddressSpace::new(layout()).expect("enough memory");

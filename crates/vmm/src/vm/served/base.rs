@@ -1,10 +1,9 @@
 //! What a VM rests at, and what its deltas are against: its template, with the warm base's pages over it.
 
 use super::super::Fatal;
-use crate::snapshot::pages::{CodedPage, Coding, Page, ZEROS};
+use crate::snapshot::pages::{CodedPage, Coding, Page, Run, ZEROS, differing};
 use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader, metadata::Digest};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use torpor_abi::layout::{
@@ -56,13 +55,27 @@ pub(super) struct Base {
     /// Of the warm base's.
     pub(super) warm_digest: Option<Digest>,
     template: TemplateView,
-    warm: BTreeMap<u32, Box<Page>>,
+    /// Numbers of the warm base's pages, rising, and the pages.
+    warm_numbers: Vec<u32>,
+    warm: Vec<Warm>,
+}
+
+/// A page of the warm base.
+#[derive(Debug)]
+struct Warm {
+    page: Box<Page>,
+    /// Where it differs from the template's.
+    differs: Vec<Run>,
 }
 
 impl Base {
     /// Of a VM that was booted: zeros.
     pub(super) fn zeros() -> Self {
-        Self { digest: None, warm_digest: None, template: TemplateView { pages: &[] }, warm: BTreeMap::new() }
+        Self::over(None, TemplateView { pages: &[] })
+    }
+
+    fn over(digest: Option<Digest>, template: TemplateView) -> Self {
+        Self { digest, warm_digest: None, template, warm_numbers: Vec::new(), warm: Vec::new() }
     }
 
     /// Of a VM of a template; `memory` holds the template's pages and is sealed.
@@ -78,7 +91,7 @@ impl Base {
         }
         // SAFETY: the seals that were just looked at can't be taken off.
         let template = unsafe { TemplateView::new(memory, bytes) }.map_err(Fatal::system("mapping the template"))?;
-        Ok(Self { digest: Some(digest), warm_digest: None, template, warm: BTreeMap::new() })
+        Ok(Self::over(Some(digest), template))
     }
 
     /// The template's page; none where there is no template.
@@ -88,7 +101,12 @@ impl Base {
 
     /// The warm base's page, if it has this one.
     pub(super) fn warm(&self, number: u32) -> Option<&Page> {
-        self.warm.get(&number).map(|page| &**page)
+        self.warm_numbers.binary_search(&number).ok().map(|at| &*self.warm[at].page)
+    }
+
+    /// Which base the page is as while the VM rests.
+    pub(super) fn rests_at(&self, number: u32) -> Coding {
+        if self.warm_numbers.binary_search(&number).is_ok() { Coding::WarmBase } else { Coding::Template }
     }
 
     /// What the page is while the VM rests.
@@ -98,7 +116,13 @@ impl Base {
 
     /// The pages of the warm base.
     pub(super) fn warm_pages(&self) -> impl Iterator<Item = (u32, &Page)> {
-        self.warm.iter().map(|(number, page)| (*number, &**page))
+        self.warm_numbers.iter().copied().zip(self.warm.iter().map(|warm| &*warm.page))
+    }
+
+    /// The pages of the warm base: number, the template's page, and where the two differ.
+    pub(super) fn warm_differences(&self) -> impl Iterator<Item = (u32, &Page, &[Run])> {
+        let pages = self.warm_numbers.iter().copied().zip(&self.warm);
+        pages.map(|(number, warm)| (number, self.template(number).unwrap_or(&ZEROS), &warm.differs[..]))
     }
 
     /// A page put together from its coding.
@@ -117,15 +141,18 @@ impl Base {
     /// # Errors
     /// [`BadSnapshot`].
     pub(super) fn add_warm(&mut self, digest: Digest, file: &Reader<'_>) -> Result<(), BadSnapshot> {
-        let mut pages = BTreeMap::new();
+        let (mut numbers, mut pages) = (Vec::new(), Vec::new());
         each_page(file, |coded| {
             if coded.coding == Coding::WarmBase {
                 return Err(BadSnapshot::Format("a warm base that needs a warm base".into()));
             }
-            pages.insert(coded.number, Box::new(self.decode(coded)));
+            let page = Box::new(self.decode(coded));
+            let differs = differing(&page, self.template(coded.number).unwrap_or(&ZEROS));
+            numbers.push(coded.number);
+            pages.push(Warm { page, differs });
             Ok(())
         })?;
-        self.warm = pages;
+        (self.warm_numbers, self.warm) = (numbers, pages);
         self.warm_digest = Some(digest);
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::super::memory::Gpa;
 use super::super::timer::now_ns;
 use super::super::{Fatal, wait_writable};
 use super::base::is_scratch;
-use super::{Refusal, Survey, Vm, handover};
+use super::{Changed, Refusal, Survey, Vm, handover};
 use crate::snapshot::metadata::{Digest, Uuid, hex};
 use crate::snapshot::pages::{Coding, ZEROS};
 use crate::snapshot::{Kind, Metadata, Writer};
@@ -23,6 +23,8 @@ pub struct Captured {
     pub pages: [u32; Coding::COUNT],
     /// From the stop to the next timer on CLOCK_MONOTONIC.
     pub next_deadline_ns: Option<u64>,
+    /// Whether a program has drawn random numbers from a generator like BoringSSL's, which may lie in memory for later use.
+    pub drew_random: bool,
 }
 
 impl Vm {
@@ -64,12 +66,14 @@ impl Vm {
         self.machine.gate.close();
     }
 
-    /// All of a VM that was booted, as a template.
+    /// All of a VM that was booted, as a template; with a generation as the state of an instance, streams included. After
+    /// [`Vm::settle`].
     ///
     /// # Errors
     /// [`Refusal::Host`].
-    pub fn capture_template(&mut self, uuid: Uuid) -> Result<Captured, Refusal> {
-        self.capture(Kind::Template, uuid, 0, String::new())
+    pub fn capture_template(&mut self, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
+        let streams = if generation > 0 { self.parked(uuid, generation)? } else { String::new() };
+        self.capture(Kind::Template, uuid, generation, streams)
     }
 
     /// What a VM of a template differs by; `with_streams` after [`Vm::settle`].
@@ -92,20 +96,24 @@ impl Vm {
         }
         let mut free = FreePages::new(stopped.free);
         let private = self.pagemap.private_pages(memory)?;
-        let mut changed = Vec::new();
+        let mut survey = Survey { private: private.len(), changed: Vec::new(), runs: Vec::new() };
         let host = |error: std::io::Error| Refusal::Host(format!("zstd: {error}"));
         let mut writer = Writer::new().map_err(host)?;
         let mut page = Box::new(ZEROS);
         for &number in &private {
             if is_scratch(number) || free.contains(number) {
-                changed.push(number);
+                survey.changed.push(Changed { number, runs: None });
                 continue;
             }
             let gpa = Gpa(u64::from(number) * PAGE_BYTES);
             if !memory.equals(gpa, self.base.page(number)).map_err(Fatal::from)? {
                 memory.read(gpa, &mut *page).map_err(Fatal::from)?;
-                writer.push(number, &page, self.base.template(number), self.base.warm(number)).map_err(host)?;
-                changed.push(number);
+                let (template, warm) = (self.base.template(number), self.base.warm(number));
+                let (coding, runs) = writer.push(number, &page, template, warm).map_err(host)?;
+                let start = survey.runs.len();
+                let known = coding == self.base.rests_at(number);
+                survey.runs.extend_from_slice(if known { runs } else { &[] });
+                survey.changed.push(Changed { number, runs: known.then_some(start..survey.runs.len()) });
             }
         }
         let pages = writer.counts;
@@ -121,8 +129,9 @@ impl Vm {
         };
         let file = writer.finish(kind, &metadata).map_err(host)?;
         page.fill(0);
-        self.survey = Some(Survey { private: private.len(), changed });
-        Ok(Captured { file, pages, next_deadline_ns: stopped.next_deadline_ns })
+        self.survey = Some(survey);
+        let (next_deadline_ns, drew_random) = (stopped.next_deadline_ns, stopped.drew_random);
+        Ok(Captured { file, pages, next_deadline_ns, drew_random })
     }
 
     /// The streams as they are at the stop. Nothing is on its way to the guest: see [`Vm::settle`]. None of them goes on

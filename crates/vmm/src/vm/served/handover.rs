@@ -45,6 +45,8 @@ pub(super) struct Stopped {
     pub(super) tables: (u64, u64),
     /// See [`Handover::next_deadline_ns`].
     pub(super) next_deadline_ns: Option<u64>,
+    /// See [`Handover::drew_random`].
+    pub(super) drew_random: bool,
 }
 
 /// Reads what the guest said when it stopped. None of it is trusted: what is no whole pages of memory is left out.
@@ -66,6 +68,7 @@ pub(super) fn read_stopped(memory: &GuestMemory) -> Result<Stopped, OutOfRange> 
         free: bytes.as_chunks::<16>().0.iter().filter_map(pair).collect(),
         tables: (word(offset_of!(Handover, tables_gpa))?, word(offset_of!(Handover, tables_bytes))?),
         next_deadline_ns: (next != u64::MAX).then_some(next),
+        drew_random: memory.atomic_u32(at(offset_of!(Handover, drew_random))).load(Ordering::SeqCst) != 0,
     })
 }
 

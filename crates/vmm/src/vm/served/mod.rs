@@ -27,6 +27,7 @@ use super::{Fatal, Machine, Serving, boot, cpu, io};
 use crate::jail;
 use crate::jail::filter::{self, Thread};
 use crate::snapshot::metadata::{CpuFeatures, Digest, Machine as Family, Uuid};
+use crate::snapshot::pages::Run;
 use crate::snapshot::{BadSnapshot, Kind, Reader};
 use base::Base;
 use kvm_bindings::CpuId;
@@ -35,6 +36,7 @@ use private::PageMap;
 use rustix::process::Pid;
 use std::borrow::Cow;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -49,6 +51,7 @@ pub use base::{Unpack, unpack_template};
 pub use capture::Captured;
 pub use learn::learn_warm_base;
 pub use reset::Outcome as ResetOutcome;
+pub use restore::Whole;
 
 /// What can't be done with a VM, or not now. The VM is as it was before.
 #[derive(Debug, Error)]
@@ -176,12 +179,23 @@ struct Survey {
     /// How many pages the process has of its own.
     private: usize,
     /// Those that may differ from the base; all others do not.
-    changed: Vec<u32>,
+    changed: Vec<Changed>,
+    /// All of [`Changed::runs`].
+    runs: Vec<Run>,
+}
+
+/// A page that may differ from the base.
+#[derive(Debug)]
+struct Changed {
+    number: u32,
+    /// Where it differs, in the survey's runs; none where that is not known.
+    runs: Option<Range<usize>>,
 }
 
 impl Survey {
-    fn all_changed(private: Vec<u32>) -> Self {
-        Self { private: private.len(), changed: private }
+    fn all_changed(private: &[u32]) -> Self {
+        let changed = private.iter().map(|&number| Changed { number, runs: None }).collect();
+        Self { private: private.len(), changed, runs: Vec::new() }
     }
 }
 

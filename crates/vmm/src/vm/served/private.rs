@@ -90,7 +90,7 @@ impl PageMap {
     fn scan(&self, memory: &GuestMemory, part: &Range<u64>) -> std::io::Result<Vec<u32>> {
         let base = memory.base().0;
         let end = base + part.end.min(memory.len_bytes());
-        let mut regions = vec![Region::default(); 1024];
+        let mut regions = vec![Region::default(); 256];
         let mut pages = Vec::new();
         let mut start = base + part.start;
         while start < end {

@@ -8,9 +8,9 @@ use super::super::memory::Gpa;
 use super::super::{Fatal, Ledger};
 use super::base::each_page;
 use super::{Instance, Refusal, Vm, handover};
-use crate::snapshot::metadata::unhex_all;
-use crate::snapshot::pages::{CodedPage, Coding, Page, ZEROS};
-use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader};
+use crate::snapshot::metadata::{Uuid, unhex_all};
+use crate::snapshot::pages::{CodedPage, Page, Run, ZEROS};
+use crate::snapshot::{BadSnapshot, Metadata, Reader};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -36,26 +36,57 @@ fn parked_streams(metadata: &Metadata) -> Result<Vec<(u32, Connection)>, BadSnap
     Ok(parked.streams)
 }
 
+/// What a template's file says besides its memory.
+#[derive(Debug, Default)]
+pub struct Whole {
+    stopped_at_ns: u64,
+    uuid: Uuid,
+    generation: u64,
+    streams: Vec<(u32, Connection)>,
+}
+
+impl Whole {
+    /// What metadata say.
+    ///
+    /// # Errors
+    /// [`BadSnapshot`] where they make no sense.
+    pub fn of(metadata: &Metadata) -> Result<Self, BadSnapshot> {
+        let streams = parked_streams(metadata)?;
+        let Metadata { stopped_at_ns, uuid, generation, .. } = *metadata;
+        Ok(Self { stopped_at_ns, uuid, generation, streams })
+    }
+
+    /// The streams that go on in an instance that begins with the template alone: its own, if it is its own state.
+    fn streams_of(&self, instance: &Instance) -> Vec<(u32, Connection)> {
+        if (self.uuid, self.generation) == (instance.uuid, instance.generation) {
+            self.streams.clone()
+        } else {
+            Vec::new()
+        }
+    }
+}
+
 /// Entries of page tables that the guest has to store.
 pub(super) type Entries = Vec<(u64, u64)>;
 
 impl Vm {
-    /// Puts a delta into the resting VM (or, without one, its template) and makes it `instance`. The VM goes on with the
+    /// Puts a delta, read as one, into the resting VM (or, without one, its template) and makes it `instance`. The VM goes on with the
     /// next [`Vm::run`]. `link` is for console frames.
     ///
     /// # Errors
     /// [`Refusal`]; the VM rests as before.
     pub fn restore(
         &mut self,
-        delta: Option<&[u8]>,
+        delta: Option<&Reader<'_>>,
         instance: &Instance,
         link: Option<&OwnedFd>,
-        template_stopped_at_ns: u64,
+        whole: &Whole,
     ) -> Result<(), Refusal> {
         let mut entries = Vec::new();
-        let put = self.put(delta, &mut entries, template_stopped_at_ns);
+        let put = self.put(delta, &mut entries);
         let (stopped_at_ns, parked) = match put {
-            Ok(put) => put,
+            Ok(Some(put)) => put,
+            Ok(None) => (whole.stopped_at_ns, whole.streams_of(instance)),
             Err(refusal) => {
                 self.write_base_back()?;
                 return Err(refusal);
@@ -72,14 +103,12 @@ impl Vm {
 
     fn put(
         &mut self,
-        delta: Option<&[u8]>,
+        delta: Option<&Reader<'_>>,
         entries: &mut Entries,
-        template_stopped_at_ns: u64,
-    ) -> Result<(u64, Vec<(u32, Connection)>), Refusal> {
-        let reader = delta.map(|file| Reader::new(file)?.expect(Kind::Delta)).transpose()?;
+    ) -> Result<Option<(u64, Vec<(u32, Connection)>)>, Refusal> {
         let mut covered = BTreeSet::new();
         let mut on_warm_base = false;
-        if let Some(reader) = &reader {
+        if let Some(reader) = delta {
             let template = self.base.digest.ok_or_else(|| Refusal::Host("this VM was booted".into()))?;
             reader.metadata().check_family(&self.family, template)?;
             if let Some(digest) = reader.metadata().warm_base {
@@ -107,9 +136,14 @@ impl Vm {
         }
         if !on_warm_base {
             // The state is one of the template alone: what the warm base has besides is not part of it.
-            for (number, _) in self.base.warm_pages() {
-                if !covered.contains(&number) {
-                    self.put_content(number, self.base.template(number).unwrap_or(&ZEROS), entries)?;
+            for (number, template, differs) in self.base.warm_differences() {
+                if covered.contains(&number) {
+                    continue;
+                }
+                if self.is_table(number) {
+                    self.put_content(number, template, entries)?;
+                } else {
+                    self.put_differences(number, template, differs)?;
                 }
             }
         }
@@ -117,8 +151,8 @@ impl Vm {
             let text = format!("{} page-table entries differ: take a VM that has never run", entries.len());
             return Err(Refusal::Busy(text));
         }
-        let Some(reader) = reader else { return Ok((template_stopped_at_ns, Vec::new())) };
-        Ok((reader.metadata().stopped_at_ns, parked_streams(reader.metadata())?))
+        let Some(reader) = delta else { return Ok(None) };
+        Ok(Some((reader.metadata().stopped_at_ns, parked_streams(reader.metadata())?)))
     }
 
     /// Enters the state's streams in the ledger of the new link; its other end says which of them go on.
@@ -132,13 +166,21 @@ impl Vm {
 
     fn put_page(&self, coded: &CodedPage<'_>, entries: &mut Entries) -> Result<(), Fatal> {
         let number = coded.number;
-        let rests_at = if self.base.warm(number).is_some() { Coding::WarmBase } else { Coding::Template };
-        if coded.coding != rests_at || self.is_table(number) {
+        if coded.coding != self.base.rests_at(number) || self.is_table(number) {
             return self.put_content(number, &self.base.decode(coded), entries);
         }
         // Memory holds what the runs are against: only the words that differ are touched.
         for (offset, bytes) in coded.runs() {
             self.machine.memory.xor(Gpa(u64::from(number) * PAGE_BYTES + offset as u64), bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes `page` where it `differs` from what is there.
+    pub(super) fn put_differences(&self, number: u32, page: &Page, differs: &[Run]) -> Result<(), Fatal> {
+        for range in differs.iter().map(|run| run.range()) {
+            let gpa = Gpa(u64::from(number) * PAGE_BYTES + range.start as u64);
+            self.machine.memory.write(gpa, &page[range])?;
         }
         Ok(())
     }

@@ -349,12 +349,19 @@ fn run(name: &[u8], number: u32) -> ! {
             ring(doorbell::IDLE, 0);
         }
     } else if is(name, "touch") {
-        // Writes to all of RAM.
+        // Asks for the last page alone, then writes to all of RAM.
+        control().populate_gpa.store(boot_info().ram_bytes - PAGE_BYTES, Ordering::SeqCst);
+        control().populate_bytes.store(PAGE_BYTES, Ordering::SeqCst);
+        ring(doorbell::POPULATE, 0);
         let mut gpa = 64 << 20;
         while gpa < boot_info().ram_bytes {
             store(gpa, 1);
             gpa += PAGE_BYTES;
         }
+        finish(0)
+    } else if is(name, "touch-unasked") {
+        // The last page of RAM, which was never asked for.
+        store(boot_info().ram_bytes - PAGE_BYTES, 1);
         finish(0)
     } else if is(name, "populate") {
         // `number` MiB backed, written, given back, read.

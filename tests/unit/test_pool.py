@@ -1,0 +1,202 @@
+"""The pool of VM processes that rest: who gets which, how many are kept, what waits for what."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any, cast
+
+import pytest
+
+from torpor.store import Base
+from torpor.vmhost import pool as pools
+from torpor.vmhost.host import _superseded
+from torpor.vmhost.pool import Limits, Pool
+from torpor.vmhost.worker import Rest, Worker
+from torpor.vmprocess import Status
+
+pytestmark = pytest.mark.anyio
+BASE = Base(7, 1, b"", None, b"key", "image", b"", 1, "upper", 0, 0)
+
+
+class FakeWorker:
+    """What the pool knows of a VM process."""
+
+    def __init__(self, warm_id: int | None = None) -> None:
+        self.rest = Rest(BASE.id, warm_id)
+        self.alive = True
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed, self.alive = True, False
+
+
+def worker(warm_id: int | None = None) -> Worker:
+    return cast("Worker", FakeWorker(warm_id))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Waits for what background tasks bring about."""
+    async with asyncio.timeout(30):
+        while not true():  # noqa: ASYNC110 -- nothing tells of it
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def make_pool() -> AsyncIterator[Callable[..., Pool]]:
+    """Pools that make processes when they are asked to, in `made`."""
+    made: list[Pool] = []
+
+    def make(limits: Limits = Limits(), *, refills: bool = False) -> Pool:  # noqa: B008 -- immutable
+        async def make_worker(_: Base) -> Worker:
+            return worker()
+
+        pool = Pool(limits, make_worker)
+        if refills:
+            pool.start()
+        made.append(pool)
+        return pool
+
+    yield make
+    for pool in made:
+        await pool.close()
+
+
+async def taken(pool: Pool) -> "asyncio.Task[Worker | None]":
+    """A wake that has got as far as it can."""
+    task = asyncio.create_task(pool.take(BASE, None))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_what_came_back_is_taken_again(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool()
+    assert await pool.take(BASE, None) is None
+    one = worker()
+    pool.done(BASE.id)
+    pool.comes(BASE)
+    pool.came(BASE, one)
+    assert await pool.take(BASE, None) is one
+
+
+async def test_a_wake_waits_for_one_that_is_being_reset(make_pool: Callable[..., Pool]) -> None:
+    pool, one = make_pool(), worker()
+    pool.comes(BASE)
+    waits = await taken(pool)
+    assert not waits.done()
+    # There is only one that comes: the next wake has nothing to wait for.
+    assert await pool.take(BASE, None) is None
+    pool.came(BASE, one)
+    assert await waits is one
+    assert pool.resting() == 0
+
+
+async def test_a_wake_waits_no_longer_when_none_comes(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool()
+    pool.comes(BASE)
+    waits = await taken(pool)
+    pool.came(BASE, None)
+    assert await waits is None
+
+
+async def test_a_wake_is_not_held_up_by_a_reset_that_hangs(
+    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "PATIENCE_S", 0.01)
+    pool = make_pool()
+    pool.comes(BASE)
+    assert await pool.take(BASE, None) is None
+    pool.came(BASE, one := worker())
+    assert await pool.take(BASE, None) is one
+
+
+async def test_nothing_is_lost_with_a_wake_that_goes_away(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool()
+    for cancelled_first in (True, False):
+        one = worker()
+        pool.comes(BASE)
+        waits = await taken(pool)
+        if cancelled_first:
+            waits.cancel()
+            await asyncio.gather(waits, return_exceptions=True)
+            pool.came(BASE, one)
+        else:
+            pool.came(BASE, one)
+            waits.cancel()
+            await asyncio.gather(waits, return_exceptions=True)
+        assert await pool.take(BASE, None) is one
+
+
+async def test_one_that_rests_elsewhere_is_ended(make_pool: Callable[..., Pool]) -> None:
+    pool, old = make_pool(), worker(warm_id=1)
+    pool.adopted(BASE)
+    pool.give(old)
+    assert await pool.take(BASE, 2) is None
+    assert cast("Any", old).killed
+
+
+async def test_memory_bounds_what_rests_and_numbers_if_they_are_set(
+    make_pool: Callable[..., Pool],
+) -> None:
+    for limits, room, kept in (
+        (Limits(), True, 100),
+        (Limits(per_template=3), True, 3),
+        (Limits(total=2), True, 2),
+        (Limits(), False, 0),
+    ):
+        pool = make_pool(limits)
+        pool.room = partial(bool, room)
+        pool.adopted(BASE)
+        workers = [worker() for _ in range(100)]
+        for one in workers:
+            pool.give(one)
+        assert pool.resting() == kept
+        assert sum(not cast("Any", one).killed for one in workers) == kept
+
+
+async def test_what_is_taken_is_replaced(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(refills=True)
+    assert await pool.take(BASE, None) is None
+    await until(lambda: pool.resting() >= 1)
+    assert await pool.take(BASE, None) is not None
+    await until(lambda: pool.resting() >= 1)
+
+
+async def test_a_template_that_nobody_wakes_loses_its_processes(
+    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "TICK_S", 0.001)
+    pool, one = make_pool(Limits(keep_s=0.01), refills=True), worker()
+    await pool.take(BASE, None)
+    pool.done(BASE.id)
+    pool.give(one)
+    await until(lambda: cast("Any", one).killed and not pool.resting_of())
+
+
+async def test_a_process_that_waits_for_its_reset_is_told_from_its_instance() -> None:
+    def status(uuid: str, state: str, generation: int, stored: int | None) -> Status:
+        return Status(
+            state=state,
+            busy=False,
+            instance={"uuid": uuid, "generation": generation},
+            stored_generation=stored,
+            template=None,
+            warm_base=None,
+            unlinked=False,
+            memory_bytes=0,
+            cpu_ns=0,
+        )
+
+    statuses = [
+        status("a", "stopped", 3, 4),  # committed: another process runs from there
+        status("a", "running", 4, None),
+        status("b", "stopped", 3, 4),  # not known to be committed
+        status("c", "running", 5, 6),  # goes on after a checkpoint
+        status("d", "stopped", 3, 5),  # newer than the one that runs, which must not be
+        status("d", "running", 4, None),
+    ]
+    assert _superseded(statuses) == [True, False, False, False, False, False]
