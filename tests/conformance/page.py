@@ -129,17 +129,18 @@ def cpython_lines() -> Iterator[str]:
         for side, way in GUESTS.items():
             module = cases.known(name, side)
             row.append("not run" if module is None else str(module.guest))
+            alone = cases.alone(module, side, run=False) if module else {}
             for case, outcome in module.failed.items() if module else ():
-                short = case.removeprefix("test.")
-                failed.append(
-                    f"| `{cell(short)}` | {way} | {outcome.word} | {cell(outcome.reason)} |"
-                )
+                words = [f"`{case.removeprefix('test.')}`", way, outcome.word, outcome.reason]
+                words.append(alone[case].word if case in alone else "not run")
+                failed.append("| " + " | ".join(map(cell, words)) + " |")
         yield "| " + " | ".join(row) + " |"
     empty = [line for name in cpython.MODULES for line in without_cases(name)]
     if empty:
         yield f"\nModules without a case that passes natively: {', '.join(empty)}."
     if failed:
-        yield "\n| case that passes natively only | calls | there | reason |\n|---|---|---|---|"
+        yield "\n| case that passes natively only | calls | there | reason | run by itself |"
+        yield "|---|---|---|---|---|"
         yield from failed
 
 

@@ -315,7 +315,7 @@ impl Moved {
             }
             Self::Load { register, displacement } => {
                 let prefix = 0x48 | register >> 3 << 2;
-                bytes[..5].copy_from_slice(&[prefix, 0x8b, 0x44 | register % 8 << 3, 0x24, displacement as u8]);
+                bytes[..5].copy_from_slice(&[prefix, 0x8b, 0x44 | (register % 8) << 3, 0x24, displacement as u8]);
                 5
             }
             Self::Zero { .. } => {
@@ -324,7 +324,7 @@ impl Moved {
             }
             Self::Move { from, to, .. } => {
                 let prefix = 0x48 | from >> 3 << 2 | to >> 3;
-                bytes[..3].copy_from_slice(&[prefix, 0x89, 0xc0 | from % 8 << 3 | to % 8]);
+                bytes[..3].copy_from_slice(&[prefix, 0x89, 0xc0 | (from % 8) << 3 | (to % 8)]);
                 3
             }
         };
