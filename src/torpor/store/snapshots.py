@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import apsw
-from msgspec.structs import replace
 
 from torpor.store.bases import Bases, drop_blob
 from torpor.store.blobs import LOWER, UPPER, BlobFiles

@@ -188,7 +188,7 @@ fn instructions_between() {
         &[0x48, 0x8b, 0x54, 0x24, 0x10, 0x8b, 0x7c, 0x24, 0x08],
     ] {
         assert_eq!(judged(between, 202), Ok(followed(moved, between)), "{between:x?}");
-        assert_eq!(judged(between, 201), Err(Refusal::OtherShape));
+        assert!(judged(between, 201).is_err(), "jumped to: {between:x?}");
     }
     // mov 4(%rsp), %di; lea 4(%rip), %rdi; a store; a load from elsewhere; a branch; too many.
     for other in [
