@@ -23,7 +23,7 @@ def steps() -> Iterator[str]:
             stress_ng.run(name, side)
             yield f"{side.value}: stress-ng {name}"
         for name in cpython.MODULES:
-            cases.compare(name, side)
+            cases.alone(cases.compare(name, side), side)
             yield f"{side.value}: {name}"
     suites.run()
     yield "the project's own programs"
@@ -32,6 +32,7 @@ def steps() -> Iterator[str]:
 def main() -> int:
     if sys.argv[1:] != ["--page"]:
         begun = build()
+        page.commit()
         for step in steps():
             build.cache_clear()
             if build() != begun:

@@ -1,10 +1,10 @@
 """Figures of CPython's tests: how many of the cases that pass natively pass in the guest."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from tests.conformance.cpython import MODULES, Outcome, Outcomes, read_kept, run_module
-from tests.conformance.kept import Side
+from tests.conformance.cpython import MODULES, ROOT, Outcome, Outcomes, read_kept, run_module
+from tests.conformance.kept import Kept, Side
 
 ABSENT = Outcome("absent")
 
@@ -37,6 +37,21 @@ def known(name: str, side: Side) -> Module | None:
     """As `compare`, of what earlier runs have kept; None if one of the two is not finished."""
     native, guest = read_kept(name, Side.NATIVE), read_kept(name, side)
     return judge(name, native[0], guest[0]) if native[1] and guest[1] else None
+
+
+def alone(module: Module, side: Side, run: bool = True) -> Outcomes:
+    """What becomes of the cases that failed when they are run by themselves, kept once it is known.
+
+    On a busy machine some cases take too long only because of what runs beside them.
+    """
+    kept = Kept(side, ROOT, f"{module.name}-alone")
+    stored = kept.load() or {}
+    known = {case: Outcome(**stored[case]) for case in module.failed if case in stored}
+    missing = [case for case in module.failed if case not in known]
+    if run and missing:
+        known |= run_module(module.name, side, missing)
+        kept.store({case: asdict(outcome) for case, outcome in known.items()})
+    return known
 
 
 def main() -> int:

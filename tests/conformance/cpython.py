@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from tests.rootfs.build import root_image
 ROOT = "cpython-tests"
 CASE_LIMIT_S = 60.0
 MEMORY = "1G"
+KEEP_S = 10.0
+"""So often outcomes are kept while a module runs."""
 EMPTY_RUNS = 3
 """After so many runs without a case a module is given up: on a busy machine one is not enough."""
 
@@ -60,8 +63,16 @@ def command(module: str, side: Side) -> list[str | Path]:
 class Run:
     """One run of a module on one side, until it ends or a case has taken too long."""
 
-    def __init__(self, command: list[str | Path], done: Outcomes, only: list[str] | None) -> None:
+    def __init__(
+        self,
+        command: list[str | Path],
+        done: Outcomes,
+        only: list[str] | None,
+        keep: Callable[[Outcomes], None],
+    ) -> None:
         self.outcomes: Outcomes = {}
+        self._keep = keep
+        self._kept_s = time.monotonic()
         self.running: str | None = None
         self.finished = False
         self.timed_out = False
@@ -126,6 +137,9 @@ class Run:
             self.running = case
         else:
             self.outcomes[case] = Outcome(word, *reason)
+            if time.monotonic() > self._kept_s + KEEP_S:
+                self._kept_s = time.monotonic()
+                self._keep(self.outcomes)
             if case == self.running:
                 self.running = None
 
@@ -151,15 +165,20 @@ def run_module(module: str, side: Side, only: list[str] | None = None) -> Outcom
     done, finished = read_kept(module, side) if only is None else ({}, False)
     if not done and only is None:
         kept.log.unlink(missing_ok=True)
+
+    def keep(outcomes: Outcomes, finished: bool) -> None:
+        if only is None:
+            plain = {case: asdict(outcome) for case, outcome in outcomes.items()}
+            kept.store({"finished": finished, "outcomes": plain})
+
     empty_runs = 0
     while not finished:
-        run = Run(command(module, side), done, only)
-        done |= run.outcomes
+        run = Run(command(module, side), done, only, lambda new: keep(done | new, False))
+        done.update(run.outcomes)
         empty_runs = 0 if run.outcomes else empty_runs + 1
         finished = run.finished or empty_runs == EMPTY_RUNS
         if only is None:
             with kept.log.open("ab") as file:
                 file.write(run.log)
-            outcomes = {case: asdict(outcome) for case, outcome in done.items()}
-            kept.store({"finished": finished, "outcomes": outcomes})
+        keep(done, finished)
     return done

@@ -71,25 +71,20 @@ def command(stressor: str) -> list[str]:
     return ["stress-ng", *options, f"--{stressor}", "1"]
 
 
-def in_guest(stressor: str, side: Side) -> Outcome:
-    options = ("--memory", MEMORY, *side.options)
-    try:
-        result = vm_run(ROOT, *command(stressor), options=options, timeout_s=TIMEOUT_S)
-    except TimeoutError as error:
-        return Outcome("failed", f"took longer than {TIMEOUT_S} s: {str(error)[-200:]}")
-    return outcome(result)
-
-
 def run(stressor: str, side: Side) -> Outcome:
     """The outcome of a stressor on one side, the one that is kept if there is one."""
     kept = Kept(side, ROOT, f"stress-{stressor}")
     stored = kept.load()
     if stored is not None:
         return Outcome(**stored)
-    if side is Side.NATIVE:
-        found = outcome(run_native(ROOT, *command(stressor), timeout_s=TIMEOUT_S, alone=True))
-    else:
-        found = in_guest(stressor, side)
+    words, options = command(stressor), ("--memory", MEMORY, *side.options)
+    try:
+        if side is Side.NATIVE:
+            found = outcome(run_native(ROOT, *words, timeout_s=TIMEOUT_S, alone=True))
+        else:
+            found = outcome(vm_run(ROOT, *words, options=options, timeout_s=TIMEOUT_S))
+    except TimeoutError:
+        found = Outcome("failed", f"took longer than {TIMEOUT_S:.0f} s")
     kept.store(asdict(found))
     return found
 
@@ -107,7 +102,7 @@ def main() -> int:
     bad = 0
     for stressor in stressors:
         native, guest = run(stressor, Side.NATIVE), run(stressor, side)
-        if native.word != guest.word:
+        if native.word == "passed" != guest.word:
             bad += 1
             print(f"{stressor}: {guest.word} ({guest.reason}), natively {native.word}", flush=True)
     print(f"{bad} of {len(stressors)} differ")

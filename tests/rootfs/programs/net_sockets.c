@@ -397,6 +397,93 @@ static void unix_datagram_peers(void) {
     close(pair[0]), close(pair[1]);
 }
 
+/* What a datagram's control messages say, in as many bytes of control data as there are. */
+static void show_control(int fd, size_t room) {
+    char byte, control[256];
+    memset(control, 0, sizeof control);
+    struct iovec iov = {&byte, 1};
+    struct msghdr m = {NULL, 0, &iov, 1, control, room, 0};
+    long n = recvmsg(fd, &m, MSG_DONTWAIT);
+    printf("  %ld, flags %x, %zu of %zu bytes of control data\n", n, m.msg_flags, m.msg_controllen, room);
+    for (struct cmsghdr *h = CMSG_FIRSTHDR(&m); n >= 0 && h; h = CMSG_NXTHDR(&m, h)) {
+        printf("    level %d type %d, %zu bytes:", h->cmsg_level, h->cmsg_type, h->cmsg_len);
+        for (size_t at = sizeof *h; at < h->cmsg_len; at++)
+            printf(" %x", ((unsigned char *)h)[at]);
+        printf("\n");
+    }
+}
+
+static long send_with(int fd, const void *to, socklen_t to_size, int level, int type, const void *data, size_t size) {
+    char byte = 'x', control[64] = "";
+    struct iovec iov = {&byte, 1};
+    struct msghdr m = {(void *)to, to_size, &iov, 1, control, CMSG_SPACE(size), 0};
+    struct cmsghdr *h = CMSG_FIRSTHDR(&m);
+    h->cmsg_level = level, h->cmsg_type = type, h->cmsg_len = CMSG_LEN(size);
+    memcpy(CMSG_DATA(h), data, size);
+    return sendmsg(fd, &m, 0);
+}
+
+static void packets(void) {
+    TITLE("packet information");
+    int s = socket(AF_INET, SOCK_DGRAM, 0), c = socket(AF_INET, SOCK_DGRAM, 0);
+    struct sockaddr_in to = local(0);
+    socklen_t len = sizeof to;
+    bind(s, (void *)&to, sizeof to), getsockname(s, (void *)&to, &len);
+    SHOW(set(s, IPPROTO_IP, IP_PKTINFO, 1)), SHOW(set(s, IPPROTO_IP, IP_RECVTTL, 1)), SHOW(set(s, IPPROTO_IP, IP_RECVTOS, 1));
+    set(c, IPPROTO_IP, IP_TOS, 0x10), set(c, IPPROTO_IP, IP_TTL, 9);
+    unsigned char class = 0x20;
+    int numbers[] = {0, 1, 17, 255, 256, -1, -2};
+    sendto(c, "x", 1, 0, (void *)&to, len), show_control(s, 200);
+    SHOW(send_with(c, &to, len, IPPROTO_IP, IP_TOS, &class, 1)), show_control(s, 200);
+    for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        SHOW(send_with(c, &to, len, IPPROTO_IP, IP_TTL, &numbers[i], 4)), show_control(s, 200);
+        SHOW(send_with(c, &to, len, IPPROTO_IP, IP_TOS, &numbers[i], 4)), show_control(s, 200);
+    }
+    SHOW(send_with(c, &to, len, IPPROTO_IP, IP_TTL, &class, 1)), SHOW(send_with(c, &to, len, IPPROTO_IP, 99, &class, 1));
+    SHOW(send_with(c, &to, len, IPPROTO_UDP, 99, &class, 1)), SHOW(send_with(c, &to, len, IPPROTO_TCP, 99, &class, 1));
+    show_control(s, 0);
+    for (size_t room = 0; room < 80; room += 9)
+        sendto(c, "x", 1, 0, (void *)&to, len), show_control(s, room);
+    close(s), close(c);
+
+    s = socket(AF_INET6, SOCK_DGRAM, 0), c = socket(AF_INET6, SOCK_DGRAM, 0);
+    struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_addr = in6addr_loopback};
+    len = sizeof six;
+    bind(s, (void *)&six, sizeof six), getsockname(s, (void *)&six, &len);
+    SHOW(set(s, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)), SHOW(set(s, IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1)), SHOW(set(s, IPPROTO_IPV6, IPV6_RECVTCLASS, 1));
+    sendto(c, "x", 1, 0, (void *)&six, len), show_control(s, 200);
+    for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        SHOW(send_with(c, &six, len, IPPROTO_IPV6, IPV6_HOPLIMIT, &numbers[i], 4)), show_control(s, 200);
+        SHOW(send_with(c, &six, len, IPPROTO_IPV6, IPV6_TCLASS, &numbers[i], 4)), show_control(s, 200);
+    }
+    SHOW(send_with(c, &six, len, IPPROTO_IPV6, IPV6_HOPLIMIT, &numbers, 5)), SHOW(send_with(c, &six, len, IPPROTO_IPV6, 99, &class, 1));
+    close(s), close(c);
+}
+
+static void udp_lite(void) {
+    TITLE("UDP-Lite");
+    int s = socket(AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE), c = socket(AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE);
+    int u = socket(AF_INET, SOCK_DGRAM, 0);
+    struct sockaddr_in to = local(0);
+    socklen_t len = sizeof to;
+    char buffer[8];
+    SHOW(bind(s, (void *)&to, sizeof to)), getsockname(s, (void *)&to, &len);
+    SHOW(bind(u, (void *)&to, sizeof to));
+    SHOW(sendto(c, "lite", 4, 0, (void *)&to, len));
+    SHOW(recv(u, buffer, 8, MSG_DONTWAIT)), SHOW(recv(s, buffer, 8, MSG_DONTWAIT));
+    SHOW(option(s, SOL_SOCKET, SO_PROTOCOL)), SHOW(socket(AF_INET, SOCK_STREAM, IPPROTO_UDPLITE));
+    close(s), close(c), close(u);
+}
+
+static void nothing_to_a_closed_peer(void) {
+    TITLE("nothing to a closed peer");
+    int l = listener(5), c = client(l), s = accept(l, NULL, NULL);
+    close(c);
+    char byte;
+    SHOW(recv(s, &byte, 1, 0)), SHOW(send(s, "", 0, 0)), SHOW(write(s, "", 0)), SHOW(send(s, "x", 1, 0)), SHOW(send(s, "x", 1, 0));
+    close(s), close(l);
+}
+
 static void loopback_interface(void) {
     TITLE("lo");
     int fd = socket(AF_INET, SOCK_DGRAM, 0);
@@ -430,5 +517,8 @@ int main(void) {
     passing();
     unix_names();
     unix_datagram_peers();
+    packets();
+    udp_lite();
+    nothing_to_a_closed_peer();
     loopback_interface();
 }

@@ -6,6 +6,7 @@
 #include "check.h"
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -22,7 +23,7 @@ enum { OFTEN = 2000 };
 /* Sites of the program's own, in a page of text that nothing else shares. */
 asm(".pushsection .text.sites, \"ax\", @progbits\n"
     ".balign 4096\n"
-    ".globl sites, sites_end, number, number_site, zero, zero_site, sixth, sixth_site, third, third_site, extended\n"
+    ".globl sites, sites_end, number, number_site, zero, zero_site, sixth, sixth_site, third, third_site, extended, between, loads, wide, locks, moves\n"
     "sites: nop\n nop\n"
     "number:\n mov $39, %eax\n"
     "number_site: syscall\n ret\n"
@@ -35,12 +36,22 @@ asm(".pushsection .text.sites, \"ax\", @progbits\n"
     "sixth: mov %rdi, %rax\n mov %rsi, %rdi\n mov %rdx, %rsi\n mov %rcx, %rdx\n mov %r8, %r10\n mov %r9, %r8\n"
     " mov 8(%rsp), %r9\n"
     "sixth_site: syscall\n ret\n"
+    /* As cancellation points and locks of glibc have them: an instruction between, and two loads. */
+    "between: push %rdi\n push %rdi\n mov $146, %eax\n mov 8(%rsp), %edi\n syscall\n pop %rdi\n pop %rdi\n ret\n"
+    "loads: push %rsi\n push %rdi\n mov $72, %eax\n xor %edi, %edi\n mov 8(%rsp), %rsi\n mov (%rsp), %edi\n"
+    " mov 0(%rsp), %rdi\n .byte 0x48, 0x8b, 0x74, 0x24, 8, 0x8b, 0x7c, 0x24, 0\n syscall\n pop %rdi\n pop %rsi\n ret\n"
+    "wide: push %rdi\n push %rsi\n mov $72, %eax\n pop %rsi\n push %rsi\n mov 8(%rsp), %rdi\n syscall\n pop %rsi\n pop %rdi\n ret\n"
+    /* As Go has it, with the space behind filled up. */
+    "moves: push %rbx\n mov %rdi, %rax\n mov %rsi, %rbx\n mov %rdx, %rcx\n mov %rcx, %rsi\n mov %rbx, %rdi\n syscall\n pop %rbx\n ret\n"
+    ".fill 8, 1, 0xcc\n"
+    "locks: mov %edi, %esi\n mov $39, %eax\n xor $0x81, %sil\n syscall\n mov %rsi, %rax\n ret\n"
     ".balign 4096\n"
     "sites_end:\n"
     ".popsection\n");
 extern char sites[], sites_end[], number_site[], zero_site[], third_site[], sixth_site[];
 extern long number(void), zero(int fd, void *to, size_t bytes), third(long call, long a, long b), extended(long call);
-extern long sixth(long call, ...);
+extern long sixth(long call, ...), between(long policy), loads(long fd, long command), wide(long fd, long command);
+extern long locks(long operation), moves(long call, long a, long b);
 
 static char original[4096];
 
@@ -52,6 +63,8 @@ static void often(void) {
         third(SYS_getpid, 0, 0);
         extended(SYS_getpid);
         sixth(SYS_getpid, 0, 0, 0, 0, 0, 0);
+        between(1), loads(1, F_GETFD), wide(1, F_GETFD), locks(5);
+        moves(SYS_fcntl, 1, F_GETFD);
     }
 }
 
@@ -72,7 +85,10 @@ static int unchanged(void) {
 static int work(void) {
     char byte;
     return number() == getpid() && zero(-1, &byte, 1) == -EBADF && third(SYS_getpid, 0, 0) == getpid() &&
-           extended(SYS_getpid) == getpid() && sixth(SYS_getpid, 0, 0, 0, 0, 0, 0) == getpid();
+           extended(SYS_getpid) == getpid() && sixth(SYS_getpid, 0, 0, 0, 0, 0, 0) == getpid() && between(0) == 0 &&
+           between(SCHED_FIFO) == 99 && between(77) == -EINVAL && loads(1, F_GETFD) == 0 && loads(-1, F_GETFD) == -EBADF &&
+           loads(1, 9999) == -EINVAL && wide(1, F_GETFD) == 0 && wide(-1, F_GETFD) == -EBADF && locks(0) == 0x81 &&
+           locks(0x81) == 0 && moves(SYS_fcntl, 1, F_GETFD) == 0 && moves(SYS_fcntl, -1, F_GETFD) == -EBADF;
 }
 
 /* ---- registers ---- */
@@ -204,6 +220,11 @@ static void single_steps(void) {
         STEP(third(SYS_getpid, 0, 0));
         STEP(extended(SYS_getpid));
         STEP(sixth(SYS_getpid, 0, 0, 0, 0, 0, 9));
+        STEP(between(SCHED_FIFO));
+        STEP(loads(1, F_GETFD));
+        STEP(wide(1, F_GETFD));
+        STEP(locks(5));
+        STEP(moves(SYS_fcntl, 1, F_GETFD));
     }
     CHECK("calls after single steps", work());
 }

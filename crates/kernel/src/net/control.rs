@@ -104,9 +104,9 @@ fn parse_ip(level: u32, kind: u32, data: &[u8], passed: &mut Passed) -> Result<(
         (level::IP, told::TOS) => {
             passed.class = Some(if let [class] = data { *class } else { byte(int()?)? });
         }
-        // -1 is the socket's own.
+        // -1 is the socket's own hop limit, but a class like others.
         (level::IPV6, told::HOPLIMIT) => passed.hops = Some(int()?).filter(|v| *v != -1).map(byte).transpose()?,
-        (level::IPV6, told::TCLASS) => passed.class = Some(int()?).filter(|v| *v != -1).map(byte).transpose()?,
+        (level::IPV6, told::TCLASS) => passed.class = Some(if int()? == -1 { u8::MAX } else { byte(int()?)? }),
         // Each destination has one interface and one address to send from.
         (level::IP, told::PKTINFO) if data.len() == 12 => {}
         (level::IPV6, told::PKTINFO_V6) if data.len() == 20 => {}

@@ -127,9 +127,10 @@ fn is_free(text: text::Id, site: u64, shape: shape::Shape) -> bool {
 pub fn leave_island(space: &AddressSpace, regs: &mut UserRegs) {
     let Some((site, pending)) = space.site_of(regs.rip) else { return };
     regs.rip = match pending {
+        Some(shape) if shape.perform(regs, |address| space.word(address)) => site - shape.between_len() as u64,
         // The load faults, or is to be tried again.
-        Some(shape) if !shape.perform(regs, |address| space.word(address)) => site - shape.instruction().1 as u64,
-        _ => site,
+        Some(shape) => site - shape.len() as u64,
+        None => site,
     };
 }
 

@@ -5,12 +5,12 @@
 //! are never freed; their number is bounded.
 //!
 //! ```text
-//! island    the moved instruction
+//! island    the moved instruction, and those between it and the `syscall`
 //!           lea  behind_the_syscall(%rip), %rcx
 //!           jmp  *entry(%rip)            entry: the first word of each page of islands
 //! ```
 
-use super::shape::{Bytes, Refusal, SYSCALL_BYTES, Shape};
+use super::shape::{Bytes, INSTRUCTIONS_MAX_BYTES, Refusal, SYSCALL_BYTES, Shape};
 use crate::mm::addr::{Gpa, PAGE_BYTES};
 use crate::mm::frame::Frame;
 use crate::mm::phys;
@@ -18,8 +18,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-/// Bytes of an island: 6 of the longest instruction, 7 and 6 of the two others, rounded up.
-const ISLAND_BYTES: u64 = 24;
+/// Bytes of an island: the program's instructions, 7 and 6 of the two others, rounded up.
+const ISLAND_BYTES: u64 = (INSTRUCTIONS_MAX_BYTES as u64 + 13).next_multiple_of(8);
 /// Where a page's islands begin: behind the entry's address.
 const FIRST_ISLAND: u64 = 16;
 const ISLANDS_PER_PAGE: u64 = (PAGE_BYTES - FIRST_ISLAND) / ISLAND_BYTES;
@@ -96,9 +96,9 @@ pub(crate) struct Id(usize);
 /// Where an address in rewritten code belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// Of the `syscall`, from the start of the text.
+    /// Of the `syscall`, or of that one of the instructions between that comes next, from the start of the text.
     pub(crate) site: u64,
-    /// The moved instruction, if it is still to come.
+    /// If all of the site's instructions are still to come: then `site` is the `syscall`.
     pub(crate) pending: Option<Shape>,
 }
 
@@ -170,8 +170,9 @@ impl Id {
         let (page, within) = (offset / PAGE_BYTES, (offset % PAGE_BYTES).checked_sub(FIRST_ISLAND)?);
         let (index, at) = (page * ISLANDS_PER_PAGE + within / ISLAND_BYTES, within % ISLAND_BYTES);
         self.with(|text| {
-            let site = text.sites.get(usize::try_from(index).ok()?)?;
-            Some(Found { site: site.offset, pending: (at == 0).then_some(site.shape) })
+            let Site { offset, shape } = *text.sites.get(usize::try_from(index).ok()?)?;
+            let between = if at == 0 { 0 } else { (shape.len() as u64).saturating_sub(at) };
+            Some(Found { site: offset - between, pending: (at == 0).then_some(shape) })
         })
     }
 
@@ -180,9 +181,9 @@ impl Id {
         self.with(|text| {
             let page = offset / PAGE_BYTES * PAGE_BYTES;
             text.copies.get(&(offset / PAGE_BYTES))?;
-            let hop = |site: &&Site| match site.shape {
-                Shape::Zero { hop } => site.offset / PAGE_BYTES * PAGE_BYTES == page && page + hop as u64 == offset,
-                _ => false,
+            let hop = |site: &&Site| {
+                let hop = site.shape.moved.hop();
+                hop.is_some_and(|hop| site.offset / PAGE_BYTES * PAGE_BYTES == page && page + hop.at as u64 == offset)
             };
             let site = text.sites.iter().find(hop)?;
             Some(Found { site: site.offset, pending: Some(site.shape) })
@@ -243,7 +244,7 @@ impl Id {
     }
 
     fn write_island(self, place: u64, site: u64, shape: Shape) -> Result<(), Refusal> {
-        let (moved, len) = shape.instruction();
+        let (copied, len) = shape.instructions();
         let within = place % PAGE_BYTES;
         // Distances count from the end of their instruction.
         let lea_end = len as u64 + 7;
@@ -251,7 +252,7 @@ impl Id {
         let back = i32::try_from(back).map_err(|_| Refusal::NoRoom)?;
         let slot = -((within + lea_end + 6) as i32);
         let mut code = [0; ISLAND_BYTES as usize];
-        code[..len].copy_from_slice(&moved[..len]);
+        code[..len].copy_from_slice(&copied[..len]);
         code[len..len + 3].copy_from_slice(&[0x48, 0x8d, 0x0d]);
         code[len + 3..len + 7].copy_from_slice(&back.to_le_bytes());
         code[len + 7..len + 9].copy_from_slice(&[0xff, 0x25]);

@@ -8,7 +8,7 @@ use crate::mm::addr::UserAddr;
 use crate::mm::frame;
 use crate::mm::phys;
 use crate::rewrite;
-use crate::rewrite::shape::{Refusal, Shape};
+use crate::rewrite::shape::{Moved, Refusal, Shape};
 
 const TEXT: u64 = 0x7_0000_0000;
 /// Where islands jump to.
@@ -85,8 +85,9 @@ fn sites_jump_to_islands_and_are_seen_as_they_were() {
         assert_eq!(rewrite(&space, page), Ok(()));
         let island = assert_rewritten(&space, page);
         assert_original(&space, page);
-        let pending = Shape::Immediate { register: 0, value: page as u32 + 1 };
-        assert_eq!(space.site_of(island), Some((site(page), Some(pending))));
+        let moved = Moved::Immediate { register: 0, value: page as u32 + 1 };
+        let (address, pending) = space.site_of(island).expect("an island");
+        assert_eq!((address, pending.map(|shape| shape.moved)), (site(page), Some(moved)));
         assert_eq!(space.site_of(island + 5), Some((site(page), None)));
         assert_eq!(space.site_of(site(page)), None);
     }
@@ -94,6 +95,29 @@ fn sites_jump_to_islands_and_are_seen_as_they_were() {
     let mut regs = UserRegs::start(assert_rewritten(&space, 3), 0);
     rewrite::leave_island(&space, &mut regs);
     assert_eq!((regs.rip, regs.rax), (site(3), 4));
+}
+
+/// A thread may be stopped before, between and behind the instructions that an island has from the site.
+#[test]
+fn an_instruction_between_is_done_once() {
+    let space = fresh();
+    image::make(|index, page| {
+        let code = [0xb8, index as u8 + 1, 0, 0, 0, 0x40, 0x80, 0xf6, 0x81, 0x0f, 0x05];
+        page[SITE as usize - 9..SITE as usize + 2].copy_from_slice(&code);
+    });
+    map_text(&space, TEXT);
+    assert_eq!(rewrite(&space, 2), Ok(()));
+    assert_eq!(loaded(&space, site(2) - 9, 1), [0xe9]);
+    assert_eq!(loaded(&space, site(2) - 4, 6), [0x40, 0x80, 0xf6, 0x81, 0x0f, 0x05]);
+    let island = target(&space, site(2) - 8);
+    assert_eq!(loaded(&space, island, 9), [0xb8, 3, 0, 0, 0, 0x40, 0x80, 0xf6, 0x81]);
+    assert_eq!(target(&space, island + 12), site(2) + 2);
+    for (at, rip, rax) in [(0, site(2) - 4, 3), (5, site(2) - 4, 9), (9, site(2), 9), (16, site(2), 9)] {
+        let mut regs = UserRegs { rax: 9, ..UserRegs::start(island + at, 0) };
+        rewrite::leave_island(&space, &mut regs);
+        assert_eq!((regs.rip, regs.rax), (rip, rax), "{at}");
+    }
+    check(&space);
 }
 
 #[test]
