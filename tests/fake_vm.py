@@ -60,6 +60,10 @@ class FakeVm:
         await asyncio.sleep(0)
         return Saved(self._content(), drew_random="FAKE_DREW_RANDOM" in self.env)
 
+    async def sibling(self, template: Base, generation: int) -> Saved:  # noqa: ARG002
+        await asyncio.sleep(0)
+        return Saved(self._content(), template)
+
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:  # noqa: ARG002
         await asyncio.sleep(0)
         self.stopped = True
@@ -122,6 +126,7 @@ class FakeHost:
     running: dict[str, FakeVm] = field(default_factory=dict)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     stuck: bool = False
+    restores_fail: bool = False
     padding: int = 0
     standby_may_end: asyncio.Event | None = None
     restore_may_end: asyncio.Event | None = None
@@ -155,9 +160,20 @@ class FakeHost:
         return vm
 
     async def restore(
-        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+        self,
+        who: Identity,
+        state: State,
+        listener: VmListener,
+        link: socket.socket | None,
+        sent: Callable[[], None] | None = None,
     ) -> FakeVm:
         self.restores += 1
+        if sent is not None:
+            sent()
+        if self.restores_fail:
+            if link is not None:
+                link.close()
+            raise ItemError(Code.FAILED, "the state could not be restored")
         if self.restore_may_end is not None:
             await self.restore_may_end.wait()
         memory = json.loads(state.delta or await self._read(state.template))

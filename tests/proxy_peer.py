@@ -160,6 +160,10 @@ class ProxyPeer:
             end = socket.socket(fileno=descriptor)
             end.setblocking(False)
             link = PeerLink(fields["instance"], fields["generation"], end, fields)
+            former = self.links.get((link.instance, link.generation))
+            if former is not None:
+                asyncio.get_running_loop().remove_reader(former.end)
+                former.end.close()
             self.links[link.instance, link.generation] = link
             asyncio.get_running_loop().add_reader(end, self._frames, link)
         if name == "park":

@@ -24,6 +24,7 @@ async def torpor(
         return subprocess.run(
             [TORPOR, "--data", data_dir, *words],
             env={**clean, **(env or {})},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
@@ -49,6 +50,8 @@ async def test_a_session(server: Service, data_dir: Path) -> None:
     assert "name: b" not in listed
     assert await torpor(data_dir, "instance", "logs", "a") == "life 1 of a\n"
     assert "1 standby" in await torpor(data_dir, "status")
+    assert "--yes" in await torpor(data_dir, "instance", "rm", "a", status=125)
+    assert (await torpor(data_dir, "top")).count("RUNNING") == 1
     refused = await torpor(data_dir, "instance", "rm", "-y", "a", "nobody", status=125)
     assert refused == "torpor: No instance is 'nobody'\n"
     removed = await torpor(data_dir, "instance", "rm", "-y", "a", "b")
@@ -60,8 +63,19 @@ async def test_services_tokens_quotas_and_deploy(server: Service, data_dir: Path
     await torpor(data_dir, "service", "create", "api", "-p", "443:8080", "-d", "api.test.")
     assert "api.test" in await torpor(data_dir, "service", "list")
     url = await torpor(data_dir, "deploy", "web", "-p", "443:8080", "-n", "app")
-    assert url.startswith("https://")
-    assert url.strip().endswith(".localhost")
+    assert url.startswith("https://app.localhost")
+    # A new version takes the place of the old one, under the same name and host.
+    (old,) = json.loads(await torpor(data_dir, "instance", "get", "app", "-o", "json"))
+    assert (
+        await torpor(data_dir, "deploy", "web", "-p", "443:8081", "-n", "app", "-e", "V=2") == url
+    )
+    (new,) = json.loads(await torpor(data_dir, "instance", "get", "app", "-o", "json"))
+    assert (new["name"], new["env"]["V"], new["state"]) == ("app", "2", "running")
+    assert new["uuid"] != old["uuid"]
+    assert new["service_group"]["uuid"] == old["service_group"]["uuid"]
+    assert len(json.loads(await torpor(data_dir, "instance", "list", "-o", "json"))) == 1
+    for source, what in (("./nowhere", "no such directory"), (str(data_dir), "has no Dockerfile")):
+        assert what in await torpor(data_dir, "deploy", source, "-n", "b", status=125)
     token = (await torpor(data_dir, "token", "create", "ci", "--scope", "read")).strip()
     environment = {"UKC_METRO": server.endpoint, "UKC_TOKEN": token}
     assert "app" in await torpor(data_dir, "instance", "list", env=environment)

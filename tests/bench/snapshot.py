@@ -13,11 +13,13 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.bench.floor import delta_bytes, free_port, plain_process
 from tests.bench.native import enter_mount_namespace
 from tests.rootfs.build import root_image
+from tests.snapshot.peer import Stream
 from tests.snapshot.vms import (
     Sibling,
     Template,
@@ -30,7 +32,8 @@ from torpor.bench import Bar, Report, WrongAnswerError, refuse_debug_build
 from torpor.vmprocess import Prepare, VMProcess
 
 PYTHON = """
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer
 n, seen = 0, {}
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -45,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *_):
         pass
-HTTPServer(("0.0.0.0", PORT), Handler).serve_forever()
+TCPServer(("0.0.0.0", PORT), Handler).serve_forever()
 """
 BUN = """
 let n = 0; const seen = new Map();
@@ -108,6 +111,10 @@ class Clock:
         self._began = time.perf_counter()
 
 
+def _is_answered(before: int, wanted: bytes, stream: Stream) -> bool:
+    return wanted in stream.received[before:] or stream.closed is not None
+
+
 async def requests(vm: Sibling, already: int, count: int) -> None:
     """So many requests on a connection of their own."""
     stream = await vm.peer.connect(PORT)
@@ -115,9 +122,7 @@ async def requests(vm: Sibling, already: int, count: int) -> None:
         before = len(stream.received)
         wanted = b'{"count":%d}' % number
         stream.write(b"GET / HTTP/1.1\r\nHost: counter\r\n\r\n")
-        await stream.until(
-            lambda s, n=before, w=wanted: w in s.received[n:] or s.closed is not None
-        )
+        await stream.until(partial(_is_answered, before, wanted))
         if wanted not in stream.received[before:]:
             raise WrongAnswerError(f"{bytes(stream.received[before:])!r} instead of {wanted!r}")
     stream.close()

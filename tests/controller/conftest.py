@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.fake_vm import FakeHost
@@ -81,12 +82,13 @@ async def running(
     group = ServiceGroupSpec(
         services=[Service(port=80, destination_port=8080)], domains=[Domain(name=domain or name)]
     )
+    wanted = {"policy": "on", "stateful": True, **policy}
     request = CreateInstance(
         image="web",
         name=name,
         autostart=True,
         service_group=group,
-        scale_to_zero=ScaleToZero(**{"policy": "on", "stateful": True, **policy}),  # type: ignore[arg-type],
+        scale_to_zero=msgspec.convert(wanted, ScaleToZero),
     )
     (row,) = await controller.create(owner, [request])
     assert isinstance(row, InstanceRow), row

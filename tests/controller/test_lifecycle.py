@@ -66,6 +66,22 @@ async def test_no_template_is_made_of_what_would_repeat_secrets(
     )
 
 
+async def test_what_differs_in_its_environment_alone_is_a_sibling(
+    controller: Controller, owner: Owner
+) -> None:
+    rows = [await running(controller, owner, env={"N": str(number)}) for number in range(4)]
+    await running(controller, owner, env={"N": "1"}, args=["/bin/other"])
+    for row in rows:
+        await controller.lifecycle.suspend(controller.lifecycle.lives.current(row), "api")
+    # The first may be the only one, and has all of its state for itself; the second is the
+    # template of its family.
+    found = [controller.store.snapshots.find(row.id) for row in rows]
+    templates = [one.template for one in found if one is not None and one.template is not None]
+    assert len({templates[number].id for number in (1, 2, 3)}) == 1
+    assert templates[0] != templates[1]
+    assert (templates[0].key is None, templates[1].key is None) == (True, False)
+
+
 async def test_a_lost_process_falls_back_to_the_last_generation(
     controller: Controller, owner: Owner, host: FakeHost
 ) -> None:
@@ -145,15 +161,22 @@ async def test_a_restart_gives_up_when_stopped(
 
 
 @pytest.mark.parametrize("generation", [0, 1], ids=["its own generation", "another generation"])
-async def test_adoption(store: Store, owner: Owner, tmp_path: Path, generation: int) -> None:
+async def test_adoption(
+    store: Store,
+    owner: Owner,
+    tmp_path: Path,
+    generation: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torpor.controller.starting.RECORD_S", 0.0)
     first_host = FakeHost()
     first = Controller(tmp_path, store, first_host, backoff=FAST)
     await first.open()
     kept = await running(first, owner)
     lost = await running(first, owner)
-    await asyncio.sleep(0)
-    while current(first, kept).state != "running":  # noqa: ASYNC110 -- written in the background
-        await asyncio.sleep(0.01)
+    for row in (kept, lost):
+        while current(first, row).state != "running":  # noqa: ASYNC110 -- in the background
+            await asyncio.sleep(0.01)
     vm = first_host.running[kept.uuid]
     await first.close()
 

@@ -33,6 +33,7 @@ async def test_two_wakes_at_once_start_one_vm(
     host.restore_may_end.set()
     links = await asyncio.gather(*by_name, *by_uuid)
     assert {link.generation for link in links} == {1}
+    await host.next_start(row.uuid)
     assert host.restores == before + 1
 
 
@@ -76,6 +77,7 @@ async def test_a_standby_during_a_wake_comes_behind_it(
     assert found.generation >= 2
     again = await peer.wake(host=HOST, port=80)
     assert again.generation >= 2
+    await host.next_start(row.uuid)
 
 
 @pytest.mark.parametrize("by", ["name", "uuid"])
@@ -94,6 +96,7 @@ async def test_a_wake_while_the_vm_is_let_go_of(
     host.release_may_end.set()
     assert await idle
     assert (await wake).generation == 1
+    await host.next_start(row.uuid)
 
 
 async def test_a_vm_that_dies_while_it_is_put_down(
@@ -103,8 +106,10 @@ async def test_a_vm_that_dies_while_it_is_put_down(
     row = await running(served, owner, "web")
     await served.lifecycle.suspend(row, "api")
     await peer.wake(instance=row.uuid)
+    await host.next_start(row.uuid)
     host.running[row.uuid].end(Exit("lost"))
     assert (await peer.wake(host=HOST, port=80)).generation in (1, 2)
+    await host.next_start(row.uuid)
     assert host.running[row.uuid].memory["lives"] == 2
 
 

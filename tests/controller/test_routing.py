@@ -36,6 +36,26 @@ async def test_a_wake_by_name_attaches_before_it_answers(
     assert again.attachment["group"] == told[-1]["group"]
 
 
+async def test_a_wake_that_fails_when_it_was_answered_is_answered_the_next_time(
+    served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
+) -> None:
+    row = await running(served, owner, "web")
+    assert await peer.idle(await peer.wake(host="web.localhost", port=80))
+    host.restores_fail = True
+    woken = await peer.ask("wake", host="web.localhost", port=80)
+    with pytest.raises(Refused, match="could not be restored"):
+        await peer.wake(host="web.localhost", port=80)
+    (lost,) = [
+        fields for name, fields in peer.asked if name == "detach" and fields["why"] == "lost"
+    ]
+    assert (lost["instance"], lost["generation"]) == (woken["instance"], woken["generation"])
+    host.restores_fail = False
+    assert served.lifecycle.lives.get(row.id) is None
+    again = await peer.wake(host="web.localhost", port=80)
+    assert (again.instance, again.generation) == (row.uuid, 1)
+    assert await peer.idle(again)
+
+
 async def test_names_that_lead_nowhere(served: Controller, owner: Owner, peer: ProxyPeer) -> None:
     row = await running(served, owner, "web", domain="*.apps")
     assert (await peer.wake(host="a.apps.localhost", port=80)).instance == row.uuid

@@ -54,7 +54,7 @@ def image_without_checksum() -> bytearray:
     return content
 
 
-def directory_blocks(image: bytes, inode: int) -> list[bytes]:
+def directory_blocks(image: bytes | bytearray, inode: int) -> list[bytes]:
     """The blocks of the directory at `inode`, of which the last may lie behind the inode."""
     layout, extended = image[inode] >> 1 & 7, image[inode] & 1
     size = struct.unpack_from("<Q" if extended else "<I", image, inode + 8)[0]
@@ -63,10 +63,10 @@ def directory_blocks(image: bytes, inode: int) -> list[bytes]:
     if layout == 2:
         starts[-1] = inode + (64 if extended else 32) + (attributes and 8 + 4 * attributes)
     lengths = [min(4096, size - at) for at in range(0, size, 4096)]
-    return [image[at : at + length] for at, length in zip(starts, lengths, strict=True)]
+    return [bytes(image[at : at + length]) for at, length in zip(starts, lengths, strict=True)]
 
 
-def inode_offset(image: bytes, path: str) -> int:
+def inode_offset(image: bytes | bytearray, path: str) -> int:
     """Where the inode of `path` is, by the directories of the image."""
     root, meta = struct.unpack_from("<H24xI", image, SUPERBLOCK_OFFSET + 14)
     nid = root
@@ -77,7 +77,7 @@ def inode_offset(image: bytes, path: str) -> int:
             found = [struct.unpack_from("<QH", block, 12 * number) for number in range(count)]
             ends = [start for _, start in found[1:]] + [len(block)]
             for (child, start), end in zip(found, ends, strict=True):
-                entries[bytes(block[start:end]).rstrip(b"\0")] = child
+                entries[block[start:end].rstrip(b"\0")] = child
         nid = entries[name.encode()]
     return int((meta << 12) + 32 * nid)
 

@@ -6,6 +6,8 @@ import random
 import secrets
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import time
 from collections import Counter
@@ -144,6 +146,35 @@ def test_a_chat_that_is_a_whole_state_of_its_own(server: Server) -> None:
     (made,) = server.api("/v1/instances", [spec], "POST")["instances"]
     assert made["status"] == "success", made
     asyncio.run(chat(server, "single", "single.localhost"))
+
+
+async def leave(server: Server, name: str, host: str) -> None:
+    """Clients go while the room sleeps: with a reset, with an end; the others stay."""
+    sockets = [await WebSocket.connect(server.proxy_port, host) for _ in range(6)]
+    try:
+        for leaving, is_reset in ((sockets[:2], True), (sockets[2:4], False)):
+            await asyncio.to_thread(server.wait_for, name, "standby")
+            for one in leaving:
+                one.listening.cancel()
+                connection = one.writer.get_extra_info("socket")
+                if is_reset:
+                    linger = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                one.writer.close()
+            await asyncio.sleep(0.2)
+        await asyncio.to_thread(server.wait_for, name, "standby")
+        stay = sockets[4:]
+        stay[0].say("still here")
+        await until_all_heard(stay, 1)
+        assert [one.heard for one in stay] == [stay[0].heard] * 2
+    finally:
+        await asyncio.gather(*(one.close() for one in sockets))
+
+
+def test_clients_that_go_while_their_vm_sleeps(server: Server) -> None:
+    words = ["-n", "left", "--scale-to-zero", "idle", "--cooldown", "100ms"]
+    host = server.deploy(*words, str(REPOSITORY / "examples" / "bun-chat"))
+    asyncio.run(leave(server, "left", host))
 
 
 class Database:

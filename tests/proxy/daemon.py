@@ -202,6 +202,7 @@ class Torpord:
         resumed: bool = False,
         policy: str = "on",
         cooldown_ms: int = 3_600_000,
+        notify_ms: int = 0,
         egress: dict[str, Any] | None = None,
     ) -> str:
         """Hands the guest's link over; returns the instance."""
@@ -214,7 +215,11 @@ class Torpord:
             generation=guest.generation,
             group=group,
             resumed=resumed,
-            scale_to_zero={"policy": policy, "cooldown_ms": cooldown_ms},
+            scale_to_zero={
+                "policy": policy,
+                "cooldown_ms": cooldown_ms,
+                "notify_ms": notify_ms,
+            },
             egress=egress or {},
         )
         guest.theirs.close()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 _FRAME = struct.Struct("<IHHII")
 MESSAGE_MAX_BYTES = 64 << 10
-DATA, CREDIT, SHUTDOWN, OPEN, OPENED, CLOSE, ATTACH, RESUMED = 1, 2, 3, 6, 7, 8, 10, 11
+DATA, CREDIT, SHUTDOWN, OPEN, OPENED, CLOSE, ATTACH, RESUMED, HELD = 1, 2, 3, 6, 7, 8, 10, 11, 12
 STDOUT, CONTROL = 1, 4
 WINDOW_BYTES = 16 << 10
 ECONNREFUSED = 111
@@ -155,6 +155,10 @@ class Guest:
     def write(self, data: bytes) -> None:
         """To standard output."""
         self.say(frame(STDOUT, DATA, data))
+
+    def hold(self, held: bool) -> None:
+        """Asks to stay awake, or does not any more."""
+        self.say(frame(CONTROL, HELD, argument=int(held)))
 
     def sleep(self, *, closes: bool = True) -> dict[int, Connection]:
         """Stops, as a guest whose state is stored; returns what goes on.

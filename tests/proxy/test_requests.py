@@ -4,6 +4,7 @@ import hashlib
 import socket
 import threading
 import time
+import uuid
 
 import pytest
 
@@ -140,6 +141,54 @@ def test_a_killed_vm_is_a_bad_gateway_and_reported(proxy: Proxy, torpord: Torpor
     assert get(proxy.address, "app.localhost").status == 502
     torpord.wait_for(lambda: ("link_lost", {"instance": instance, "generation": 1}) in torpord.told)
     assert instance in proxy.logged()
+
+
+@pytest.mark.parametrize(
+    ("retry", "method", "body", "status"),
+    [
+        (True, "GET", b"", 200),
+        (True, "DELETE", b"", 200),
+        (True, "PUT", b"with a body", 502),
+        (True, "POST", b"", 502),
+        (False, "GET", b"", 502),
+    ],
+)
+def test_only_what_may_be_repeated_is_where_the_service_says_so(
+    proxy: Proxy, torpord: Torpord, retry: bool, method: str, body: bytes, status: int
+) -> None:
+    """The VM dies when it has read the request; its next life would answer."""
+    group = str(uuid.uuid4())
+    document = {
+        "group": group,
+        "hosts": ["app.localhost"],
+        "services": [
+            {
+                "port": 80,
+                "destination_port": 8080,
+                "handlers": ["http"],
+                "retry_idempotent": retry,
+            }
+        ],
+    }
+    torpord.ask("group", **document)
+
+    def program(connection: Connection) -> None:
+        read_request(connection)
+        connection.guest.die()
+
+    instance = torpord.attach(Guest(program), group)
+
+    def wake(_: dict[str, object]) -> dict[str, object]:
+        torpord.ask("group", **document)
+        torpord.attach(Guest(echo, generation=2), group, instance)
+        return {"group": group, "instance": instance, "generation": 2}
+
+    torpord.on["wake"] = wake
+    with Client(proxy.address) as client:
+        head = f"{method} / HTTP/1.1\r\nHost: app.localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.send(head.encode() + body)
+        assert client.answer().status == status
+    assert torpord.count("wake") == (status == 200)
 
 
 def test_a_request_that_did_not_reach_the_guest_goes_to_its_next_life(

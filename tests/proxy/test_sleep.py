@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ class Instance:
         *,
         policy: str = "on",
         cooldown_ms: int = 0,
+        notify_ms: int = 0,
         egress: dict[str, Any] | None = None,
     ) -> None:
         self.torpord = torpord
@@ -34,6 +36,7 @@ class Instance:
         self.how: dict[str, Any] = {
             "policy": policy,
             "cooldown_ms": cooldown_ms,
+            "notify_ms": notify_ms,
             "egress": egress,
         }
         self.id = str(uuid.uuid4())
@@ -170,7 +173,12 @@ def test_nothing_is_sent_while_idle_is_undecided(proxy: Proxy, torpord: Torpord)
         assert decided.wait(30)
         return instance.idle(fields)
 
-    torpord.on["idle"] = idle
+    def wake(fields: dict[str, Any]) -> dict[str, Any]:
+        # Nobody is told that it runs while it is about to sleep.
+        assert not asked.is_set() or instance.asleep.wait(30)
+        return instance.wake(fields)
+
+    torpord.on.update(idle=idle, wake=wake)
     assert get(proxy.address, HOST).status == 200
     assert asked.wait(30)
     assert instance.guest is not None
@@ -303,6 +311,57 @@ def test_a_parked_instance_is_drained_and_goes_on(proxy: Proxy, torpord: Torpord
     assert get(proxy.address, HOST).body == b"done"
 
 
+@pytest.mark.parametrize("policy", ["on", "idle"])
+def test_a_guest_that_holds_on_stays_awake(proxy: Proxy, torpord: Torpord, policy: str) -> None:
+    def program(connection: Connection) -> None:
+        while (request := read_request(connection)) is not None:
+            connection.guest.hold(b"hold" in request[0])
+            answer(connection, b"done")
+
+    instance = Instance(torpord, program, policy=policy)
+    assert get(proxy.address, HOST, "/hold").status == 200
+    assert not instance.asleep.wait(0.5)
+    assert get(proxy.address, HOST, "/go").status == 200
+    assert instance.asleep.wait(30)
+
+
+@pytest.mark.parametrize("policy", ["on", "idle"])
+def test_a_guest_is_told_before_it_sleeps(proxy: Proxy, torpord: Torpord, policy: str) -> None:
+    told: list[tuple[bytes, float]] = []
+
+    def program(connection: Connection) -> None:
+        if connection.port == 138:
+            told.append((connection.recv(at_least=11), time.monotonic()))
+            connection.send(b"an answer is no traffic")
+            return
+        echo(connection)
+
+    instance = Instance(torpord, program, policy=policy, cooldown_ms=600, notify_ms=300)
+    for n in range(3):
+        assert get(proxy.address, HOST).status == 200
+        assert instance.asleep.wait(30)
+        assert [word for word, _ in told] == [b"scaletozero"] * (n + 1)
+        assert instance.state == {}
+        assert time.monotonic() - told[-1][1] >= 0.25
+
+
+def test_nobody_need_hear_the_notice(proxy: Proxy, torpord: Torpord) -> None:
+    instance = Instance(torpord, echo, cooldown_ms=200, notify_ms=100)
+    slow = threading.Event()
+
+    def program(connection: Connection) -> None:
+        if connection.port == 138:
+            slow.wait(30)
+        else:
+            echo(connection)
+
+    instance.program = program
+    for _ in range(3):
+        assert get(proxy.address, HOST).status == 200
+        assert instance.asleep.wait(30)
+    slow.set()
+
+
 # Connections that outlive a sleep -----------------------------------------------------------------
 
 
@@ -429,6 +488,7 @@ def outside() -> Iterator[socket.socket]:
         yield server
 
 
+PARKED_MAX = 64
 HOST_ALLOWED = {"allow": ["127.0.0.1/32"]}
 
 
@@ -495,3 +555,43 @@ def test_what_the_policy_forbids_is_refused(
     assert get(proxy.address, HOST).status == 200
     assert instance.guest is not None
     assert instance.guest.connect(17, "192.0.2.1", outside.getsockname()[1]).closed
+
+
+def test_so_many_connections_are_kept_and_no_more(
+    proxy: Proxy, torpord: Torpord, outside: socket.socket
+) -> None:
+    """Silence does not put a guest to sleep that has more; suspended it loses the youngest."""
+    instance = Instance(torpord, upper, policy="idle", cooldown_ms=300, egress=HOST_ALLOWED)
+    assert get(proxy.address, HOST).status == 200
+    assert instance.guest is not None
+    outside.listen(100)
+    port = outside.getsockname()[1]
+    connections = [
+        instance.guest.connect(17 + 2 * n, "192.0.2.1", port) for n in range(PARKED_MAX + 2)
+    ]
+    accepted = [outside.accept()[0] for _ in connections]
+    with ExitStack() as held:
+        for one in accepted:
+            held.enter_context(one)
+        _park_some(instance, connections, accepted)
+
+
+def _park_some(
+    instance: Instance, connections: list[Connection], accepted: list[socket.socket]
+) -> None:
+    torpord = instance.torpord
+    assert all(connection.opened for connection in connections)
+    assert not instance.asleep.wait(1)
+    connections.pop().close()
+    assert accepted.pop().recv(1) == b""
+    assert not instance.asleep.wait(1)
+    which = {"instance": instance.id, "generation": 0}
+    torpord.ask("park", **which, drain_ms=0)
+    instance.idle(which)
+    torpord.ask("detach", **which, why="stopped", parked=True)
+    accepted[-1].settimeout(30)
+    with pytest.raises(ConnectionResetError):
+        accepted[-1].recv(1)
+    accepted[0].sendall(b"still here")
+    assert connections[0].recv(at_least=10) == b"still here"
+    assert instance.asleep.wait(30), "64 are no hindrance"

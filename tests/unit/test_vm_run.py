@@ -82,6 +82,24 @@ def test_environment_of_image_and_command_line(monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
+def test_environment_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docker reads them; the command line wins."""
+    monkeypatch.setenv("HERE", "here")
+    file = tmp_path / "env"
+    file.write_text('# comment\n\nA=1 # no comment\n  B="quoted"\nHERE\nC=file\n')
+    words = arguments("-e", "C=line", "--env-file", str(file), "./x", "p", env=("A=0",))
+    assert [value for name, value in itertools.pairwise(words) if name == "--env"] == [
+        "A=1 # no comment",
+        'B="quoted"',
+        "HERE=here",
+        "C=line",
+    ]
+    for bad in ("=1", "a b=1"):
+        file.write_text(bad)
+        with pytest.raises(UsageError, match="neither K=V nor K"):
+            arguments("--env-file", str(file), "./x", "p")
+
+
 def test_command_line_wins_over_the_images_user_and_workdir() -> None:
     words = arguments("-u", "5", "./x", "p", user="app", workdir="/app")
     assert words[words.index("--user") + 1] == "5"

@@ -304,7 +304,10 @@ impl Ledger {
             },
             kind::CLOSE => {
                 connection.halves[mine].closed = true;
-                self.moving.remove(&number);
+                if side == Side::Guest {
+                    // The host's last word does not spare the guest its answer to ATTACH, which is on its way.
+                    self.moving.remove(&number);
+                }
                 if connection.halves[theirs].closed {
                     self.connections.remove(&number);
                     self.opened[opener as usize] -= 1;
@@ -441,6 +444,22 @@ mod tests {
         assert_eq!(ledger.to_guest(&frame(17, kind::CLOSE, 104)), Ok(()));
         assert_eq!(ledger.connections().count(), 0);
         assert_eq!(ledger.from_guest(&frame(17, kind::OPEN, tcp)), Ok(()));
+    }
+
+    #[test]
+    fn a_last_word_and_an_answer_to_attach_may_cross() {
+        let mut ledger = Ledger::new(false);
+        let halves = [Half::new(CONNECTION_WINDOW_BYTES); 2];
+        let connection = Connection { transport: Transport::Tcp, answered: true, halves };
+        assert_eq!(ledger.adopt(18, connection), Ok(()));
+        let attach = Header { len: ATTACH_BYTES, ..frame(18, kind::ATTACH, 7) };
+        assert_eq!(ledger.to_guest(&attach), Ok(()));
+        assert_eq!(ledger.to_guest(&frame(18, kind::CLOSE, 104)), Ok(()));
+        assert!(ledger.from_guest(&data(18, 1)).is_err());
+        assert_eq!(ledger.from_guest(&attach), Ok(()));
+        assert!(ledger.from_guest(&attach).is_err());
+        assert_eq!(ledger.from_guest(&frame(18, kind::CLOSE, 0)), Ok(()));
+        assert_eq!((ledger.connections().count(), ledger.moving.len()), (0, 0));
     }
 
     #[test]

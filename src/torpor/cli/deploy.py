@@ -10,7 +10,7 @@ from torpor.cli.instance import environment
 from torpor.cli.output import say
 from torpor.cli.service import parse_port
 from torpor.datadir import data_dir
-from torpor.errors import UsageError
+from torpor.errors import ImageNotFoundError, TorporError, UsageError
 from torpor.images import ImageStore
 from torpor.images.names import parse_reference
 
@@ -41,11 +41,19 @@ def deploy(
     stateful: bool,
     cooldown: str,
 ) -> None:
-    """Build DIR, or take IMAGE, and run it behind a URL."""
-    path = Path(source)
+    """Build DIR, or take IMAGE, and run it behind a URL.
+
+    What has a slash or begins with a dot is a directory, anything else a stored image. A name that
+    is deployed already gets the new version once that runs; its host name stays.
+    """
     store = ImageStore(data_dir(data))
-    image = _built(store, path) if path.is_dir() else source
-    resolved = store.resolve(image)
+    image = _built(store, Path(source)) if "/" in source or source.startswith(".") else source
+    try:
+        resolved = store.resolve(image)
+    except ImageNotFoundError as error:
+        if Path(source).is_dir():
+            raise UsageError(f"no image '{source}'; for the directory say ./{source}") from error
+        raise
     exposed = [port.partition("/")[0] for port in resolved.config.exposed_ports]
     if not ports and not exposed:
         raise UsageError(f"{source} exposes no port: give -p 443:PORT")
@@ -55,26 +63,30 @@ def deploy(
         "image": image,
         "memory_mb": memory_mb,
         "autostart": False,
-        "service_group": {"services": services},
         "scale_to_zero": {
             "policy": policy,
             "stateful": stateful,
             "cooldown_time_ms": _milliseconds(cooldown),
         },
     }
-    if name:
-        spec["name"] = name
     if env:
         spec["env"] = environment(env)
 
     async def work(server: Server) -> Any:
-        made = await server.sdk.instances.create(**spec)
-        reference = {"uuid": made.uuid}
-        await server.own("POST", "/torpor/v1/prepare", json=[reference])
-        await server.sdk.instances.get(uuid=made.uuid).start()
-        await server.sdk.instances.get(uuid=made.uuid).wait(
-            state="running", timeout_seconds=START_TIMEOUT_S
-        )
+        former = await _deployed(server, name) if name else None
+        made = await server.sdk.instances.create(**spec, **_place(name, former, services))
+        try:
+            await _start(server, made.uuid)
+        except TorporError:
+            if former is not None:
+                await server.sdk.instances.get(uuid=made.uuid).delete()
+            raise
+        if former is not None:
+            group = former["service_group"]["uuid"]
+            change = {"uuid": group, "prop": "services", "op": "set", "value": services}
+            await server.own("PATCH", "/v1/services", json=[change])
+            pair = {"uuid": made.uuid, "former": former["uuid"]}
+            await server.own("POST", "/torpor/v1/replace", json=[pair])
         state = await server.own("GET", "/torpor/v1/status")
         return await server.sdk.instances.get(uuid=made.uuid), state["public_ports"]
 
@@ -83,6 +95,40 @@ def deploy(
     for domain in made.service_group.domains:
         for service in services:
             click.echo(_url(domain.fqdn, service["port"], public_ports))
+
+
+async def _deployed(server: Server, name: str) -> dict[str, Any] | None:
+    """The instance of a name, if there is one. Raises TorporError if it has no service."""
+    response = await server.sdk.api.platform.instances.get_instances(name=[name], details=True)
+    (found,) = response.data.instances
+    if found.status == "error":
+        return None
+    instance: dict[str, Any] = found.model_dump()
+    if not instance.get("service_group"):
+        raise TorporError(
+            f"instance '{name}' has no service, so nothing was deployed there: take another name, "
+            f"or remove it by `torpor instance rm {name}`"
+        )
+    return instance
+
+
+def _place(
+    name: str | None, former: dict[str, Any] | None, services: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Name and service group of a new instance: a new version shares the group at first."""
+    if former is not None:
+        return {"service_group": {"uuid": former["service_group"]["uuid"]}}
+    if name is None:
+        return {"service_group": {"services": services}}
+    return {"name": name, "service_group": {"services": services, "domains": [{"name": name}]}}
+
+
+async def _start(server: Server, uuid: str) -> None:
+    """Starts an instance as its configuration's template; returns when it runs."""
+    await server.own("POST", "/torpor/v1/prepare", json=[{"uuid": uuid}])
+    made = server.sdk.instances.get(uuid=uuid)
+    await made.start()
+    await made.wait(state="running", timeout_seconds=START_TIMEOUT_S)
 
 
 def _url(host: str, port: int, public_ports: dict[str, int]) -> str:
@@ -99,6 +145,13 @@ def _built(store: ImageStore, directory: Path) -> str:
     from torpor.images.settings import load_settings
     from torpor.images.transports import Access
 
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such directory")
+    if not (directory / "Dockerfile").exists():
+        raise UsageError(
+            f"{directory} has no Dockerfile: write one, or have `torpor build -t NAME {directory}` "
+            "suggest one, and deploy NAME"
+        )
     tag = parse_reference(f"{directory.resolve().name.lower()}:latest")
     builder = Builder(store, load_settings(store.data_dir), Access("", None, False), say)
     return builder.build(BuildOptions(directory=directory, tags=(tag,)))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from torpor.cli.client import Server, report, run
-from torpor.cli.output import output_option, say, show
+from torpor.cli.output import confirm, output_option, say, show
 from torpor.errors import UsageError
 
 COLUMNS = (
@@ -189,7 +189,7 @@ def suspend(data: str | None, references: tuple[str, ...]) -> int:
 def rm(data: str | None, references: tuple[str, ...], yes: bool) -> int:
     """Remove instances with all that they hold."""
     if not yes:
-        click.confirm(f"Remove {', '.join(references)}?", abort=True, err=True)
+        confirm(f"Remove {', '.join(references)}?")
     return _bulk(data, references, "delete_instances", lambda item: f"{item.name} removed")
 
 

@@ -1,13 +1,18 @@
 """Results for a person or a program: `--output table|json|yaml`."""
 
 import json
+import re
+import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import click
 
+from torpor.errors import UsageError
+
 FORMATS = ("table", "json", "yaml")
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 
 
 def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,6 +31,13 @@ def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def say(text: str) -> None:
     """A word to the person, on standard error, so that results can be piped."""
     click.echo(text, err=True)
+
+
+def confirm(question: str) -> None:
+    """Asks before something is destroyed. Raises UsageError where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Standard input is no terminal to ask on: --yes says so")
+    click.confirm(question, abort=True, err=True)
 
 
 def show(items: Sequence[Any], format_: str, columns: Sequence[tuple[str, str]]) -> None:
@@ -65,7 +77,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return ",".join(map(_cell, value))
-    return _text(value)
+    return _DIGEST.sub(r"\1", _text(value))
 
 
 def _text(value: Any) -> str:

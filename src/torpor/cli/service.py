@@ -6,7 +6,7 @@ import click
 
 from torpor.cli.client import Server, report, run
 from torpor.cli.instance import references
-from torpor.cli.output import output_option, show
+from torpor.cli.output import confirm, output_option, show
 from torpor.errors import UsageError
 
 COLUMNS = (
@@ -92,7 +92,7 @@ def create(
 def rm(data: str | None, references: tuple[str, ...], yes: bool) -> int:
     """Remove service groups that no instance is attached to."""
     if not yes:
-        click.confirm(f"Remove {', '.join(references)}?", abort=True, err=True)
+        confirm(f"Remove {', '.join(references)}?")
 
     async def work(server: Server) -> list[Any]:
         named = await server.resolve("service", references)

@@ -6,7 +6,7 @@ import click
 
 from torpor.cli.client import Server, report, run
 from torpor.cli.instance import COLUMNS, references
-from torpor.cli.output import output_option, show
+from torpor.cli.output import confirm, output_option, show
 
 
 @click.group()
@@ -49,7 +49,7 @@ def create(data: str | None, name: str, image: str, memory_mb: int, format_: str
 def rm(data: str | None, references: tuple[str, ...], yes: bool) -> int:
     """Remove templates."""
     if not yes:
-        click.confirm(f"Remove {', '.join(references)}?", abort=True, err=True)
+        confirm(f"Remove {', '.join(references)}?")
 
     async def work(server: Server) -> list[Any]:
         named = await server.resolve("template", references)

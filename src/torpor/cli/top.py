@@ -39,7 +39,10 @@ class Sample:
 @click.option("--sort", type=click.Choice(SORTS), default="cpu", show_default=True)
 @click.pass_obj
 def top(data: str | None, interval_s: float, once: bool, sort: str) -> None:
-    """Show instances by state, what runs, wakes and the store's size, until ^C."""
+    """Show instances by state, what runs, wakes and the store's size, until ^C.
+
+    Where the output is no terminal, one table is all.
+    """
     live = not once and sys.stdout.isatty()
 
     async def work(server: Server) -> None:
@@ -50,7 +53,7 @@ def top(data: str | None, interval_s: float, once: bool, sort: str) -> None:
             size = os.get_terminal_size() if live else os.terminal_size((100, 40))
             lines = frame(before, now, sort, size.columns, size.lines)
             click.echo((CLEAR if live else "") + "\n".join(lines), nl=not live)
-            if once:
+            if not live:
                 return
             before = now
 

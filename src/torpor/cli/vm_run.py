@@ -32,6 +32,7 @@ _OPTIONS = (
     _Option(("--no-rewrite",), "", "leave system call instructions as they are"),
     _Option(("-m", "--memory"), "SIZE", "memory of the VM, as 256M or 2G (default 256M)"),
     _Option(("-e", "--env"), "K=V", "set a variable; K alone takes it from here"),
+    _Option(("--env-file",), "FILE", "variables from a file, one K=V or K in a line"),
     _Option(("-w", "--workdir"), "DIR", "working directory in the VM"),
     _Option(("-u", "--user"), "UID:GID", "user, and group, by number or by name in the image"),
     _Option(("--entrypoint",), "E", "program in place of the image's entry point"),
@@ -212,7 +213,8 @@ def _vmm_arguments(line: _CommandLine, program: _Program) -> list[str]:
     for option in ("--publish", "--egress", "--egress-allow", "--egress-deny", "--vsock"):
         for value in line.options.get(option, []):
             words += [option, value]
-    for variable in _environment(program.env, line.options.get("--env", [])):
+    asked = [*_from_files(line.options.get("--env-file", [])), *line.options.get("--env", [])]
+    for variable in _environment(program.env, asked):
         words += ["--env", variable]
     for option, default in (("--workdir", program.workdir), ("--user", program.user)):
         value = line.last(option) or default
@@ -222,6 +224,24 @@ def _vmm_arguments(line: _CommandLine, program: _Program) -> list[str]:
     if name is not None:
         words += ["--name", name]
     return [*words, "--image", str(program.image), "--", *argv]
+
+
+def _from_files(files: list[str]) -> list[str]:
+    """The variables in files as docker reads them: K=V or K, no quotes, `#` begins a comment line.
+
+    Raises UsageError for a line that is neither, OSError.
+    """
+    words = []
+    for name in files:
+        for line in Path(name).read_text(errors="surrogateescape").splitlines():
+            word = line.lstrip()
+            if not word or word.startswith("#"):
+                continue
+            key = word.partition("=")[0]
+            if not key or any(c.isspace() for c in key):
+                raise UsageError(f"--env-file {name}: '{word}' is neither K=V nor K")
+            words.append(word)
+    return words
 
 
 def _environment(image: tuple[str, ...], asked: list[str]) -> list[str]:

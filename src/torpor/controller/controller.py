@@ -52,6 +52,8 @@ from torpor.store import (
     StoreError,
 )
 
+REPLACE_DRAIN_MS = 10_000
+"""How long requests in flight may take of an instance whose place another one takes."""
 FOREVER_S = 10 * 365 * 86400.0
 
 
@@ -266,6 +268,18 @@ class Controller:
             await self.groups.release(last.service_id)
         self.events.notify(row.uuid)
         return previous
+
+    async def replace(self, row: InstanceRow, former: InstanceRow) -> None:
+        """Deletes `former`, after its requests in flight, and gives `row` its name."""
+        if row.id == former.id:
+            raise invalid("former", "must be another instance")
+        await self.lifecycle.drain(former, REPLACE_DRAIN_MS)
+        await self.delete(former)
+
+        def renamed(row: InstanceRow, config: Config, facts: Facts, live: bool) -> InstanceRow:  # noqa: ARG001
+            return replace(with_documents(row, config, facts, row.state), name=former.name)
+
+        await self.lifecycle.edit(row, renamed)
 
     async def update(self, row: InstanceRow, prop: str, op: str, value: Any) -> None:
         """Changes one property, now or, if the instance runs, when it stops. Raises ItemError."""

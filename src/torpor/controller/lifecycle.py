@@ -172,6 +172,13 @@ class Lifecycle:
             self._links.detach(row.uuid, live.link_generation, "stopped", parked=True)
             return "running", "standby"
 
+    async def drain(self, row: InstanceRow, drain_ms: int) -> None:
+        """Has no more requests sent to an instance, and waits for those in flight."""
+        async with self._lives.lock(row.id):
+            live = self._lives.get(row.id)
+            if live is not None and live.vm is not None and live.state == "running":
+                await self._links.park(row.uuid, live.link_generation, drain_ms)
+
     async def idle(self, row: InstanceRow, link_generation: int) -> str | None:
         """Puts a silent instance into standby; why it goes on, or None when that is durable.
 
@@ -291,13 +298,19 @@ class Lifecycle:
 
     # Waking -------------------------------------------------------------------------------------
 
-    async def wake(self, row: InstanceRow, origin: Origin = "proxy") -> Live:
+    async def wake(
+        self,
+        row: InstanceRow,
+        origin: Origin = "proxy",
+        soon: Callable[[Live], None] | None = None,
+    ) -> Live:
         """An instance that runs, started from standby if need be. Raises ItemError.
 
-        `row` was read just now. Nothing is written on the way from a saved state.
+        `row` was read just now. Nothing is written on the way from a saved state. `soon` is as in
+        `Starter.start`.
         """
         for _ in range(WAKES_MAX):
-            live = await self._wakened(row, origin)
+            live = await self._wakened(row, origin, soon)
             if live.state == "starting":
                 await asyncio.wait_for(live.settled.wait(), READY_S + STANDBY_S)
             if live.state == "running":
@@ -308,7 +321,9 @@ class Lifecycle:
             row = self._lives.current(row)
         raise BusyError("The instance goes to standby as soon as it runs")
 
-    async def _wakened(self, row: InstanceRow, origin: Origin) -> Live:
+    async def _wakened(
+        self, row: InstanceRow, origin: Origin, soon: Callable[[Live], None] | None
+    ) -> Live:
         """An instance that was started, or runs."""
         live = self._lives.get(row.id)
         lock = self._lives.lock(row.id)
@@ -324,7 +339,7 @@ class Lifecycle:
                     row = self._lives.current(row)
                 if row.state != "standby":
                     raise _wrong_state(row, row.state, "wake")
-                await self._starter.start(row, origin)
+                await self._starter.start(row, origin, soon=soon)
                 live = self._lives.get(row.id)
         if live is None:
             raise ItemError(Code.FAILED, "The instance ended while it started")

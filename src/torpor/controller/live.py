@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct
 
 from torpor.controller.events import now_ms
 from torpor.controller.model import (
@@ -17,9 +18,30 @@ from torpor.controller.model import (
     ScaleToZero,
 )
 from torpor.controller.vm import Exit, VmProcess
+from torpor.controller.vm import State as SavedState
 from torpor.store import Base, InstanceRow, State
 
 DEFAULT_POLICY = ScaleToZero()
+
+
+class Beginning(Struct, frozen=True):
+    """How an instance begins; with all defaults cold, and it simply runs on."""
+
+    clone_of: SavedState | None = None
+    """The template that serves its configuration."""
+    key: bytes | None = None
+    """Cold; its configuration. Its VM ends when it is ready, and another goes on with its state."""
+    family: bytes | None = None
+    """That state is a difference to the template of this family, if there is one."""
+    is_asked_for: bool = False
+    """It becomes a template even so."""
+    seed: bytes | None = None
+    """What its random numbers begin with until it is ready, so that siblings are much alike."""
+
+    @property
+    def is_stored_when_ready(self) -> bool:
+        """Whether its VM ends when it is ready."""
+        return self.key is not None
 
 
 @dataclass(eq=False, slots=True)
@@ -43,8 +65,7 @@ class Live:
     group: str | None = None
     base: Base | None = None
     """The template that its VM began with, kept while it runs."""
-    template_key: bytes | None = None
-    """Its configuration, if a template is to be made of it once it is ready."""
+    beginning: Beginning = Beginning()  # noqa: RUF009 -- immutable
     wanted: bool = False
     """A request waits for it, or waited: a standby that is not committed is taken back."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)

@@ -5,8 +5,7 @@ import contextlib
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,8 +82,7 @@ _decode = msgspec.json.Decoder(_Message).decode
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Woken:
+class Woken(msgspec.Struct, frozen=True):
     """An instance that runs, and whose link was attached."""
 
     group: str | None
@@ -103,8 +101,8 @@ class WakeError(Exception):
 class Handler(Protocol):
     """Who answers the proxy."""
 
-    async def wake(self, wake: Wake) -> Woken:
-        """Raises WakeError."""
+    async def wake(self, wake: Wake, soon: Callable[[Woken], None]) -> Woken:
+        """Raises WakeError. `soon` may be called before: then that is the answer."""
 
     async def idle(self, link: Link) -> str | None:
         """Puts a silent VM into standby: None when that is durable, else why it goes on."""
@@ -243,24 +241,25 @@ class ProxyClient:
                 answer.set_result(message.ok or {})
 
     async def _answer_wake(self, id_: int, wake: Wake) -> None:
+        is_answered = False
+
+        def answer(woken: Woken) -> None:
+            nonlocal is_answered
+            if not is_answered:
+                is_answered = True
+                self._send({"id": id_, "ok": woken})
+
         try:
-            woken = await self._handler.wake(wake)
+            woken = await self._handler.wake(wake, answer)
         except WakeError as error:
-            self._refuse(id_, error.code, str(error))
+            if not is_answered:
+                self._refuse(id_, error.code, str(error))
         except Exception as error:
-            self._refuse(id_, "failed", f"{type(error).__name__}: {error}")
+            if not is_answered:
+                self._refuse(id_, "failed", f"{type(error).__name__}: {error}")
             raise
         else:
-            self._send(
-                {
-                    "id": id_,
-                    "ok": {
-                        "group": woken.group,
-                        "instance": woken.instance,
-                        "generation": woken.generation,
-                    },
-                }
-            )
+            answer(woken)
 
     async def _answer_idle(self, id_: int, link: Link) -> None:
         try:

@@ -1,6 +1,7 @@
 """What the proxy asks: who is to be woken for a request, and who may go to standby."""
 
 import asyncio
+from collections.abc import Callable
 
 from torpor.controller.console import Console
 from torpor.controller.errors import BusyError, Code, ItemError
@@ -42,16 +43,20 @@ class Router:
         self._console = console
         self._events = events
 
-    async def wake(self, wake: Wake) -> Woken:
+    async def wake(self, wake: Wake, soon: Callable[[Woken], None]) -> Woken:
         """See Handler."""
+
+        def tell(live: Live) -> None:
+            soon(_woken(live))
+
         try:
             if wake.instance is not None:
                 row = self._store.instances.by_uuid(wake.instance)
                 if row is None:
                     raise WakeError("unknown", f"No instance with uuid '{wake.instance}'")
-                live = await self._lifecycle.wake(row)
+                live = await self._lifecycle.wake(row, soon=tell)
             else:
-                live = await self._for_host(wake)
+                live = await self._for_host(wake, tell)
         except BusyError as error:
             raise WakeError("busy", str(error)) from error
         except TimeoutError as error:
@@ -59,9 +64,9 @@ class Router:
         except ItemError as error:
             code = "stopped" if error.code is Code.WRONG_STATE else "failed"
             raise WakeError(code, str(error)) from error
-        return Woken(live.group, live.row.uuid, live.link_generation)
+        return _woken(live)
 
-    async def _for_host(self, wake: Wake) -> Live:
+    async def _for_host(self, wake: Wake, soon: Callable[[Live], None]) -> Live:
         host, port = wake.host or "", wake.port or 0
         service_id = self._groups.route(host)
         if service_id is None:
@@ -77,7 +82,7 @@ class Router:
         limit = len(awake) + len(wake.without) + MORE
         for row in self._store.instances.of_service(service_id, "standby", limit):
             if row.id not in awake and row.uuid not in wake.without:
-                return await self._lifecycle.wake(row)
+                return await self._lifecycle.wake(row, soon=soon)
         raise WakeError("stopped", f"No instance of '{host}' may be woken")
 
     async def idle(self, link: Link) -> str | None:
@@ -99,7 +104,12 @@ class Router:
         """See Handler."""
         await self._groups.proxy_is_new()
         there = {(link.instance, link.generation) for link in links}
-        lives = [live for live in self._lifecycle.lives.all() if live.vm is not None]
+        # One that wakes just now may have been told to the proxy before.
+        lives = [
+            live
+            for live in self._lifecycle.lives.all()
+            if live.vm is not None or (live.woken and live.state == "starting")
+        ]
         wanted = {(live.row.uuid, live.link_generation) for live in lives}
         for instance, generation in there - wanted:
             self._links.detach(instance, generation, "lost", parked=False)
@@ -111,3 +121,7 @@ class Router:
         for live in lives:
             if live.row.service_id is not None:
                 self._groups.announce(live.row.service_id)
+
+
+def _woken(live: Live) -> Woken:
+    return Woken(live.group, live.row.uuid, live.link_generation)

@@ -118,13 +118,22 @@ class SavedStates:
     # Bases --------------------------------------------------------------------------------------
 
     async def add_template(
-        self, owner_id: int, content: bytes, image: str, key: bytes | None = None
+        self,
+        owner_id: int,
+        content: bytes,
+        image: str,
+        key: bytes | None = None,
+        family: bytes | None = None,
     ) -> Base:
-        """Records a template, for a configuration or for one instance."""
+        """Records a template, for a configuration (and its family) or for one instance."""
         mac = self._base_mac(owner_id, "", content)
         return await self._store.bases.add(
-            NewBase(owner_id, image, mac, now_ms(), key=key), content
+            NewBase(owner_id, image, mac, now_ms(), key=key, family=family), content
         )
+
+    def boot_seed(self, family: bytes) -> bytes:
+        """What random numbers begin with in VMs of a family, until they are ready."""
+        return self._seal.derive(b"boot seed\n" + family)
 
     async def add_warm(self, template: Base, content: bytes) -> Base:
         """Records a warm base of a template."""
@@ -162,18 +171,23 @@ class SavedStates:
 
 def configuration_key(machine: Machine) -> bytes:
     """The digest of all that makes a template what it is: equal for VMs that may share one."""
-    document = _configuration(
-        (
-            machine.owner,
-            machine.image_digest,
-            machine.memory_mb,
-            machine.argv,
-            dict(machine.env),
-            machine.workdir,
-            machine.user,
-        )
+    return hashlib.sha256(_configuration((*_but_environment(machine), dict(machine.env)))).digest()
+
+
+def family_key(machine: Machine) -> bytes:
+    """The same but for the environment: equal for VMs whose memory is much alike."""
+    return hashlib.sha256(_configuration(_but_environment(machine))).digest()
+
+
+def _but_environment(machine: Machine) -> tuple[object, ...]:
+    return (
+        machine.owner,
+        machine.image_digest,
+        machine.memory_mb,
+        machine.argv,
+        machine.workdir,
+        machine.user,
     )
-    return hashlib.sha256(document).digest()
 
 
 def _named(template: Base, warm: Base | None, origin: str) -> str:

@@ -37,6 +37,10 @@ class Seal:
             os.close(descriptor)
         return cls(key)
 
+    def derive(self, purpose: bytes) -> bytes:
+        """A secret of 32 bytes that is always the same for one purpose."""
+        return hmac.digest(self._key, b"derived\n" + purpose, "sha256")
+
     def make(self, owner: str, instance: str, generation: int, base: str, digest: bytes) -> bytes:
         """The code for a state; `digest` is the SHA-256 of its content."""
         bound = f"{owner}\n{instance}\n{generation}\n{base}\n".encode() + digest

@@ -12,13 +12,13 @@ from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
 from torpor.controller.groups import ServiceGroups
 from torpor.controller.links import Attachment, Links
-from torpor.controller.live import DEFAULT_POLICY, Live
+from torpor.controller.live import DEFAULT_POLICY, Beginning, Live
 from torpor.controller.live_set import LiveSet
 from torpor.controller.machines import Machines
 from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, with_documents
 from torpor.controller.saved import SavedStates
 from torpor.controller.templates import Templates
-from torpor.controller.vm import Exit, Identity, Machine, Saved, VmHost, VmProcess
+from torpor.controller.vm import Exit, Identity, Machine, VmHost, VmProcess
 from torpor.controller.vm import State as SavedState
 from torpor.errors import TorporError
 from torpor.store import InstanceRow, Store, StoreError
@@ -26,6 +26,10 @@ from torpor.tasks import Tasks
 
 READY_S = 10.0
 """After this a program that was started counts as ready, though it listens nowhere."""
+RECORD_S = 5.0
+"""After this it is written down that what was starting runs. Many go to standby before, and that
+is written down then; until then `starting` says as much to the next torpord.
+"""
 STANDBY_S = 10.0
 """How long a busy VM may take to come to a point where it can be stored."""
 
@@ -66,13 +70,27 @@ class Starter:
         self._tasks = tasks
         self._on_ended = ended
         self._on_lost = lost
+        self._failed_late: set[int] = set()
+        """Instances whose last wake failed when the proxy had been told of it already."""
 
     def listener(self, live: Live) -> "Listener":
         """Hears of an instance's VM."""
         return Listener(self, live)
 
-    async def start(self, row: InstanceRow, origin: Origin, attempt: int = 0) -> None:
-        """Starts an instance, cold or from a saved state; its lock is held. Raises ItemError."""
+    async def start(
+        self,
+        row: InstanceRow,
+        origin: Origin,
+        attempt: int = 0,
+        *,
+        soon: Callable[[Live], None] | None = None,
+    ) -> None:
+        """Starts an instance, cold or from a saved state; its lock is held. Raises ItemError.
+
+        `soon` is told of one that wakes when the proxy has its link and it is about to run: what
+        is sent to it meanwhile waits in the link. If that fails after all the link is lost, and
+        the next wake is told when it is over, and why.
+        """
         config, facts = config_of(row.config), facts_of(row.facts)
         live = Live(row, config, facts, "starting", attempt=attempt)
         live.woken = row.state == "standby"
@@ -80,7 +98,8 @@ class Starter:
             state = await self._saved.state(row, config)
             if state is None:
                 machine = self._machines.of(row, config)
-                state, live.template_key = self._templates.begin_with(row, machine)
+                live.beginning = self._templates.begin_with(row, machine)
+                state = live.beginning.clone_of
                 self._say_why_no_template(row, machine)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
@@ -109,7 +128,7 @@ class Starter:
             if state is None:
                 await self._boot(live)
             else:
-                await self._restore(live, state)
+                await self._restore(live, state, soon)
         except (ItemError, OSError) as error:
             if self._lives.has(live):
                 self._lives.forget(live)
@@ -121,32 +140,54 @@ class Starter:
 
     async def _boot(self, live: Live) -> None:
         machine = self._machines.of(live.row, live.config)
+        machine = msgspec.structs.replace(machine, seed=live.beginning.seed)
         pair = self._links.pair()
         near = None if pair is None else pair[0]
         live.vm = await self._host.boot(machine, self.listener(live), near)
         self._attached(live, pair, resumed=False)
-        if live.row.service_id is None and live.template_key is None:
+        if live.row.service_id is None and not live.beginning.is_stored_when_ready:
             # Nobody waits for it to listen: it runs as soon as it is started.
             self._ready(live)
         else:
             self._tasks.start(self._ready_in_time(live, live.vm))
 
-    async def _restore(self, live: Live, state: SavedState) -> None:
+    async def _restore(
+        self, live: Live, state: SavedState, soon: Callable[[Live], None] | None = None
+    ) -> None:
         row = live.row
         live.base = state.template
         self._store.bases.pin(state.template.id)
         pair = self._links.pair()
         near, far = (None, None) if pair is None else pair
         hostname = live.config.hostname or row.name[:63]
+        who = Identity(row.uuid, hostname, row.generation)
+        is_attached = False
+
+        def attach() -> None:
+            nonlocal is_attached
+            is_attached = True
+            self._attached(live, pair, resumed=state.resumes)
+
+        def attach_soon() -> None:
+            attach()
+            assert soon is not None  # noqa: S101 -- passed on only then
+            soon(live)
+
+        trusted = soon is not None and live.woken and row.id not in self._failed_late
+        self._failed_late.discard(row.id)
         try:
             live.vm = await self._host.restore(
-                Identity(row.uuid, hostname, row.generation), state, self.listener(live), near
+                who, state, self.listener(live), near, attach_soon if trusted else None
             )
         except BaseException:
-            if far is not None:
+            if is_attached:
+                self._failed_late.add(row.id)
+                self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
+            elif far is not None:
                 far.close()
             raise
-        self._attached(live, pair, resumed=state.resumes)
+        if not is_attached:
+            attach()
         if live.state == "starting":
             self._ready(live)
 
@@ -163,9 +204,9 @@ class Starter:
             return
         row = live.row
         policy = live.policy
-        if live.template_key is not None:
-            # A VM that a template is made of is gone then: no request may go there, and it is not
-            # to sleep before.
+        if live.beginning.is_stored_when_ready:
+            # Its VM is gone when it is ready: no request may go there, and it is not to sleep
+            # before.
             policy = DEFAULT_POLICY
         elif row.service_id is not None:
             alone = len(self._lives.of_service(row.service_id)) <= 1
@@ -197,25 +238,27 @@ class Starter:
 
     async def _ready_in_time(self, live: Live, vm: VmProcess) -> None:
         """A program that listens nowhere is ready after READY_S all the same."""
-        await asyncio.sleep(READY_S)
-        async with self._lives.lock(live.row.id):
-            if not self._lives.has(live) or live.vm is not vm:
+        while True:
+            await asyncio.sleep(READY_S)
+            async with self._lives.lock(live.row.id):
+                if not self._lives.has(live) or live.vm is not vm:
+                    return
+                if live.state != "starting":
+                    return
+                try:
+                    if live.beginning.is_stored_when_ready:
+                        if await self._goes_on_stored(live, runs=True):
+                            return
+                        await vm.go_on()
+                except BusyError:
+                    if live.beginning.seed is not None:
+                        continue  # its random numbers are still those of its siblings
+                    live.beginning = Beginning()
+                except (ItemError, StoreError) as error:
+                    await self._failed(live, error)
+                    return
+                self._ready(live)
                 return
-            if live.state != "starting":
-                return
-            try:
-                if live.template_key is not None:
-                    if await self._became_clone(
-                        live, lambda: vm.standby(0, busy=True, within_s=STANDBY_S)
-                    ):
-                        return
-                    await vm.go_on()
-            except BusyError:
-                live.template_key = None
-            except (ItemError, StoreError) as error:
-                await self._failed(live, error)
-                return
-            self._ready(live)
 
     async def _at_ready(self, live: Live) -> None:
         """A VM that was started cold has stopped, because its program is ready."""
@@ -223,8 +266,8 @@ class Starter:
             if not self._lives.has(live) or live.vm is None:
                 return
             try:
-                wanted = live.state == "starting" and live.template_key is not None
-                if wanted and await self._became_clone(live, live.vm.template):
+                wanted = live.state == "starting" and live.beginning.is_stored_when_ready
+                if wanted and await self._goes_on_stored(live):
                     return
                 await live.vm.go_on()
             except (ItemError, StoreError) as error:
@@ -240,31 +283,39 @@ class Starter:
         else:
             await self._on_lost(live)
 
-    async def _became_clone(
-        self, live: Live, stored: Callable[[], Coroutine[Any, Any, Saved]]
-    ) -> bool:
-        """Makes a template of the VM as it is now, and goes on as a clone of that.
+    async def _goes_on_stored(self, live: Live, *, runs: bool = False) -> bool:
+        """Stores the VM, which is stopped (or `runs`), and goes on with that in another one.
 
-        Of many that were started at once the first one's serves them all. False where clones
-        would repeat secrets: the VM is stopped, and the console says why.
+        Of many that were started at once the first one's template serves them all. False where
+        clones would repeat secrets: the VM is stopped, and the console says why.
         """
-        row, vm, key = live.row, live.vm, live.template_key
-        assert vm is not None and key is not None  # noqa: S101, PT018 -- the caller looked
-        template = self._store.bases.by_key(key)
-        if template is None:
-            saved = await stored()
-            machine = self._machines.of(row, live.config)
-            if self._templates.is_refused(machine, saved):
-                live.template_key = None
-                self._say_why_no_template(row, machine)
-                return False
-            image = live.config.image_digest
-            template = await self._templates.add(row, saved.content, image, key)
-        live.template_key = None
+        row, vm, beginning = live.row, live.vm, live.beginning
+        assert vm is not None and beginning.key is not None  # noqa: S101, PT018 -- the caller looked
+        async with self._templates.base_of(beginning) as (state, sibling):
+            whole = None
+            if state is None and runs:
+                whole = await vm.standby(0, busy=True, within_s=STANDBY_S)
+            if state is None and sibling is not None:
+                # That of another kernel, for one, is refused: then it gets one of its own.
+                try:
+                    delta = await vm.sibling(sibling, row.generation)
+                    state = SavedState(sibling, delta.content)
+                except (ItemError, StoreError) as error:
+                    self._console.output(row.id, f"torpor: {error}\n".encode())
+            if state is None:
+                whole = whole or await vm.template()
+                machine = self._machines.of(row, live.config)
+                if self._templates.is_refused(machine, whole):
+                    live.beginning = Beginning()
+                    self._say_why_no_template(row, machine)
+                    return False
+                image = live.config.image_digest
+                state = SavedState(await self._templates.add(row, whole, image, beginning), None)
+        live.beginning = Beginning()
         live.vm = None
         await vm.release()
         self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
-        await self._restore(live, SavedState(template, None))
+        await self._restore(live, state)
         return True
 
     def _say_why_no_template(self, row: InstanceRow, machine: Machine) -> None:
@@ -281,10 +332,11 @@ class Starter:
             return
         started_us = (now_ms() - live.facts.started_ms) * 1000
         live.facts = msgspec.structs.replace(live.facts, boot_time_us=started_us)
-        self._tasks.start(self.record_running(live))
+        self._tasks.start(self.record_running(live, after_s=RECORD_S))
 
-    async def record_running(self, live: Live) -> None:
-        """Writes down that an instance runs."""
+    async def record_running(self, live: Live, *, after_s: float = 0.0) -> None:
+        """Writes down that an instance runs, if it still does after that time."""
+        await asyncio.sleep(after_s)
         async with self._lives.lock(live.row.id):
             if self._lives.has(live) and live.state == "running":
                 await self._lives.write_eventually(live, "running")

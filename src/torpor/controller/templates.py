@@ -1,16 +1,23 @@
 """Templates that are made by themselves, and the warm bases that siblings teach.
 
 A template serves a configuration: owner, image, arguments, environment, size. It is made at the
-second start of that configuration, or when it was asked for, from a VM that has just become ready.
+second start of that configuration or of its family, which is all that but the environment, or when
+it was asked for, from a VM that has just become ready. Later instances of the configuration begin
+as its clones. Those of the family boot with the same random numbers, and what they differ by from
+it when they are ready is their state.
 """
 
+import asyncio
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
-from torpor.chance import why_not_templated
+from torpor.chance import runtime_that_repeats, why_not_templated
 from torpor.controller.errors import ItemError
-from torpor.controller.live import Live
-from torpor.controller.saved import SavedStates, configuration_key
+from torpor.controller.live import Beginning, Live
+from torpor.controller.saved import SavedStates, configuration_key, family_key
 from torpor.controller.vm import Machine, Saved, State, VmHost
 from torpor.store import Base, InstanceRow, Store, StoreError
 from torpor.tasks import Tasks
@@ -43,34 +50,48 @@ class Templates:
         self._host = host
         self._seen: OrderedDict[bytes, str | None] = OrderedDict()
         """Configurations that were started before, and why there is no template of them."""
+        self._asked: set[bytes] = set()
+        self._first_of: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self._warm: dict[int, Base | None] = {}
         self._siblings: OrderedDict[int, _Siblings] = OrderedDict()
         self._tasks = Tasks()
 
     # Templates ----------------------------------------------------------------------------------
 
-    def begin_with(self, row: InstanceRow, machine: Machine) -> tuple[State | None, bytes | None]:
-        """The template that serves a configuration, or else the key of the one to make.
+    def begin_with(self, row: InstanceRow, machine: Machine) -> Beginning:
+        """How an instance without a state of its own begins.
 
-        Neither at the first start of a configuration: it may be the only one. Neither for a
-        program whose clones repeat random numbers.
+        With all defaults at the first start of a configuration and its family: it may be the only
+        one. Likewise for a program whose clones repeat random numbers.
         """
         if row.kind != "instance" or self.why_none(machine) is not None:
-            return None, None
+            return Beginning()
         key = configuration_key(machine)
         template = self._store.bases.by_key(key)
         if template is not None:
-            return State(template, None), None
-        again = key in self._seen
+            return Beginning(clone_of=State(template, None))
+        asked = key in self._asked
+        self._asked.discard(key)
+        again = self._was_seen(key) or asked
+        if runtime_that_repeats(machine.argv) is not None:
+            return Beginning(key=key if again else None)
+        family = family_key(machine)
+        if self._was_seen(family) or again or self._store.bases.by_family(family) is not None:
+            seed = self._saved.boot_seed(family)
+            return Beginning(key=key, family=family, is_asked_for=asked, seed=seed)
+        return Beginning()
+
+    def _was_seen(self, key: bytes) -> bool:
+        seen = key in self._seen
         self._seen.setdefault(key)
         self._seen.move_to_end(key)
         if len(self._seen) > SEEN_MAX:
             self._seen.popitem(last=False)
-        return None, key if again else None
+        return seen
 
     def ask_for(self, machine: Machine) -> None:
         """The next start of this configuration makes its template, if there is none."""
-        self._seen.setdefault(configuration_key(machine))
+        self._asked.add(configuration_key(machine))
 
     def why_none(self, machine: Machine) -> str | None:
         """Why no template is made of this configuration, as far as is known; else None."""
@@ -84,9 +105,31 @@ class Templates:
             self._seen[configuration_key(machine)] = why
         return why is not None
 
-    async def add(self, row: InstanceRow, content: bytes, image: str, key: bytes | None) -> Base:
+    async def add(self, row: InstanceRow, saved: Saved, image: str, beginning: Beginning) -> Base:
         """Records a template that was just made. Raises StoreError."""
-        return await self._saved.add_template(row.owner_id, content, image, key)
+        key, family = beginning.key, beginning.family
+        return await self._saved.add_template(row.owner_id, saved.content, image, key, family)
+
+    @asynccontextmanager
+    async def base_of(
+        self, beginning: Beginning
+    ) -> AsyncIterator[tuple[State | None, Base | None]]:
+        """What a VM goes on as that is stored because it is ready, within the block.
+
+        A clone of the template of its configuration; else a difference to the other template; where
+        there is neither it becomes a template itself, and others of its family wait for that.
+        """
+        key, family = beginning.key, beginning.family
+        assert key is not None  # noqa: S101 -- it is stored for that
+        lock = self._first_of.setdefault(family or key, asyncio.Lock())
+        async with lock:
+            template = self._store.bases.by_key(key)
+            if template is not None:
+                yield State(template, None), None
+            elif family is None or beginning.is_asked_for:
+                yield None, None
+            else:
+                yield None, self._store.bases.by_family(family)
 
     # Warm bases ---------------------------------------------------------------------------------
 

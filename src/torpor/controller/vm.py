@@ -34,6 +34,9 @@ class Machine(Struct, frozen=True):
     user: str
     ports: tuple[int, ...] = ()
     """Destination ports of its services."""
+    seed: bytes | None = None
+    """What its random numbers begin with in place of fresh ones: 32 bytes. Such a VM is stored when
+    it is ready, and does not go on itself."""
 
 
 class Identity(Struct, frozen=True):
@@ -117,6 +120,9 @@ class VmProcess(Protocol):
     async def template(self) -> Saved:
         """The state of a VM that was started cold and is stopped, as a template."""
 
+    async def sibling(self, template: Base, generation: int) -> Saved:
+        """The same as what differs from a sibling's template. Raises ItemError, StoreError."""
+
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
         """Stops the VM and gives its state, numbered `generation`; `go_on` takes it back.
 
@@ -187,9 +193,18 @@ class VmHost(Protocol):
         """Starts a VM cold; `ready` comes when it is. Raises ItemError if it cannot."""
 
     async def restore(
-        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+        self,
+        who: Identity,
+        state: State,
+        listener: VmListener,
+        link: socket.socket | None,
+        sent: Callable[[], None] | None = None,
     ) -> VmProcess:
-        """Starts a VM from a saved state; it runs. Raises ItemError if it cannot."""
+        """Starts a VM from a saved state; it runs. Raises ItemError if it cannot.
+
+        `sent` is called at most once, when a VM is about to run: from then on its link's far end
+        may be written to.
+        """
 
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:
         """All VM processes that an earlier torpord left, now reporting to `listener(instance)`.
@@ -233,6 +248,7 @@ class NoVmHost:
         state: State,  # noqa: ARG002
         listener: VmListener,  # noqa: ARG002
         link: socket.socket | None,  # noqa: ARG002
+        sent: Callable[[], None] | None = None,  # noqa: ARG002
     ) -> VmProcess:
         raise ItemError(Code.NOT_SUPPORTED, self.reason)
 

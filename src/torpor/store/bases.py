@@ -50,7 +50,7 @@ class Bases:
             )
             connection.execute(
                 "INSERT INTO bases(owner_id, blob, template_id, key, image, mac, created_ms, "
-                "used_ms) VALUES(?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+                "used_ms, family) VALUES(?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
                 (
                     new.owner_id,
                     digest,
@@ -60,6 +60,7 @@ class Bases:
                     new.mac,
                     new.created_ms,
                     new.created_ms,
+                    new.family,
                 ),
             )
             sql = f"SELECT {_COLUMNS} WHERE a.blob = ? OR a.key = ? ORDER BY a.blob <> ?"
@@ -84,6 +85,10 @@ class Bases:
     def by_key(self, key: bytes) -> Base | None:
         """The template that serves a configuration, or None."""
         return self._one("a.key = ?", key)
+
+    def by_family(self, family: bytes) -> Base | None:
+        """The newest template of a family, or None: older ones may be of an older kernel."""
+        return self._one("a.family = ? ORDER BY a.id DESC LIMIT 1", family)
 
     def by_digest(self, digest: bytes) -> Base | None:
         """The one whose file has this digest, or None."""

@@ -201,6 +201,32 @@ class Instances:
         rows = self._database.reader.execute(sql, (owner_id,))
         return [Total(*found) for found in rows]
 
+    def totals_besides(self, owner_id: int, ids: Sequence[int]) -> list[Total]:
+        """The same without the instances of some ids."""
+        sql = (
+            "SELECT kind, state, count(*), sum(memory_mb), sum(vcpus) FROM instances "
+            "WHERE id IN (SELECT value FROM json_each(?)) AND owner_id = ? GROUP BY kind, state"
+        )
+        reader = self._database.reader
+        # One transaction: nothing is committed between the two.
+        with reader:
+            all_ = self.totals(owner_id)
+            besides = {
+                (kind, state): figures
+                for kind, state, *figures in reader.execute(sql, (json.dumps(ids), owner_id))
+            }
+        less = [(total, besides.get((total.kind, total.state), (0, 0, 0))) for total in all_]
+        return [
+            Total(
+                total.kind,
+                total.state,
+                total.instances - count,
+                total.memory_mb - memory_mb,
+                total.vcpus - vcpus,
+            )
+            for total, (count, memory_mb, vcpus) in less
+        ]
+
     async def update(self, rows: Sequence[InstanceRow]) -> list[InstanceRow | StoreError]:
         """Writes rows back as given, each unless it changed since it was read.
 

@@ -98,6 +98,8 @@ class NewBase(Struct, frozen=True):
     created_ms: int
     template_id: int | None = None
     key: bytes | None = None
+    family: bytes | None = None
+    """Of a template that states of other environments may be differences to."""
 
 
 class Snapshot(Struct, frozen=True):

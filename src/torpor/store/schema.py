@@ -179,7 +179,14 @@ ALTER TABLE snapshots ADD COLUMN wake_ms INTEGER;
 CREATE INDEX snapshots_by_wake ON snapshots(wake_ms) WHERE wake_ms IS NOT NULL;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS)
+_FAMILIES = """
+-- The digest of a configuration but for its environment: of a template that was begun with the
+-- random numbers of that family, so that its siblings are small differences to it.
+ALTER TABLE bases ADD COLUMN family BLOB CHECK(family IS NULL OR length(family) = 32);
+CREATE INDEX bases_of_family ON bases(family) WHERE family IS NOT NULL;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS, _FAMILIES)
 
 
 def migrate(connection: apsw.Connection) -> None:

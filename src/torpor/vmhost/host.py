@@ -91,6 +91,7 @@ class Host:
             workdir=machine.workdir,
             user=machine.user,
             template=True,
+            seed=None if machine.seed is None else machine.seed.hex(),
         )
         worker = await self._launched()
         try:
@@ -108,19 +109,29 @@ class Host:
             worker.listener = None
             worker.kill()
             raise ItemError(Code.FAILED, f"The VM could not be started: {error}") from error
-        return RunningVm(worker, machine.instance, None, None, self._free)
+        return self._running(worker, machine.instance, None, None)
 
     async def restore(
-        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+        self,
+        who: Identity,
+        state: State,
+        listener: VmListener,
+        link: socket.socket | None,
+        sent: Callable[[], None] | None = None,
     ) -> VmProcess:
         try:
-            return await self._restore(who, state, listener, link)
+            return await self._restore(who, state, listener, link, sent)
         finally:
             if link is not None:
                 link.close()
 
     async def _restore(
-        self, who: Identity, state: State, listener: VmListener, link: socket.socket | None
+        self,
+        who: Identity,
+        state: State,
+        listener: VmListener,
+        link: socket.socket | None,
+        sent: Callable[[], None] | None,
     ) -> VmProcess:
         template = state.template
         warm = state.warm or self._warm(template)
@@ -136,11 +147,11 @@ class Host:
         try:
             if worker is None:
                 worker = await self._another(template, warm)
-            is_last = False
+            is_last, told = False, sent
             while True:
                 worker.listener = listener
                 try:
-                    await worker.process.restore(restore, delta=delta, console=console)
+                    await worker.process.restore(restore, delta=delta, console=console, sent=told)
                 except (Refused, ConnectionError) as error:
                     worker.listener = None
                     busy = isinstance(error, Refused) and error.code == "busy"
@@ -149,15 +160,17 @@ class Host:
                         self._pool.give(worker)
                         raise
                     worker.kill()
-                    if is_last:
+                    # One that died may have read from the link, which is of no use to another then.
+                    if is_last or (sent is not None and not busy):
                         raise
+                    told = None
                     # So many page tables differ that only a VM that has never run takes them, or
                     # the process has died: one more try, in a fresh one.
                     worker = await self._prepared(template, warm, never_run=busy)
                     is_last = True
                 else:
                     worker.serving = True
-                    return RunningVm(worker, who.instance, template, warm, self._free)
+                    return self._running(worker, who.instance, template, warm)
         except (Refused, OSError, TorporError) as error:
             self._pool.done(template.id)
             if isinstance(error, ItemError):
@@ -166,6 +179,11 @@ class Host:
         finally:
             if delta is not None:
                 os.close(delta)
+
+    def _running(
+        self, worker: Worker, uuid: str, template: Base | None, warm: Base | None
+    ) -> RunningVm:
+        return RunningVm(worker, uuid, template, warm, self._free, self._templates.load)
 
     async def _launched(self) -> Worker:
         launched = await launch(self._directory / f"{secrets.token_hex(8)}.sock")
@@ -374,7 +392,7 @@ class Host:
         return Found(
             uuid,
             status.instance["generation"],
-            RunningVm(worker, uuid, template, warm, self._free),
+            self._running(worker, uuid, template, warm),
             template,
             stopped_for=status.stored_generation if status.state == "stopped" else None,
             is_stopped=status.state == "stopped",

@@ -1,18 +1,20 @@
 """A VM that runs in a VM process, as the controller has it."""
 
 import asyncio
-import dataclasses
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
+
+import msgspec
 
 from torpor.controller.errors import BusyError, Code, ItemError
 from torpor.controller.vm import Saved, Usage
 from torpor.store import Base
+from torpor.vmhost.loaded import Loaded
 from torpor.vmhost.worker import Worker
-from torpor.vmprocess import Refused, Stored
+from torpor.vmprocess import Refused, Stored, VMProcess
 
 T = TypeVar("T")
 WHOLE_S = 10.0
@@ -29,6 +31,7 @@ class RunningVm:
         template: Base | None,
         warm: Base | None,
         free: Callable[[Worker], Coroutine[Any, Any, None]],
+        load: Callable[[Base, VMProcess], Awaitable[Loaded]],
     ) -> None:
         self.worker = worker
         self.pid = worker.pid
@@ -37,6 +40,7 @@ class RunningVm:
         self._template = template
         self._warm = warm
         self._free = free
+        self._load = load
 
     async def go_on(self) -> None:
         await self._ask("go on", self.worker.process.run())
@@ -48,6 +52,27 @@ class RunningVm:
             # Something came in between, and has to get to the guest first.
             await self.go_on()
             return await self.standby(0, busy=True, within_s=WHOLE_S)
+
+    async def sibling(self, template: Base, generation: int) -> Saved:
+        try:
+            return await self._sibling(template, generation)
+        except BusyError:
+            # As for a template.
+            await self.go_on()
+            await self.standby(generation, busy=True, within_s=WHOLE_S)
+            return await self._sibling(template, generation)
+
+    async def _sibling(self, template: Base, generation: int) -> Saved:
+        loaded = await self._load(template, self.worker.process)
+        work = self.worker.process.sibling(
+            template.digest.hex(),
+            _hex(self._uuid),
+            generation,
+            file=loaded.file,
+            memory=loaded.memory,
+        )
+        stored = await self._ask("be stored as a sibling", work)
+        return Saved(read_all(stored.descriptor), template)
 
     async def _whole(self, generation: int) -> Saved:
         work = self.worker.process.template(_hex(self._uuid), generation)
@@ -79,7 +104,7 @@ class RunningVm:
                 if not isinstance(error, BusyError) or loop.time() > ends_s:
                     raise
             else:
-                return dataclasses.replace(whole, next_deadline_ns=stored.next_deadline_ns)
+                return msgspec.structs.replace(whole, next_deadline_ns=stored.next_deadline_ns)
 
     async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
         if self._template is None:

@@ -6,6 +6,7 @@ import array
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, Self
 
 from torpor.envelope import HEADER_BYTES
@@ -56,6 +57,7 @@ class VMProcess:
         try:
             connection.setblocking(False)
             deadline = asyncio.get_running_loop().time() + timeout_s
+            pause_s = 0.002
             while True:
                 try:
                     connection.connect(f"/proc/self/fd/{holder}/{name}")
@@ -64,7 +66,8 @@ class VMProcess:
                     # Bound, and not listening yet.
                     if asyncio.get_running_loop().time() > deadline:
                         raise
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(1.5 * pause_s, 0.02)
         except BaseException:
             connection.close()
             raise
@@ -124,15 +127,24 @@ class VMProcess:
         await self._command("run", {})
 
     async def restore(
-        self, restore: Restore, *, delta: int | None = None, console: int | None = None
+        self,
+        restore: Restore,
+        *,
+        delta: int | None = None,
+        console: int | None = None,
+        sent: Callable[[], None] | None = None,
     ) -> int:
         """Put a state into a VM at rest and let it run; without a delta, its template's.
 
-        Returns the nanoseconds from the process's receiving the command to the guest's running.
+        `sent` is called when the process has the command, and has not answered it yet. Returns the
+        nanoseconds from the process's receiving the command to the guest's running.
         """
         arguments = messages.arguments_of(restore) | {"delta": delta is not None}
         descriptors = [] if delta is None else [delta]
-        message = await self._with_console("restore", arguments, descriptors, console)
+        if console is not None:
+            descriptors.append(console)
+        arguments["console"] = console is not None
+        message = await self._command("restore", arguments, descriptors, sent)
         took_ns: int = message.body["ok"]["took_ns"]
         return took_ns
 
@@ -159,6 +171,13 @@ class VMProcess:
         """Store a booted VM as a template, or as the state of an instance, of that generation."""
         body = {"uuid": uuid, "generation": generation}
         return _stored(await self._command("template", body))
+
+    async def sibling(
+        self, template: str, uuid: str, generation: int, *, file: int, memory: int
+    ) -> Stored:
+        """Store a booted VM that is ready as what differs from a sibling's template."""
+        arguments = {"template": template, "uuid": uuid, "generation": generation}
+        return _stored(await self._command("sibling", arguments, [file, memory]))
 
     async def reset(self) -> bool:
         """Put a stopped VM back to rest. False: end the process, it can't be used again."""
@@ -188,7 +207,11 @@ class VMProcess:
         return await self._command(command, arguments, [*descriptors, *last])
 
     async def _command(
-        self, command: str, arguments: dict[str, Any], descriptors: list[int] | None = None
+        self,
+        command: str,
+        arguments: dict[str, Any],
+        descriptors: list[int] | None = None,
+        sent: Callable[[], None] | None = None,
     ) -> Message:
         if self._ended is not None:
             why = self._ended.message or self._ended.reason
@@ -201,6 +224,8 @@ class VMProcess:
         try:
             # Commands are few and small: a socket that takes no more is one that nobody reads.
             socket.send_fds(self._socket, [datagram], descriptors or [])
+            if sent is not None:
+                sent()
             message = await reply
         finally:
             self._replies.pop(request_id, None)

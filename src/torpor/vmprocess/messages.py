@@ -45,6 +45,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     template: bool = False
     """Stop when the program is ready."""
+    seed: str | None = None
+    """What random numbers begin with, 64 digits: for a VM that is stored then and ends."""
 
 
 class Prepare(msgspec.Struct, frozen=True, kw_only=True):

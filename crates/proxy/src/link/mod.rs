@@ -458,7 +458,8 @@ impl Inner {
             return Ok(());
         }
         wire.traffic.rx_bytes += u64::from(header.len);
-        if header.kind == kind::DATA && self.streams.get(&number).is_none_or(|half| !half.is_notice) {
+        let is_ours = || self.streams.get(&number).is_some_and(|half| !half.is_notice);
+        if header.kind == kind::DATA && (is_guest_number(number) || is_ours()) {
             last.set(Instant::now());
         }
         if header.kind == kind::ATTACH {

@@ -215,5 +215,6 @@ fn describe_program(options: &RunOptions, managed: Option<&Managed>) -> Result<b
         user: options.user.clone(),
         hostname,
         uuid,
+        seed: None,
     })
 }

@@ -54,6 +54,8 @@ const VCPU: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
+    libc::SYS_timer_create,
+    libc::SYS_timer_settime,
     libc::SYS_alarm,
 ];
 

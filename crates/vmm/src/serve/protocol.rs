@@ -72,6 +72,9 @@ pub enum Command {
         #[serde(default)]
         generation: u64,
     },
+    /// Stores a booted VM that is ready as what it differs by from a sibling's template; the reply has the file as its
+    /// descriptor. It stays stopped. Descriptors: template file, its memory.
+    Sibling(Sibling),
     /// Back to rest.
     Reset {},
     /// Ends the process.
@@ -105,9 +108,25 @@ pub struct Boot {
     /// Whether to stop when the program is ready.
     #[serde(default)]
     pub template: bool,
+    /// What random numbers begin with in place of fresh ones. Such a VM must be stored when it is ready and not go on: the
+    /// restore brings fresh ones.
+    #[serde(default)]
+    pub seed: Option<Digest>,
     /// Whether a link for console frames comes with it.
     #[serde(default)]
     pub console: bool,
+}
+
+/// See [`Command::Sibling`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sibling {
+    /// Digest of the template's file.
+    pub template: Digest,
+    /// Whose state it is.
+    pub uuid: Uuid,
+    /// Of the state.
+    pub generation: u64,
 }
 
 /// See [`Command::Prepare`].

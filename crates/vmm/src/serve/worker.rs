@@ -1,6 +1,6 @@
 //! The thread that runs the vCPU, and does what concerns the VM while it does not run.
 
-use super::protocol::{Boot, Command, Event, Prepare, Restore, Stop};
+use super::protocol::{Boot, Command, Event, Prepare, Restore, Sibling, Stop};
 use super::{Identity, Job, Shared, State, Watching, read_all};
 use crate::jail::filter::{self, Thread};
 use crate::snapshot::metadata::{Digest, Uuid};
@@ -210,6 +210,7 @@ impl Worker {
             }
             (Command::Link {}, State::Stopped) => self.link(&mut descriptors),
             (Command::Template { uuid, generation }, State::Stopped) => self.template(uuid, generation),
+            (Command::Sibling(sibling), State::Stopped) => self.sibling(&sibling, &mut descriptors),
             (Command::Reset {}, State::Stopped) => self.reset(),
             (_, state) => Err(Refused::state(state)),
         };
@@ -257,6 +258,7 @@ impl Worker {
             user: boot.user.clone().into_bytes(),
             hostname: boot.host_name.clone(),
             uuid: boot.uuid.0,
+            seed: boot.seed.map(|digest| digest.0),
             ..boot::Program::default()
         };
         boot::check_size(&program).map_err(|failure| Refused::request(failure.message))?;
@@ -343,6 +345,18 @@ impl Worker {
         }
         vm.settle()?;
         reply_with(vm.capture_template(uuid, generation)?)
+    }
+
+    fn sibling(&mut self, sibling: &Sibling, descriptors: &mut Descriptors) -> Done {
+        let file = read_all(descriptors.next("template")?, TEMPLATE_MAX_BYTES)?;
+        let memory = File::from(descriptors.next("template memory")?);
+        let vm = self.vm.as_mut().expect("it is stopped");
+        if vm.template().is_some() {
+            return Err(Refused::request("this VM is of a template already"));
+        }
+        vm.settle()?;
+        let template = (sibling.template, &file[..], &memory);
+        reply_with(vm.capture_sibling(template, sibling.uuid, sibling.generation)?)
     }
 
     fn reset(&mut self) -> Done {

@@ -21,6 +21,8 @@ pub struct Writer<'d> {
     compressor: zstd::bulk::Compressor<'d>,
     index: Vec<u8>,
     chunks: Vec<u8>,
+    /// The least number that the next page may have.
+    least: u32,
     /// Pages by coding.
     pub counts: [u32; Coding::COUNT],
 }
@@ -36,6 +38,7 @@ impl Writer<'_> {
             compressor: zstd::bulk::Compressor::new(LEVEL)?,
             index: Vec::new(),
             chunks: Vec::new(),
+            least: 0,
             counts: [0; Coding::COUNT],
         })
     }
@@ -43,7 +46,7 @@ impl Writer<'_> {
     /// Adds a page behind all others, coded against the bases that are given. Returns how, and where it differs from that base.
     ///
     /// # Errors
-    /// What zstd gives.
+    /// What zstd gives; a page that is not behind all others, which no reader would take.
     pub fn push(
         &mut self,
         number: u32,
@@ -51,6 +54,10 @@ impl Writer<'_> {
         template: Option<&Page>,
         warm_base: Option<&Page>,
     ) -> io::Result<(Coding, &[Run])> {
+        if number < self.least {
+            return Err(io::Error::other(format!("page {number} comes behind page {}", self.least - 1)));
+        }
+        self.least = number + 1;
         if !self.encoder.has_room() {
             self.end_chunk()?;
         }

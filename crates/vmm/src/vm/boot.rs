@@ -24,6 +24,9 @@ pub struct Program {
     pub hostname: String,
     /// The instance's.
     pub uuid: [u8; 16],
+    /// What the guest's random numbers begin with in place of fresh ones, for a VM that never goes on past a snapshot: the
+    /// restore of that brings fresh ones.
+    pub seed: Option<[u8; 32]>,
 }
 
 /// What the VM process adds.

@@ -1,4 +1,8 @@
-//! The thread that moves frames between the guest's rings and the broker, and keeps the timer.
+//! Moving frames between the guest's rings and the broker, and keeping the timer.
+//!
+//! A thread of its own does that while the guest is busy. A guest that is idle, or gets idle again soon, has it done by the
+//! vCPU's thread, which would have to be woken for each message otherwise: it has been lent the work ([`Gate::lend`]), and
+//! gives it back when the guest has run for a millisecond ([`super::kick::Stint`]).
 
 use super::{End, Fatal, Machine};
 use crate::vm::rings::ReceiveRing;
@@ -8,12 +12,14 @@ use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 use torpor_abi::frame::{Header, kind, stream};
 use torpor_streams::ledger::Violation;
 use torpor_streams::link::{MESSAGE_MAX_BYTES, receive, split_frame};
 
 /// While the guest runs its memory is measured this often; an idle guest takes none.
 const RESIDENT_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const RESIDENT_CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// A message of the broker, as far as the guest's ring had no room for it yet.
 #[derive(Debug)]
@@ -68,7 +74,9 @@ pub(super) struct Gate {
 #[derive(Debug, Default)]
 struct GateState {
     is_closed: bool,
-    /// How often it was closed.
+    /// The vCPU's thread moves frames.
+    is_lent: bool,
+    /// How often it was closed or lent.
     closings: u64,
 }
 
@@ -79,7 +87,27 @@ impl Gate {
 
     /// I/O thread: waits until the gate is open and holds it so.
     fn pass(&self) -> MutexGuard<'_, GateState> {
-        self.opened.wait_while(self.lock(), |state| state.is_closed).expect("no holder panics")
+        self.opened.wait_while(self.lock(), |state| state.is_closed || state.is_lent).expect("no holder panics")
+    }
+
+    /// vCPU thread: from the return of this call on it moves frames, and the I/O thread does not.
+    pub(super) fn lend(&self) {
+        let mut state = self.lock();
+        if !state.is_lent {
+            state.is_lent = true;
+            state.closings += 1;
+        }
+    }
+
+    /// vCPU thread: whether it moves frames.
+    pub(super) fn is_lent(&self) -> bool {
+        self.lock().is_lent
+    }
+
+    /// vCPU thread: the I/O thread moves frames again.
+    pub(super) fn give_back(&self) {
+        self.lock().is_lent = false;
+        self.opened.notify_all();
     }
 
     /// From the return of this call on the I/O thread touches neither guest memory nor what is kept of it.
@@ -89,10 +117,14 @@ impl Gate {
         state.closings += 1;
     }
 
-    /// Lets the I/O thread go on.
-    pub(super) fn open(&self) {
-        self.lock().is_closed = false;
-        self.opened.notify_all();
+    /// Lets the I/O thread go on, unless its work is lent: returns whether it does.
+    pub(super) fn open(&self) -> bool {
+        let mut state = self.lock();
+        state.is_closed = false;
+        if !state.is_lent {
+            self.opened.notify_all();
+        }
+        !state.is_lent
     }
 }
 
@@ -106,11 +138,59 @@ pub(super) fn run(machine: &'static Machine) -> ! {
 }
 
 fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
-    // SAFETY: the eventfd lives in the machine, as long as this function runs.
-    let notify = unsafe { BorrowedFd::borrow_raw(machine.notify.as_raw_fd()) };
     let mut behind = false;
     loop {
         let closings = machine.gate.pass().closings;
+        let Some(events) = Events::wait(machine, behind, Some(&RESIDENT_CHECK))? else {
+            machine.resident.check()?;
+            continue;
+        };
+        let open = machine.gate.pass();
+        if open.closings != closings {
+            // What poll(2) said was of another guest, or another link, or is done.
+            behind = false;
+            continue;
+        }
+        events.handle(machine, &mut behind)?;
+    }
+}
+
+/// vCPU thread, while the guest is idle: moves frames until there is something for the guest. `checked_at` is when the memory
+/// was measured last.
+pub(super) fn serve_idle(machine: &Machine, checked_at: &mut Instant) -> Result<(), Fatal> {
+    machine.gate.lend();
+    if checked_at.elapsed() > RESIDENT_CHECK_EVERY {
+        machine.resident.check()?;
+        *checked_at = Instant::now();
+    }
+    machine.timer.update(&machine.memory).map_err(Fatal::system("timerfd_settime"))?;
+    let mut behind = !transmit(machine)?;
+    let pending = machine.control().pending();
+    while pending.load(Ordering::SeqCst) == 0 {
+        let events = machine.kicker.asleep(|| {
+            // An event since the last look has found nobody asleep.
+            let is_awaited = pending.load(Ordering::SeqCst) != 0;
+            if is_awaited { Ok(None) } else { Events::wait(machine, behind, None) }
+        })?;
+        if let Some(events) = events {
+            events.handle(machine, &mut behind)?;
+        }
+    }
+    Ok(())
+}
+
+/// What poll(2) has found.
+struct Events {
+    link: PollFlags,
+    notify: PollFlags,
+    timer: PollFlags,
+}
+
+impl Events {
+    /// Waits for some; none where the time is over. `behind`: frames wait for the broker.
+    fn wait(machine: &Machine, behind: bool, timeout: Option<&Timespec>) -> Result<Option<Self>, Fatal> {
+        // SAFETY: the eventfd lives in the machine, as long as this function runs.
+        let notify = unsafe { BorrowedFd::borrow_raw(machine.notify.as_raw_fd()) };
         let mut link_events = PollFlags::empty();
         link_events.set(PollFlags::IN, machine.inbox.lock().expect("no holder panics").is_empty());
         link_events.set(PollFlags::OUT, behind && !machine.is_unlinked());
@@ -119,24 +199,18 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
             PollFd::from_borrowed_fd(notify, PollFlags::IN),
             PollFd::from_borrowed_fd(machine.timer.descriptor(), PollFlags::IN),
         ];
-        // An idle guest with an event pending is about to run.
-        let sleeps = machine.kicker.is_idle() && machine.control().pending().load(Ordering::SeqCst) == 0;
-        let timeout = if sleeps { None } else { Some(&RESIDENT_CHECK) };
         match poll(&mut descriptors, timeout) {
-            Ok(0) => {
-                machine.resident.check()?;
-                continue;
-            }
+            Ok(0) => return Ok(None),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Fatal::system("poll")(error)),
         }
         let [link, notify, timer] = descriptors.map(|descriptor| descriptor.revents());
-        let open = machine.gate.pass();
-        if open.closings != closings {
-            // What poll(2) said was of another guest, or another link.
-            behind = false;
-            continue;
-        }
+        Ok(Some(Self { link, notify, timer }))
+    }
+
+    /// Does what they ask for. The caller is the only one who moves frames.
+    fn handle(self, machine: &Machine, behind: &mut bool) -> Result<(), Fatal> {
+        let Self { link, notify, timer } = self;
         let mut inbox = machine.inbox.lock().expect("no holder panics");
         if timer.contains(PollFlags::IN)
             && machine.timer.expired(&machine.memory).map_err(Fatal::system("timerfd_settime"))?
@@ -150,12 +224,12 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
             machine.timer.update(&machine.memory).map_err(Fatal::system("timerfd_settime"))?;
         }
         if notified || link.contains(PollFlags::OUT) {
-            behind = !transmit(machine)?;
+            *behind = !transmit(machine)?;
         }
         // What its other end has said before it went still counts.
         if link.intersects(PollFlags::HUP | PollFlags::ERR) && !link.contains(PollFlags::IN) {
             if machine.unlink("its other end was closed")? {
-                continue;
+                return Ok(());
             }
             // The broker is gone, and with it everyone who could be told.
             super::process::exit();
@@ -164,6 +238,7 @@ fn serve(machine: &Machine) -> Result<Fatal, Fatal> {
         if link.contains(PollFlags::IN) || (notified && (asked || !inbox.is_empty())) {
             receive_frames(machine, &mut inbox)?;
         }
+        Ok(())
     }
 }
 

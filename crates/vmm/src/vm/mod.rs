@@ -232,8 +232,9 @@ impl Machine {
 
     /// Tells the guest that there is something new.
     fn raise(&self) {
-        if self.control().pending().swap(1, Ordering::SeqCst) == 0 {
-            self.kicker.kick();
+        if self.control().pending().swap(1, Ordering::SeqCst) == 0 && self.kicker.kick() {
+            // A counter that is full has been written to.
+            let _ = self.notify.write(1);
         }
     }
 
@@ -322,11 +323,13 @@ impl Machine {
         Ok(())
     }
 
-    /// Lets the I/O thread go on, and makes it look anew: it may be waiting for events of a link that was replaced.
+    /// Lets the I/O thread go on, unless frames are moved without it, and makes it look anew: it may be waiting for events of
+    /// a link that was replaced.
     fn open_gate(&self) {
-        self.gate.open();
-        // A counter that is full has been written to.
-        let _ = self.notify.write(1);
+        if self.gate.open() {
+            // A counter that is full has been written to.
+            let _ = self.notify.write(1);
+        }
     }
 
     /// Puts `link` under the number of the former one.

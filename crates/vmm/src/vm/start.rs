@@ -118,7 +118,10 @@ pub(super) fn build(parts: Parts, program: &boot::Program) -> Result<Built, Fata
     let tables = tables::write(&memory, end, image_bytes)?;
     traps::write(&memory, &header)?;
     let mut seed = [0; 64];
-    getrandom(&mut seed, GetRandomFlags::empty()).map_err(Fatal::system("getrandom"))?;
+    match program.seed {
+        Some(given) => seed[..given.len()].copy_from_slice(&given),
+        None => _ = getrandom(&mut seed, GetRandomFlags::empty()).map_err(Fatal::system("getrandom"))?,
+    }
     let mut about = boot::Machine {
         ram_bytes,
         memory_limit_bytes: parts.memory_limit_bytes,

@@ -1,14 +1,16 @@
 //! The thread that runs the virtual CPU: exits, doorbells, injection of events, idle.
 
 use super::kernel::Symbols;
+use super::kick::Stint;
 use super::memory::Gpa;
 use super::timer::now_ns;
-use super::{End, Fatal, Machine, crash};
+use super::{End, Fatal, Machine, crash, io};
 use kvm_bindings::{KVMIO, kvm_interrupt};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, SyncReg, VcpuExit, VcpuFd, VmFd};
 use rustix::time::ClockId;
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 use torpor_abi::layout::{DOORBELL_GPA, PAGE_BYTES};
 use torpor_abi::shared::{EVENT_VECTOR, doorbell, exit};
 use torpor_streams::link::report;
@@ -18,6 +20,7 @@ use vmm_sys_util::ioctl_iow_nr;
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 
 const NOTIFY: Gpa = Gpa(DOORBELL_GPA + doorbell::NOTIFY);
+const IDLE: Gpa = Gpa(DOORBELL_GPA + doorbell::IDLE);
 
 const RFLAGS_IF: u64 = 1 << 9;
 
@@ -46,13 +49,25 @@ pub(super) enum Stop {
 }
 
 /// What is kept from one entry to the next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Progress {
     wants_event: bool,
     notifications: u32,
+    stint: Stint,
+    /// When this process's memory was measured.
+    checked_at: Instant,
 }
 
 impl Progress {
+    /// For the calling thread, which is the vCPU's.
+    ///
+    /// # Errors
+    /// [`Fatal::System`].
+    pub(super) fn new(machine: &Machine) -> Result<Self, Fatal> {
+        let stint = Stint::new(&machine.kicker).map_err(Fatal::system("timer_create"))?;
+        Ok(Self { wants_event: false, notifications: 0, stint, checked_at: Instant::now() })
+    }
+
     /// The guest is another one, and was told of nothing yet.
     pub(super) fn forget_events(&mut self) {
         self.wants_event = false;
@@ -61,15 +76,21 @@ impl Progress {
 
 /// Runs the guest until it ends, and the process with it.
 pub(super) fn run(machine: &'static Machine, vm: &VmFd, mut vcpu: VcpuFd) -> ! {
-    let stop = run_until_stop(machine, vm, &mut vcpu, &mut Progress::default());
+    let mut progress = machine.expect(Progress::new(machine));
+    let stop = run_until_stop(machine, vm, &mut vcpu, &mut progress);
     machine.finish(End::Failed(format!("the guest kernel stopped though nobody had asked for it: {stop:?}")))
 }
 
 /// Runs the guest until it waits for a command. If it ends, the process does.
 pub(super) fn run_until_stop(machine: &'static Machine, vm: &VmFd, vcpu: &mut VcpuFd, progress: &mut Progress) -> Stop {
     loop {
-        let Progress { wants_event, notifications } = progress;
+        let Progress { wants_event, notifications, stint, checked_at } = progress;
         *wants_event |= machine.kicker.before_run();
+        if machine.gate.is_lent() && stint.is_over() {
+            machine.gate.give_back();
+            // It may be behind, or asked to do something. A counter that is full has been written to.
+            let _ = machine.notify.write(1);
+        }
         machine.expect(deliver_event(machine, vcpu, wants_event));
         let exit = machine.expect(enter(machine, vcpu));
         machine.kicker.after_run();
@@ -87,6 +108,13 @@ pub(super) fn run_until_stop(machine: &'static Machine, vm: &VmFd, vcpu: &mut Vc
                     let registered = vm.register_ioevent(&machine.notify, &address, NoDatamatch);
                     machine.expect(registered.map_err(Fatal::kvm("KVM_IOEVENTFD")));
                 }
+            }
+            Exit::Write { gpa: IDLE, len: 4, .. } => {
+                machine.expect(io::serve_idle(machine, checked_at));
+                stint.idle();
+                // The first thing that it does now is to look at everything.
+                machine.kicker.forget();
+                *wants_event = false;
             }
             Exit::Write { gpa, data, len } => {
                 if let Some(stop) = machine.expect(ring(machine, vm, gpa, &data[..len])) {
@@ -191,7 +219,6 @@ fn ring(machine: &'static Machine, vm: &VmFd, gpa: Gpa, data: &[u8]) -> Result<O
     let value = u32::from_le_bytes(data.try_into().map_err(|_| unknown())?);
     let control = machine.control();
     match offset {
-        doorbell::IDLE => idle(machine)?,
         doorbell::EXIT => end(machine, value),
         doorbell::CLOCK => {
             control.handshake_monotonic_ns().store(now_ns(ClockId::Monotonic), Ordering::SeqCst);
@@ -223,16 +250,6 @@ fn look_at_rings(machine: &Machine) -> Result<(), Fatal> {
     // The broker is behind, or a message of its waits for room: the I/O thread knows how to wait.
     if !sent || control.rx_wants_room().load(Ordering::SeqCst) != 0 {
         machine.notify.write(1).map_err(Fatal::system("eventfd"))?;
-    }
-    Ok(())
-}
-
-/// Sleeps until there is an event. The guest need not have notified anyone of what it did last.
-fn idle(machine: &Machine) -> Result<(), Fatal> {
-    let pending = machine.control().pending();
-    look_at_rings(machine)?;
-    if pending.load(Ordering::SeqCst) == 0 {
-        machine.kicker.sleep_until(|| pending.load(Ordering::SeqCst) != 0);
     }
     Ok(())
 }

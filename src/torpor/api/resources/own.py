@@ -88,13 +88,14 @@ async def set_quotas(call: Call, item: SetQuotas) -> Item:
 async def get_status(call: Call) -> dict[str, Any]:
     owner = call.principal.owner
     counts: dict[str, dict[str, int]] = {}
-    for total in call.service.store.instances.totals(owner.id):
+    lives = call.service.controller.lifecycle.lives.all()
+    mine = [live for live in lives if live.row.owner_id == owner.id]
+    ids = [live.row.id for live in mine]
+    for total in call.service.store.instances.totals_besides(owner.id, ids):
         counts.setdefault(total.kind, {})[total.state] = total.instances
-    for live in call.service.controller.lifecycle.lives.all():
-        if live.row.owner_id == owner.id and live.state != live.row.state:
-            states = counts.setdefault(live.row.kind, {})
-            states[live.row.state] = states.get(live.row.state, 0) - 1
-            states[live.state] = states.get(live.state, 0) + 1
+    for live in mine:
+        states = counts.setdefault(live.row.kind, {})
+        states[live.state] = states.get(live.state, 0) + 1
     return {
         "counts": counts,
         "quotas": msgspec.to_builtins(Quotas.of(owner)),
@@ -114,6 +115,26 @@ async def prepare(call: Call, item: Reference) -> Item:
     row = controller.find(call.principal.owner, "instance", item)
     controller.prepare(row)
     return Item(status="success", uuid=row.uuid, name=row.name)
+
+
+class Replacement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An instance, and the uuid of the one whose place it takes."""
+
+    uuid: str | None = None
+    name: str | None = None
+    former: str
+
+
+@operation("POST", "/torpor/v1/replace", "replace", "Delete an instance, and give its name on",
+           group=GROUP, form="each", key="instances", answer=Item, body=Replacement, array=True,
+           body_needed=True)  # fmt: skip
+async def replace(call: Call, item: Replacement) -> Item:
+    """Waits for requests in flight; of one service, the next ones go to the new instance."""
+    controller, owner = call.service.controller, call.principal.owner
+    row = controller.find(owner, "instance", item)
+    former = controller.find(owner, "instance", Reference(uuid=item.former))
+    await controller.replace(row, former)
+    return Item(status="success", uuid=row.uuid, name=former.name)
 
 
 class ResolveQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,5 +1,6 @@
 """Quotas, and health."""
 
+import os
 from importlib.metadata import version
 from typing import Any
 
@@ -58,7 +59,9 @@ async def get_quotas(call: Call) -> list[Any]:
            answer=dict[str, Any])  # fmt: skip
 async def healthz(call: Call) -> dict[str, Any]:
     images = call.service.controller.images.directory
+    # Before the first image there is no directory, and nothing wrong with that.
+    readable = not images.exists() or os.access(images, os.R_OK | os.X_OK)
     return {
-        "checks": {"images": "healthy" if images.is_dir() else "unknown"},
+        "checks": {"images": "healthy" if readable else "degraded"},
         "versions": {"torpor": version("torpor")},
     }

@@ -4,12 +4,13 @@ use super::super::io::receive_frames;
 use super::super::memory::Gpa;
 use super::super::timer::now_ns;
 use super::super::{Fatal, wait_writable};
-use super::base::is_scratch;
+use super::base::{Base, is_scratch};
 use super::{Changed, Refusal, Survey, Vm, handover};
 use crate::snapshot::metadata::{Digest, Uuid, hex};
 use crate::snapshot::pages::{Coding, ZEROS};
-use crate::snapshot::{Kind, Metadata, Writer};
+use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader, Writer};
 use rustix::time::{ClockId, Timespec};
+use std::fs::File;
 use std::sync::atomic::Ordering;
 use torpor_abi::layout::PAGE_BYTES;
 use torpor_streams::parked::Parked;
@@ -73,7 +74,40 @@ impl Vm {
     /// [`Refusal::Host`].
     pub fn capture_template(&mut self, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
         let streams = if generation > 0 { self.parked(uuid, generation)? } else { String::new() };
-        self.capture(Kind::Template, uuid, generation, streams)
+        let private = self.pagemap.private_pages(&self.machine.memory)?;
+        self.capture(Kind::Template, &private, uuid, generation, streams)
+    }
+
+    /// What a VM that was booted differs by from the template of another such VM: `file` is that one's, and `memory` what
+    /// [`super::unpack_template`] made of it. The VM itself stays what it is.
+    ///
+    /// # Errors
+    /// [`Refusal::Snapshot`] if that template is of another machine, [`Refusal::Host`].
+    pub fn capture_sibling(
+        &mut self,
+        (digest, file, memory): (Digest, &[u8], &File),
+        uuid: Uuid,
+        generation: u64,
+    ) -> Result<Captured, Refusal> {
+        let reader = Reader::new(file)?.expect(Kind::Template)?;
+        let bytes = memory.metadata().map_err(Fatal::system("fstat of the template's memory"))?.len();
+        let mut family = self.family.clone();
+        family.tables.push(handover::read_stopped(&self.machine.memory).map_err(Fatal::from)?.tables);
+        super::check_family(&family)?;
+        if family != reader.metadata().machine {
+            let text = "image, kernel, size or memory layout differ from those of the sibling's template";
+            return Err(BadSnapshot::Mismatch(text.into()).into());
+        }
+        // What this VM never touched is zero here, and may be something there.
+        let mut pages = self.pagemap.private_pages(&self.machine.memory)?;
+        pages.extend(0..u32::try_from(bytes / PAGE_BYTES).map_err(|_| BadSnapshot::Mismatch("its size".into()))?);
+        pages.sort_unstable();
+        pages.dedup();
+        let own_base = std::mem::replace(&mut self.base, Base::of_template(digest, memory, bytes)?);
+        let own_family = std::mem::replace(&mut self.family, family);
+        let captured = self.capture(Kind::Delta, &pages, uuid, generation, String::new());
+        (self.base, self.family) = (own_base, own_family);
+        captured
     }
 
     /// What a VM of a template differs by; `with_streams` after [`Vm::settle`].
@@ -82,10 +116,19 @@ impl Vm {
     /// [`Refusal::Host`].
     pub fn capture_delta(&mut self, uuid: Uuid, generation: u64, with_streams: bool) -> Result<Captured, Refusal> {
         let streams = if with_streams { self.parked(uuid, generation)? } else { String::new() };
-        self.capture(Kind::Delta, uuid, generation, streams)
+        let private = self.pagemap.private_pages(&self.machine.memory)?;
+        self.capture(Kind::Delta, &private, uuid, generation, streams)
     }
 
-    fn capture(&mut self, kind: Kind, uuid: Uuid, generation: u64, streams: String) -> Result<Captured, Refusal> {
+    /// Stores those of `numbers`, which rise, that differ from the base.
+    fn capture(
+        &mut self,
+        kind: Kind,
+        numbers: &[u32],
+        uuid: Uuid,
+        generation: u64,
+        streams: String,
+    ) -> Result<Captured, Refusal> {
         let memory = &self.machine.memory;
         let stopped_at_ns = now_ns(ClockId::Realtime);
         let stopped = handover::read_stopped(memory).map_err(Fatal::from)?;
@@ -95,12 +138,11 @@ impl Vm {
             super::check_family(&family)?;
         }
         let mut free = FreePages::new(stopped.free);
-        let private = self.pagemap.private_pages(memory)?;
-        let mut survey = Survey { private: private.len(), changed: Vec::new(), runs: Vec::new() };
-        let host = |error: std::io::Error| Refusal::Host(format!("zstd: {error}"));
+        let mut survey = Survey { private: numbers.len(), changed: Vec::new(), runs: Vec::new() };
+        let host = |error: std::io::Error| Refusal::Host(format!("the snapshot: {error}"));
         let mut writer = Writer::new().map_err(host)?;
         let mut page = Box::new(ZEROS);
-        for &number in &private {
+        for &number in numbers {
             if is_scratch(number) || free.contains(number) {
                 survey.changed.push(Changed { number, runs: None });
                 continue;

@@ -53,7 +53,7 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         let text = format!("{} siblings; at least {AGREE} have to agree", instances.len());
         return Err(BadSnapshot::Mismatch(text).into());
     }
-    let host = |error: std::io::Error| super::Refusal::Host(format!("zstd: {error}"));
+    let host = |error: std::io::Error| super::Refusal::Host(format!("the warm base: {error}"));
     let mut writer = Writer::new().map_err(host)?;
     for (number, pages) in &contents {
         let template_page = base.template(*number).unwrap_or(&ZEROS);

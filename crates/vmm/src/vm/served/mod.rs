@@ -283,7 +283,7 @@ impl Vm {
             tables: built.boot_tables.clone(),
             cpu: CpuFeatures::here(built.features.xcr0),
         };
-        Ok(Self::new(built, family, Base::zeros(), pagemap, tty, &io))
+        Self::new(built, family, Base::zeros(), pagemap, tty, &io)
     }
 
     /// A VM of a template: `file` is its snapshot file, `memory` what [`unpack_template`] made of it. It rests when this
@@ -323,7 +323,8 @@ impl Vm {
         reader.metadata().check_cpu(&CpuFeatures::here(built.features.xcr0))?;
         // Before the I/O thread has it: what is on its way already waits until there is somebody to take it.
         built.machine.gate.close();
-        let mut vm = Self::new(built, family, base, pagemap, false, &io);
+        built.machine.gate.lend();
+        let mut vm = Self::new(built, family, base, pagemap, false, &io)?;
         if never_run {
             vm.enter_at_resume();
         } else {
@@ -339,17 +340,18 @@ impl Vm {
         pagemap: PageMap,
         tty: bool,
         io: &Sender<&'static Machine>,
-    ) -> Self {
+    ) -> Result<Self, Refusal> {
         // Both threads use it until the process ends.
         let machine: &'static Machine = Box::leak(Box::new(built.machine));
         // The I/O thread waits for nothing else.
         let _ = io.send(machine);
-        Self {
+        let progress = Progress::new(machine)?;
+        Ok(Self {
             machine,
             vm: built.vm,
             vcpu: built.vcpu,
             cpuid: built.cpuid,
-            progress: Progress::default(),
+            progress,
             base,
             family,
             tsc_hz: built.features.tsc_hz,
@@ -358,7 +360,7 @@ impl Vm {
             entered: false,
             survey: None,
             relinked: None,
-        }
+        })
     }
 
     /// For the thread that hears commands.

@@ -111,10 +111,9 @@ impl PageMap {
             if found < 0 {
                 return Err(std::io::Error::last_os_error());
             }
-            for region in &regions[..found.cast_unsigned() as usize] {
-                let number = |address: u64| ((address - base) / PAGE_BYTES) as u32;
-                pages.extend(number(region.start)..number(region.end));
-            }
+            let regions = &regions[..found.cast_unsigned() as usize];
+            let ranges = regions.iter().map(|region| (region.start - base)..(region.end - base));
+            append_rising(&mut pages, ranges);
             if arg.walk_end <= start {
                 break;
             }
@@ -143,6 +142,16 @@ impl PageMap {
     }
 }
 
+/// Appends the numbers of pages of ranges of bytes that are not there yet. A stretch may be reported twice: `walk_end` has
+/// been seen to lie before the end of what the same scan had reported (Linux 6.18, of a VM with a few hundred regions).
+fn append_rising(pages: &mut Vec<u32>, ranges: impl Iterator<Item = Range<u64>>) {
+    for range in ranges {
+        let [start, end] = [range.start, range.end].map(|bytes| (bytes / PAGE_BYTES) as u32);
+        let next = pages.last().map_or(0, |last| last + 1);
+        pages.extend(start.max(next)..end);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::memory::Gpa;
@@ -168,5 +177,13 @@ mod tests {
         let read = map.read(&memory, &(0..memory.len_bytes())).expect("read");
         // Without PAGE_IS_PFNZERO a page of zeros that was only read counts as well.
         assert_eq!(read.into_iter().filter(|page| *page != 100).collect::<Vec<_>>(), [3, 4, 63, 64, 500]);
+    }
+
+    #[test]
+    fn what_is_reported_twice_counts_once() {
+        let mut pages = vec![1, 2];
+        let ranges = [0x2000..0x5000, 0x3000..0x4000, 0x4000..0x7000, 0x9000..0xa000];
+        append_rising(&mut pages, ranges.into_iter());
+        assert_eq!(pages, [1, 2, 3, 4, 5, 6, 9]);
     }
 }

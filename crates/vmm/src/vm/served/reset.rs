@@ -41,6 +41,7 @@ impl Vm {
     /// [`Refusal`] where the VM can't be trusted any more: the process has to end.
     pub fn reset(&mut self) -> Result<Outcome, Refusal> {
         self.machine.gate.close();
+        self.machine.gate.lend();
         let memory = &self.machine.memory;
         let survey = match self.survey.take() {
             Some(survey) => survey,

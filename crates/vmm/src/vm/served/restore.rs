@@ -19,7 +19,7 @@ use torpor_streams::ledger::Connection;
 use torpor_streams::parked::Parked;
 
 /// The streams that a delta carries, checked.
-fn parked_streams(metadata: &Metadata) -> Result<Vec<(u32, Connection)>, BadSnapshot> {
+fn parked_streams(metadata: &Metadata) -> Result<Streams, BadSnapshot> {
     if metadata.streams.is_empty() {
         return Ok(Vec::new());
     }
@@ -36,13 +36,16 @@ fn parked_streams(metadata: &Metadata) -> Result<Vec<(u32, Connection)>, BadSnap
     Ok(parked.streams)
 }
 
+/// Streams by number.
+type Streams = Vec<(u32, Connection)>;
+
 /// What a template's file says besides its memory.
 #[derive(Debug, Default)]
 pub struct Whole {
     stopped_at_ns: u64,
     uuid: Uuid,
     generation: u64,
-    streams: Vec<(u32, Connection)>,
+    streams: Streams,
 }
 
 impl Whole {
@@ -57,7 +60,7 @@ impl Whole {
     }
 
     /// The streams that go on in an instance that begins with the template alone: its own, if it is its own state.
-    fn streams_of(&self, instance: &Instance) -> Vec<(u32, Connection)> {
+    fn streams_of(&self, instance: &Instance) -> Streams {
         if (self.uuid, self.generation) == (instance.uuid, instance.generation) {
             self.streams.clone()
         } else {
@@ -101,11 +104,7 @@ impl Vm {
         Ok(())
     }
 
-    fn put(
-        &mut self,
-        delta: Option<&Reader<'_>>,
-        entries: &mut Entries,
-    ) -> Result<Option<(u64, Vec<(u32, Connection)>)>, Refusal> {
+    fn put(&mut self, delta: Option<&Reader<'_>>, entries: &mut Entries) -> Result<Option<(u64, Streams)>, Refusal> {
         let mut covered = BTreeSet::new();
         let mut on_warm_base = false;
         if let Some(reader) = delta {

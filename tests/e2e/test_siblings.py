@@ -1,0 +1,72 @@
+"""Instances that differ in their environment alone: differences to the template of one of them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.images.standins import add_root
+from tests.server import Server
+from torpor.images.store import ImageStore
+from torpor.store import Store
+
+pytestmark = pytest.mark.kvm
+
+COUNT = 4
+PROGRAM = """
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"{os.environ['USER_ID']} {os.urandom(8).hex()}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+HTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
+"""
+
+
+def spec(number: int) -> dict[str, object]:
+    return {
+        "name": f"n{number}",
+        "image": "environment",
+        "memory_mb": 128,
+        "env": {"USER_ID": f"user-{number}"},
+        "autostart": True,
+        "service_group": {
+            "services": [{"port": 80, "destination_port": 8080}],
+            "domains": [{"name": f"n{number}"}],
+        },
+        "scale_to_zero": {"policy": "on", "stateful": True, "cooldown_time_ms": 500},
+    }
+
+
+def test_each_has_its_environment_and_little_disk(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    add_root(ImageStore(data), "python", "environment", ("python3", "-c", PROGRAM), ("8080",))
+    names = [f"n{number}" for number in range(COUNT)]
+    drawn: list[str] = []
+    with Server(data) as server:
+        server.api("/v1/instances", [spec(number) for number in range(COUNT)], "POST")
+        for _ in range(2):  # awake for the first time, and after a sleep
+            for number, name in enumerate(names):
+                status, body = server.get(f"{name}.localhost")
+                user, random = body.decode().split()
+                assert (status, user) == (200, f"user-{number}")
+                drawn.append(random)
+            for name in names:
+                server.wait_for(name, "standby")
+    assert len(set(drawn)) == len(drawn), "random numbers repeat"
+    store = Store(data)
+    try:
+        rows = [store.instances.find(1, "instance", name=name) for name in names]
+        found = [one for row in rows if (one := store.snapshots.find(row.id)) is not None]
+        sizes = {one.template.id: one.template.size_bytes for one in found if one.template}
+        # The first has a state of its own, and the second is the template of all the others.
+        assert len(sizes) == 2
+        assert all(one.size_bytes * 10 <= min(sizes.values()) for one in found)
+    finally:
+        store.close()
