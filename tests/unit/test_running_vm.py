@@ -54,10 +54,10 @@ class Process:
 def vm_of(process: Process) -> RunningVm:
     worker = SimpleNamespace(process=process, pid=1, started_ticks=0)
 
-    async def free(_: Any) -> None:
+    async def never(*_: Any) -> Any:
         raise AssertionError
 
-    return RunningVm(cast("Worker", worker), UUID, None, None, free)
+    return RunningVm(cast("Worker", worker), UUID, None, None, never, never)
 
 
 @pytest.mark.parametrize("busy", [0, 1, 5])

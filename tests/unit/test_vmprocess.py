@@ -38,7 +38,7 @@ def test_replies_find_their_requests_whatever_the_order() -> None:
             "standby": {"generation": 7, "busy": True, "within_ms": 1500}
         }
         memory = os.memfd_create("delta")
-        stored = {"bytes": 3, "pages": {}, "next_deadline_ns": None}
+        stored = {"bytes": 3, "pages": {}, "next_deadline_ns": None, "drew_random": False}
         body = datagram({"id": requests[1]["id"], "ok": stored}, descriptors=1)
         socket.send_fds(theirs, [body], [memory])
         os.close(memory)

@@ -42,6 +42,7 @@ def obey(line):
     if command == "print":
         return "x" * int(args[0])
     if command == "later":
+        os.write(1, b"soon\n")
         time.sleep(0.2)
         return "x" * int(args[0])
     raise ValueError(command)
