@@ -62,6 +62,7 @@ soak: build rootfs ## minutes of load and faults, twice (SOAK_MINUTES, default 1
 	$(BIN)/python -m tests.snapshot.soak
 	FENCING_VMS=200 FENCING_ROUNDS=100 $(BIN)/python -m pytest tests/faults/test_fencing.py
 	FAULTS_VMS=50 FAULTS_S=600 $(BIN)/python -m pytest tests/faults/test_identities.py
+	SIGKILL_OPERATIONS=10000 $(BIN)/python -m pytest tests/faults/test_sigkill.py
 
 bench-guest: build ## start-up, memory and speed of a microVM beside native Linux
 	@scripts/system-packages test
