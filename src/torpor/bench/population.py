@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torpor.bench.audit import Audit
 from torpor.bench.counter import Counters
@@ -12,6 +13,7 @@ from torpor.bench.ledger import Ledger
 from torpor.bench.server import BUSY_STATES, Api, Made, Shape, WrongServerError
 from torpor.errors import TorporError
 
+T = TypeVar("T")
 SETTLE_S = 300.0
 RETRY_S = 60.0
 PAGE = 1000
@@ -80,20 +82,25 @@ class Population:
         if not missing:
             return
         specs = [self.shape.spec(self.counters.name_of(i), self.environment(i)) for i in missing]
-        made = await self._made(specs)
+        made = await self._insist(lambda: self.api.create(specs))
+        unheard: list[str] = []
         for index, one in zip(missing, made, strict=True):
             if one.error == NAME_IN_USE:  # the answer to an earlier request was lost
                 (found,) = await self.api.named([self.counters.name_of(index)])
                 self.ledger.created(index, found.uuid)
+                unheard.append(found.uuid)
                 continue
             raise_unless_made(one)
             self.ledger.created(index, one.uuid)
+        if unheard:  # the server may have ended between making and starting them
+            await self._insist(lambda: self.api.start(unheard))
 
-    async def _made(self, specs: Sequence[dict[str, object]]) -> list[Made]:
+    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """The answer to a request, which is repeated where processes are killed meanwhile."""
         ends_s = time.monotonic() + RETRY_S
         while True:
             try:
-                return await self.api.create(specs)
+                return await ask()
             except (LostError, WrongServerError):
                 if not self.counters.faults or time.monotonic() > ends_s:
                     raise

@@ -182,6 +182,7 @@ class Shape:
     memory_mb: int = 256
     cooldown_ms: int = 1000
     policy: str = "on"
+    restart_policy: str = "never"
 
     def spec(self, name: str, env: dict[str, str] | None = None) -> dict[str, object]:
         """The body of one creation: an instance with a service of its own, started at once."""
@@ -190,6 +191,7 @@ class Shape:
             "image": self.image,
             "memory_mb": self.memory_mb,
             "autostart": True,
+            "restart_policy": self.restart_policy,
             "env": env or {},
             "service_group": {
                 "services": [
@@ -240,6 +242,11 @@ class Api:
         """Removes instances."""
         body = msgspec.json.encode([{"uuid": uuid} for uuid in uuids])
         _checked(await self._http.request("DELETE", "/v1/instances", body))
+
+    async def start(self, uuids: Sequence[str]) -> None:
+        """Starts instances; those that run, run on."""
+        body = msgspec.json.encode([{"uuid": uuid} for uuid in uuids])
+        _checked(await self._http.request("PUT", "/v1/instances/start", body))
 
     async def counts(self) -> dict[str, int]:
         """How many instances there are in each state."""

@@ -122,7 +122,15 @@ def density(
         raise UsageError(
             f"{directory} holds a run with --cooldown {settings.cooldown_ms}: use another --out"
         )
-    shape = Shape(settings.image, settings.port, settings.memory_mb, settings.cooldown_ms)
+    # An instance whose process is killed at its first start has no state, and is to start again.
+    restart = "always" if faults_s else "never"
+    shape = Shape(
+        settings.image,
+        settings.port,
+        settings.memory_mb,
+        settings.cooldown_ms,
+        restart_policy=restart,
+    )
     options = Options(count, rate, sample, rest_s, faults_s)
     settings_text = "" if config is None else config.read_text()
     serving = running_server(server, proxy, images) if server else own_server(own, settings_text)
