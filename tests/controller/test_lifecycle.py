@@ -199,6 +199,49 @@ async def test_adoption(
         await second.close()
 
 
+async def test_what_draws_its_siblings_random_numbers_starts_anew(
+    store: Store, owner: Owner, tmp_path: Path
+) -> None:
+    first_host = FakeHost()
+    first = Controller(tmp_path, store, first_host, backoff=FAST)
+    await first.open()
+    row = await make(first, owner, autostart=True, env={"FAKE_READY": "never"})
+    vm = first_host.running[row.uuid]
+    await first.close()
+
+    second_host = FakeHost()
+    second_host.left_over = [Found(row.uuid, 0, vm, is_seeded=True)]
+    second = Controller(tmp_path, store, second_host, backoff=FAST)
+    await second.open()
+    try:
+        await second_host.next_start(row.uuid)
+        assert not vm.alive
+        assert second_host.running[row.uuid] is not vm
+    finally:
+        await second.close()
+
+
+async def test_what_is_heard_of_a_former_vm_is_void(
+    controller: Controller, owner: Owner, host: FakeHost
+) -> None:
+    row = await running(controller, owner)
+    former = host.running[row.uuid].listener
+    await controller.lifecycle.suspend(row, "api")
+    await controller.start(owner, current(controller, row))
+    assert await controller.wait(row, "running", 30) == ("running", True)
+    live = controller.lifecycle.lives.get(row.id)
+    assert live is not None
+    starter = controller.lifecycle._starter
+    stale = starter.listener(live)
+    starter.listener(live)
+    for listener in (former, stale):
+        listener.ready()
+        listener.ended(Exit("lost"))
+    await asyncio.sleep(0.05)
+    assert controller.lifecycle.lives.state(current(controller, row)) == "running"
+    assert host.running[row.uuid].alive
+
+
 async def test_nobody_elses_process_is_adopted(store: Store, owner: Owner, tmp_path: Path) -> None:
     assert owner
     host = FakeHost()

@@ -12,7 +12,7 @@ import pytest
 from tests.harness import DEFAULT_ENVIRONMENT
 from tests.rootfs.build import root_image
 from tests.snapshot.peer import Peer
-from torpor.vmprocess import Boot, Ended, Launched, Refused, VMProcess, launch
+from torpor.vmprocess import Boot, Ended, Launched, Origin, Refused, VMProcess, launch
 
 pytestmark = pytest.mark.kvm
 
@@ -66,7 +66,7 @@ def test_a_vm_runs_on_without_a_controller(tmp_path: Path) -> None:
                 assert process.pid == launched.child.pid
                 status = await process.query()
                 assert status.state == "running"
-                assert status.instance == {"uuid": uuid, "generation": 0}
+                assert status.instance == Origin(uuid=uuid, generation=0)
                 assert status.stored_generation is None
                 assert 1 << 20 < status.memory_bytes < 256 << 20
                 assert status.cpu_ns > before

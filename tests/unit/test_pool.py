@@ -12,7 +12,7 @@ from torpor.vmhost import pool as pools
 from torpor.vmhost.host import _superseded
 from torpor.vmhost.pool import Limits, Pool
 from torpor.vmhost.worker import Rest, Worker
-from torpor.vmprocess import Status
+from torpor.vmprocess import Origin, Status
 
 pytestmark = pytest.mark.anyio
 BASE = Base(7, 1, b"", None, b"key", "image", b"", 1, "upper", 0, 0)
@@ -182,10 +182,11 @@ async def test_a_process_that_waits_for_its_reset_is_told_from_its_instance() ->
         return Status(
             state=state,
             busy=False,
-            instance={"uuid": uuid, "generation": generation},
+            instance=Origin(uuid=uuid, generation=generation),
             stored_generation=stored,
             template=None,
             warm_base=None,
+            seeded=False,
             unlinked=False,
             memory_bytes=0,
             cpu_ns=0,

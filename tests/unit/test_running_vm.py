@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from torpor.controller.errors import BusyError
-from torpor.vmhost.vm import RunningVm
+from torpor.controller.errors import BusyError, ItemError
+from torpor.vmhost.vm import RunningVm, read_all
 from torpor.vmhost.worker import Worker
 from torpor.vmprocess import Refused, Stored
 
@@ -82,3 +82,12 @@ def test_what_never_stops_is_left_running() -> None:
     with pytest.raises(BusyError, match="on its way"):
         asyncio.run(vm_of(process).standby(1, busy=True, within_s=0.05))
     assert process.asked[-1] == "run"
+
+
+def test_a_file_with_holes_is_refused() -> None:
+    memory = os.memfd_create("stored")
+    os.ftruncate(memory, 1 << 40)
+    with pytest.raises(ItemError, match="holes"):
+        read_all(memory)
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(memory)

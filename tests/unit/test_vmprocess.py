@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,10 @@ def pair() -> tuple[socket.socket, socket.socket]:
     ours.setblocking(False)
     theirs.settimeout(10)
     return ours, theirs
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_replies_find_their_requests_whatever_the_order() -> None:
@@ -49,6 +54,7 @@ def test_replies_find_their_requests_whatever_the_order() -> None:
             "stored_generation": None,
             "template": None,
             "warm_base": None,
+            "seeded": False,
             "unlinked": False,
             "memory_bytes": 1 << 20,
             "cpu_ns": 1,
@@ -86,6 +92,50 @@ def test_refusals_events_and_the_end() -> None:
             await process.query()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("answer", "descriptors"),
+    [
+        ({"ok": {"bytes": 3}}, 0),
+        ({"ok": {"bytes": 3, "pages": {}, "next_deadline_ns": None}}, 1),
+        ({"ok": {"bytes": "3", "pages": {}, "next_deadline_ns": None, "drew_random": 1}}, 1),
+        ({"ok": 7}, 0),
+    ],
+)
+def test_a_process_whose_reply_lacks_something_is_lost(
+    answer: dict[str, Any], descriptors: int
+) -> None:
+    async def run() -> None:
+        ours, theirs = pair()
+        process = VMProcess(ours, 1)
+        waiting = asyncio.ensure_future(process.standby(7, within_s=1, busy=True))
+        await asyncio.sleep(0)
+        number = json.loads(theirs.recv(65536)[16:])["id"]
+        body = datagram({"id": number} | answer, descriptors=descriptors)
+        socket.send_fds(theirs, [body], [theirs.fileno()] * descriptors)
+        with pytest.raises(ConnectionError, match="broke the protocol"):
+            await waiting
+        assert process.ended is not None
+        theirs.close()
+
+    before = open_descriptors()
+    asyncio.run(run())
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("body", [{"event": "ready"}, {"id": [], "ok": {}}, {"id": {}, "ok": {}}])
+def test_descriptors_that_nobody_asked_for_are_closed(body: dict[str, Any]) -> None:
+    async def run() -> None:
+        ours, theirs = pair()
+        process = VMProcess(ours, 1)
+        socket.send_fds(theirs, [datagram(body, descriptors=1)], [theirs.fileno()])
+        assert isinstance(await process.events.get(), Ended)
+        theirs.close()
+
+    before = open_descriptors()
+    asyncio.run(run())
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize(

@@ -252,10 +252,7 @@ class Controller:
 
     async def delete(self, row: InstanceRow) -> State:
         """Deletes an instance, template or checkpoint; the state it was in. Raises ItemError."""
-        if config_of(row.config).delete_lock:
-            raise ItemError(
-                Code.NOT_ALLOWED, "Deletion protection enabled", uuid=row.uuid, name=row.name
-            )
+        _check_deletable(row)
         previous = self.lifecycle.lives.state(row)
         try:
             last = await self.lifecycle.retire(row)
@@ -270,11 +267,19 @@ class Controller:
         return previous
 
     async def replace(self, row: InstanceRow, former: InstanceRow) -> None:
-        """Deletes `former`, after its requests in flight, and gives `row` its name."""
+        """Deletes `former`, after its requests in flight, and gives `row` its name.
+
+        Raises ItemError, and then `former` serves on, unless it is deleted already.
+        """
         if row.id == former.id:
             raise invalid("former", "must be another instance")
+        _check_deletable(former)
         await self.lifecycle.drain(former, REPLACE_DRAIN_MS)
-        await self.delete(former)
+        try:
+            await self.delete(former)
+        except ItemError:
+            await self.lifecycle.resume(former)
+            raise
 
         def renamed(row: InstanceRow, config: Config, facts: Facts, live: bool) -> InstanceRow:  # noqa: ARG001
             return replace(with_documents(row, config, facts, row.state), name=former.name)
@@ -423,3 +428,10 @@ def _tags(current: tuple[str, ...], op: str, value: Any) -> tuple[str, ...]:
     if op == "add":
         return check_tags([*current, *given])
     return tuple(tag for tag in current if tag not in given)
+
+
+def _check_deletable(row: InstanceRow) -> None:
+    if config_of(row.config).delete_lock:
+        raise ItemError(
+            Code.NOT_ALLOWED, "Deletion protection enabled", uuid=row.uuid, name=row.name
+        )

@@ -179,6 +179,13 @@ class Lifecycle:
             if live is not None and live.vm is not None and live.state == "running":
                 await self._links.park(row.uuid, live.link_generation, drain_ms)
 
+    async def resume(self, row: InstanceRow) -> None:
+        """Takes a drain back."""
+        async with self._lives.lock(row.id):
+            live = self._lives.get(row.id)
+            if live is not None and live.vm is not None and live.state == "running":
+                self._links.go_on(row.uuid, live.link_generation)
+
     async def idle(self, row: InstanceRow, link_generation: int) -> str | None:
         """Puts a silent instance into standby; why it goes on, or None when that is durable.
 
@@ -388,6 +395,12 @@ class Lifecycle:
             if live.base is not None:
                 self._store.bases.pin(live.base.id)
             self._lives.enter(live)
+            if found.is_seeded:
+                live.listener = None
+                await found.process.stop(force=True, timeout_s=0)
+                self._lives.unpin(live)
+                await self._lost(live, starts_anew=True)
+                continue
             if not await self._go_on(found, live.row):
                 self._lives.forget(live)
                 continue
@@ -398,7 +411,7 @@ class Lifecycle:
                 self._tasks.start(self._starter.record_running(live))
             result = listeners[found.instance].result
             if result is not None:
-                self._tasks.start(self._ended(live, result))
+                self._tasks.start(self._ended(listeners[found.instance], result))
         for row in self._store.instances.in_motion():
             if self._lives.get(row.id) is None:
                 await self._lost(Live(row, config_of(row.config), facts_of(row.facts), row.state))
@@ -425,9 +438,10 @@ class Lifecycle:
 
     # What happens by itself ---------------------------------------------------------------------
 
-    async def _ended(self, live: Live, result: Exit) -> None:
+    async def _ended(self, listener: Listener, result: Exit) -> None:
+        live = listener.live
         async with self._lives.lock(live.row.id):
-            if not self._lives.has(live):
+            if not self._lives.has(live) or live.listener is not listener:
                 return
             live.vm = None
             self._lives.unpin(live)
@@ -453,8 +467,11 @@ class Lifecycle:
             self._lives.forget(live)
             self.on_stopped(live.row, live.config)
 
-    async def _lost(self, live: Live) -> None:
-        """The VM process is gone without a word: back to the last committed state, if any."""
+    async def _lost(self, live: Live, *, starts_anew: bool = False) -> None:
+        """The VM process is gone without a word: back to the last committed state, if any.
+
+        One without starts again if its policy says so, or if its start was broken off.
+        """
         live.vm = None
         committed = self._store.snapshots.find(live.row.id) is not None
         live.facts = msgspec.structs.replace(
@@ -463,7 +480,7 @@ class Lifecycle:
         await self._lives.write_eventually(live, "standby" if committed else "stopped")
         self._lives.set(live, live.row.state, "system")
         self._lives.forget(live)
-        if not committed and live.config.restart_policy != "never":
+        if not committed and (starts_anew or live.config.restart_policy != "never"):
             self._lives.enter(live)
             self._plan_restart(live, live.attempt + 1)
 

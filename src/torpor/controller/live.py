@@ -17,7 +17,7 @@ from torpor.controller.model import (
     Facts,
     ScaleToZero,
 )
-from torpor.controller.vm import Exit, VmProcess
+from torpor.controller.vm import Exit, VmListener, VmProcess
 from torpor.controller.vm import State as SavedState
 from torpor.store import Base, InstanceRow, State
 
@@ -53,6 +53,8 @@ class Live:
     facts: Facts
     state: State
     vm: VmProcess | None = None
+    listener: VmListener | None = None
+    """Hears of that VM; any other is a former one's."""
     attempt: int = 0
     restart_at_ms: int = 0
     restart: "asyncio.Task[None] | None" = None

@@ -241,39 +241,45 @@ class ProxyClient:
                 answer.set_result(message.ok or {})
 
     async def _answer_wake(self, id_: int, wake: Wake) -> None:
-        is_answered = False
+        asked_on, is_answered = self._socket, False
 
         def answer(woken: Woken) -> None:
             nonlocal is_answered
             if not is_answered:
                 is_answered = True
-                self._send({"id": id_, "ok": woken})
+                self._reply(asked_on, {"id": id_, "ok": woken})
 
         try:
             woken = await self._handler.wake(wake, answer)
         except WakeError as error:
             if not is_answered:
-                self._refuse(id_, error.code, str(error))
+                self._refuse(asked_on, id_, error.code, str(error))
         except Exception as error:
             if not is_answered:
-                self._refuse(id_, "failed", f"{type(error).__name__}: {error}")
+                self._refuse(asked_on, id_, "failed", f"{type(error).__name__}: {error}")
             raise
         else:
             answer(woken)
 
     async def _answer_idle(self, id_: int, link: Link) -> None:
+        asked_on = self._socket
         try:
             why = await self._handler.idle(link)
         except Exception as error:
-            self._refuse(id_, "failed", f"{type(error).__name__}: {error}")
+            self._refuse(asked_on, id_, "failed", f"{type(error).__name__}: {error}")
             raise
         if why is None:
-            self._send({"id": id_, "ok": {"parked": True}})
+            self._reply(asked_on, {"id": id_, "ok": {"parked": True}})
         else:
-            self._send({"id": id_, "ok": {"parked": False, "why": why}})
+            self._reply(asked_on, {"id": id_, "ok": {"parked": False, "why": why}})
 
-    def _refuse(self, id_: int, code: str, message: str) -> None:
-        self._send({"id": id_, "error": {"code": code, "message": message}})
+    def _refuse(self, asked_on: socket.socket | None, id_: int, code: str, message: str) -> None:
+        self._reply(asked_on, {"id": id_, "error": {"code": code, "message": message}})
+
+    def _reply(self, asked_on: socket.socket | None, body: dict[str, Any]) -> None:
+        """Answers, unless there is another proxy by now: its own requests have the same numbers."""
+        if self._socket is asked_on:
+            self._send(body)
 
     # Sending ------------------------------------------------------------------------------------
 

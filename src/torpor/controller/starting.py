@@ -33,7 +33,7 @@ is written down then; until then `starting` says as much to the next torpord.
 STANDBY_S = 10.0
 """How long a busy VM may take to come to a point where it can be stored."""
 
-Ended = Callable[[Live, Exit], Coroutine[Any, Any, None]]
+Ended = Callable[["Listener", Exit], Coroutine[Any, Any, None]]
 Lost = Callable[[Live], Coroutine[Any, Any, None]]
 
 
@@ -74,8 +74,9 @@ class Starter:
         """Instances whose last wake failed when the proxy had been told of it already."""
 
     def listener(self, live: Live) -> "Listener":
-        """Hears of an instance's VM."""
-        return Listener(self, live)
+        """Hears of an instance's newest VM: what is still to come of former ones is void."""
+        live.listener = Listener(self, live)
+        return live.listener
 
     async def start(
         self,
@@ -260,10 +261,11 @@ class Starter:
                 self._ready(live)
                 return
 
-    async def _at_ready(self, live: Live) -> None:
+    async def _at_ready(self, listener: "Listener") -> None:
         """A VM that was started cold has stopped, because its program is ready."""
+        live = listener.live
         async with self._lives.lock(live.row.id):
-            if not self._lives.has(live) or live.vm is None:
+            if not self._lives.has(live) or live.listener is not listener or live.vm is None:
                 return
             try:
                 wanted = live.state == "starting" and live.beginning.is_stored_when_ready
@@ -302,6 +304,7 @@ class Starter:
                     state = SavedState(sibling, delta.content)
                 except (ItemError, StoreError) as error:
                     self._console.output(row.id, f"torpor: {error}\n".encode())
+                    whole = None  # it may have run on since
             if state is None:
                 whole = whole or await vm.template()
                 machine = self._machines.of(row, live.config)
@@ -343,18 +346,18 @@ class Starter:
 
     # What VM processes tell ---------------------------------------------------------------------
 
-    def heard_ready(self, live: Live) -> None:
+    def heard_ready(self, listener: "Listener") -> None:
         """A VM has stopped, because its program is ready."""
-        self._tasks.start(self._at_ready(live))
+        self._tasks.start(self._at_ready(listener))
 
     def heard_output(self, live: Live, data: bytes) -> None:
         """A VM's console."""
         self._console.output(live.row.id, data)
         self._events.notify(live.row.uuid)
 
-    def heard_end(self, live: Live, result: Exit) -> None:
+    def heard_end(self, listener: "Listener", result: Exit) -> None:
         """A VM and its process are gone."""
-        self._tasks.start(self._on_ended(live, result))
+        self._tasks.start(self._on_ended(listener, result))
 
 
 class Listener:
@@ -366,14 +369,14 @@ class Listener:
         self._starter = starter
 
     def ready(self) -> None:
-        self._starter.heard_ready(self.live)
+        self._starter.heard_ready(self)
 
     def output(self, data: bytes) -> None:
         self._starter.heard_output(self.live, data)
 
     def ended(self, result: Exit) -> None:
         self.result = result
-        self._starter.heard_end(self.live, result)
+        self._starter.heard_end(self, result)
 
 
 def _host_failed(row: InstanceRow, error: OSError) -> ItemError:

@@ -8,7 +8,8 @@ from torpor.controller.clock import steady_ms
 from torpor.controller.errors import ItemError
 from torpor.controller.events import now_ms
 from torpor.controller.lifecycle import Lifecycle
-from torpor.controller.live import Live
+from torpor.controller.live import DEFAULT_POLICY, Live
+from torpor.controller.model import config_of
 from torpor.controller.vm import VmHost
 from torpor.store import MissingError, Store, StoreError
 
@@ -104,6 +105,11 @@ class Upkeep:
     async def _wake(self, instance_id: int) -> None:
         row = self._store.instances.by_id(instance_id)
         if row is None:
+            return
+        policy = config_of(row.config).scale_to_zero or DEFAULT_POLICY
+        if not (policy.wake_on_timer and policy.stateful):
+            # Changed since it was put down; without state it would wake for the same timer again.
+            self._put_off[instance_id] = steady_ms() + WAKE_AGAIN_MS
             return
         try:
             await self._lifecycle.wake(row, "system")

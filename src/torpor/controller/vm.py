@@ -163,6 +163,8 @@ class Found(Struct, frozen=True):
     """It was about to be put down, or had just become ready."""
     stopped_for: int | None = None
     """The generation that its state was given as, if it was."""
+    is_seeded: bool = False
+    """It would draw the random numbers that its siblings draw: it must not run on."""
 
 
 BaseReader = Callable[[Base], Awaitable[bytes]]

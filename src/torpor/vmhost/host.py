@@ -143,11 +143,14 @@ class Host:
             origin=_origin(state.origin),
         )
         console = None if link is None else link.fileno()
-        delta = None if state.delta is None else memory_file("delta", state.delta)
+        delta: int | None = None
+        told = _Once(sent)
         try:
+            if state.delta is not None:
+                delta = memory_file("delta", state.delta)
             if worker is None:
                 worker = await self._another(template, warm)
-            is_last, told = False, sent
+            is_last = False
             while True:
                 worker.listener = listener
                 try:
@@ -158,12 +161,12 @@ class Host:
                     if isinstance(error, Refused) and error.code == "bad_snapshot":
                         # It rests as before.
                         self._pool.give(worker)
+                        worker = None
                         raise
                     worker.kill()
                     # One that died may have read from the link, which is of no use to another then.
-                    if is_last or (sent is not None and not busy):
+                    if is_last or (told.is_done and not busy):
                         raise
-                    told = None
                     # So many page tables differ that only a VM that has never run takes them, or
                     # the process has died: one more try, in a fresh one.
                     worker = await self._prepared(template, warm, never_run=busy)
@@ -171,9 +174,13 @@ class Host:
                 else:
                     worker.serving = True
                     return self._running(worker, who.instance, template, warm)
-        except (Refused, OSError, TorporError) as error:
+        except BaseException as error:
+            if worker is not None:
+                # Whether it runs as the instance by now is not known, so it must not.
+                worker.listener = None
+                worker.kill()
             self._pool.done(template.id)
-            if isinstance(error, ItemError):
+            if isinstance(error, ItemError) or not isinstance(error, _EXPECTED):
                 raise
             raise ItemError(Code.FAILED, f"The state could not be restored: {error}") from error
         finally:
@@ -377,7 +384,7 @@ class Host:
         worker, status = left.worker, left.status
         if status.instance is None or status.state not in ("running", "stopped"):
             return None
-        uuid = str(UUID(status.instance["uuid"]))
+        uuid = str(UUID(status.instance.uuid))
         template, warm = self._base(status.template), self._base(status.warm_base)
         if (template is None) is not (status.template is None):
             return None
@@ -391,11 +398,12 @@ class Host:
             worker.serving = True
         return Found(
             uuid,
-            status.instance["generation"],
+            status.instance.generation,
             self._running(worker, uuid, template, warm),
             template,
             stopped_for=status.stored_generation if status.state == "stopped" else None,
             is_stopped=status.state == "stopped",
+            is_seeded=status.seeded,
         )
 
     def _base(self, digest: str | None) -> Base | None:
@@ -416,6 +424,23 @@ class Host:
         self._templates.close()
 
 
+_EXPECTED = (Refused, OSError, TorporError)
+"""What may become of a restore."""
+
+
+class _Once:
+    """Calls `what` the first time that it is called, and says whether it was."""
+
+    def __init__(self, what: Callable[[], None] | None) -> None:
+        self._what = what
+        self.is_done = False
+
+    def __call__(self) -> None:
+        if not self.is_done and self._what is not None:
+            self.is_done = True
+            self._what()
+
+
 def _superseded(statuses: Sequence[Status]) -> list[bool]:
     """Which processes only wait for their reset: what they were stopped for was committed, since
     another process runs the same instance from there.
@@ -423,13 +448,13 @@ def _superseded(statuses: Sequence[Status]) -> list[bool]:
     newest: dict[str, int] = {}
     for status in statuses:
         if status.instance is not None:
-            uuid, generation = status.instance["uuid"], status.instance["generation"]
-            newest[uuid] = max(newest.get(uuid, 0), generation)
+            uuid = status.instance.uuid
+            newest[uuid] = max(newest.get(uuid, 0), status.instance.generation)
     return [
         status.state == "stopped"
         and status.instance is not None
         and status.stored_generation is not None
-        and status.stored_generation <= newest[status.instance["uuid"]]
+        and status.stored_generation <= newest[status.instance.uuid]
         for status in statuses
     ]
 

@@ -126,6 +126,7 @@ class Pool:
                 demand.waiting.remove(waiter)
             elif not waiter.given.cancelled() and (given := waiter.given.result()) is not None:
                 self._give(demand, given)
+            demand.in_use -= 1
             raise
         finally:
             patience.cancel()
@@ -155,7 +156,7 @@ class Pool:
         if worker is not None:
             self._give(demand, worker)
         while len(demand.waiting) > demand.coming:
-            demand.waiting.popleft().given.set_result(None)
+            _answer(demand.waiting.popleft(), None)
 
     def give(self, worker: Worker) -> None:
         """A process that rests: for whoever waits, else kept if there is room, else ended."""
@@ -167,7 +168,7 @@ class Pool:
 
     def _give(self, demand: Demand, worker: Worker) -> None:
         for waiter in demand.waiting:
-            if waiter.rest == worker.rest and worker.alive:
+            if waiter.rest == worker.rest and worker.alive and not waiter.given.done():
                 demand.waiting.remove(waiter)
                 waiter.given.set_result(worker)
                 return
@@ -282,4 +283,9 @@ class Pool:
 def _give_up(demand: Demand, waiter: Waiter) -> None:
     if waiter in demand.waiting:
         demand.waiting.remove(waiter)
-        waiter.given.set_result(None)
+        _answer(waiter, None)
+
+
+def _answer(waiter: Waiter, worker: Worker | None) -> None:
+    if not waiter.given.done():  # whoever waits may have been cancelled
+        waiter.given.set_result(worker)

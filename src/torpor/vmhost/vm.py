@@ -159,9 +159,13 @@ class RunningVm:
 
 
 def read_all(descriptor: int) -> bytes:
-    """All of a file that a VM process made; the descriptor is closed."""
+    """All of a file that a VM process made; the descriptor is closed. Raises ItemError."""
     try:
-        size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        size = status.st_size
+        if status.st_blocks * 512 < size:
+            # It would take memory here that it took none of there.
+            raise ItemError(Code.FAILED, "The VM process gave a file with holes")
         content = os.pread(descriptor, size, 0)
         while len(content) < size:
             more = os.pread(descriptor, size - len(content), len(content))

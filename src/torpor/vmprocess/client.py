@@ -7,7 +7,9 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+import msgspec
 
 from torpor.envelope import HEADER_BYTES
 from torpor.vmprocess import messages
@@ -25,6 +27,7 @@ from torpor.vmprocess.messages import (
     Unlinked,
 )
 
+T = TypeVar("T")
 _received = memoryview(bytearray(HEADER_BYTES + messages.MAX_BODY_BYTES))
 """For the datagram that is being read, of whichever process; what is kept of it is copied."""
 _DESCRIPTORS_BYTES = socket.CMSG_LEN(messages.MAX_DESCRIPTORS * array.array("i").itemsize)
@@ -83,8 +86,7 @@ class VMProcess:
 
     async def query(self) -> Status:
         """How the process is."""
-        body = (await self._command("query", {})).body["ok"]
-        return Status(**{name: body[name] for name in Status.__slots__})
+        return await self._answer("query", {}, _status)
 
     async def boot(self, boot: Boot, *, image: int, console: int | None = None) -> None:
         """Make a VM that will boot a program with `run`."""
@@ -107,20 +109,14 @@ class VMProcess:
 
     async def unpack(self, *, template: int, memory: int) -> int:
         """Fill an empty memfd (MFD_ALLOW_SEALING) with a template's memory, and seal it."""
-        size: int = (await self._command("unpack", {}, [template, memory])).body["ok"]["bytes"]
-        return size
+        return await self._answer("unpack", {}, _number("bytes"), [template, memory])
 
     async def learn(
         self, template_digest: str, *, template: int, memory: int, deltas: list[int]
     ) -> int:
         """Make a warm base of sibling deltas; a sealed memfd with its file, the caller's."""
-        message = await self._command(
-            "learn", {"template": template_digest}, [template, memory, *deltas]
-        )
-        if len(message.descriptors) != 1:
-            _close_all(message.descriptors)
-            raise ProtocolError("a warm base without its descriptor")
-        return message.descriptors[0]
+        arguments = {"template": template_digest}
+        return await self._answer("learn", arguments, _descriptor, [template, memory, *deltas])
 
     async def run(self) -> None:
         """Let a booted or stopped VM go on: also what takes a standby back."""
@@ -144,9 +140,7 @@ class VMProcess:
         if console is not None:
             descriptors.append(console)
         arguments["console"] = console is not None
-        message = await self._command("restore", arguments, descriptors, sent)
-        took_ns: int = message.body["ok"]["took_ns"]
-        return took_ns
+        return await self._answer("restore", arguments, _number("took_ns"), descriptors, sent)
 
     async def standby(self, generation: int, *, within_s: float, busy: bool = False) -> Stored:
         """Stop the VM and store it. `reset` it once that is committed, or `run` it."""
@@ -170,18 +164,18 @@ class VMProcess:
     async def template(self, uuid: str, generation: int = 0) -> Stored:
         """Store a booted VM as a template, or as the state of an instance, of that generation."""
         body = {"uuid": uuid, "generation": generation}
-        return _stored(await self._command("template", body))
+        return await self._answer("template", body, _stored)
 
     async def sibling(
         self, template: str, uuid: str, generation: int, *, file: int, memory: int
     ) -> Stored:
         """Store a booted VM that is ready as what differs from a sibling's template."""
         arguments = {"template": template, "uuid": uuid, "generation": generation}
-        return _stored(await self._command("sibling", arguments, [file, memory]))
+        return await self._answer("sibling", arguments, _stored, [file, memory])
 
     async def reset(self) -> bool:
         """Put a stopped VM back to rest. False: end the process, it can't be used again."""
-        return not (await self._command("reset", {})).body["ok"]["retired"]
+        return not await self._answer("reset", {}, lambda reply: bool(reply.body["ok"]["retired"]))
 
     async def stop(self) -> None:
         """End the process."""
@@ -197,7 +191,7 @@ class VMProcess:
 
     async def _store(self, command: str, generation: int, within_s: float, busy: bool) -> Stored:
         arguments = {"generation": generation, "busy": busy, "within_ms": round(within_s * 1000)}
-        return _stored(await self._command(command, arguments))
+        return await self._answer(command, arguments, _stored)
 
     async def _with_console(
         self, command: str, arguments: dict[str, Any], descriptors: list[int], console: int | None
@@ -205,6 +199,24 @@ class VMProcess:
         last = [] if console is None else [console]
         arguments = arguments | {"console": console is not None}
         return await self._command(command, arguments, [*descriptors, *last])
+
+    async def _answer(
+        self,
+        command: str,
+        arguments: dict[str, Any],
+        read: Callable[[Message], T],
+        descriptors: list[int] | None = None,
+        sent: Callable[[], None] | None = None,
+    ) -> T:
+        """What `read` makes of the reply. A process whose reply lacks something is lost."""
+        reply = await self._command(command, arguments, descriptors, sent)
+        try:
+            return read(reply)
+        except (LookupError, TypeError, ValueError, ProtocolError) as error:
+            _close_all(reply.descriptors)
+            why = f"the VM process broke the protocol: {error!r} in its reply to {command}"
+            self._lose(why)
+            raise ConnectionError(why) from error
 
     async def _command(
         self,
@@ -250,12 +262,14 @@ class VMProcess:
         descriptors = _descriptors(more)
         try:
             self._take(messages.decode(_received[:size], descriptors))
-        except (ProtocolError, ValueError, KeyError) as error:
+        except (ProtocolError, ValueError, LookupError, TypeError) as error:
             _close_all(descriptors)
-            self._lose(f"the VM process broke the protocol: {error}")
+            self._lose(f"the VM process broke the protocol: {error!r}")
 
     def _take(self, message: Message) -> None:
         if "event" in message.body:
+            if message.descriptors:
+                raise ProtocolError("an event with descriptors")
             event = messages.event_of(message.body)
             if isinstance(event, Ended):
                 self._ended = event
@@ -281,18 +295,22 @@ class VMProcess:
                 reply.set_exception(ConnectionError(f"the VM process is lost: {why}"))
 
 
-def _stored(message: Message) -> Stored:
-    ok = message.body["ok"]
-    if len(message.descriptors) != 1:
-        _close_all(message.descriptors)
-        raise ProtocolError("a snapshot without its descriptor")
-    return Stored(
-        descriptor=message.descriptors[0],
-        bytes=ok["bytes"],
-        pages=ok["pages"],
-        next_deadline_ns=ok["next_deadline_ns"],
-        drew_random=ok["drew_random"],
-    )
+def _status(reply: Message) -> Status:
+    return msgspec.convert(reply.body["ok"], Status)
+
+
+def _number(name: str) -> Callable[[Message], int]:
+    return lambda reply: msgspec.convert(reply.body["ok"][name], int)
+
+
+def _descriptor(reply: Message) -> int:
+    if len(reply.descriptors) != 1:
+        raise ProtocolError("a reply without its descriptor")
+    return reply.descriptors[0]
+
+
+def _stored(reply: Message) -> Stored:
+    return msgspec.convert(reply.body["ok"] | {"descriptor": _descriptor(reply)}, Stored)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -83,12 +83,14 @@ class Status:
     """`empty`, `stopped`, `resting` or `running`."""
     busy: bool
     """Another command is being carried out."""
-    instance: dict[str, Any] | None
-    """`uuid` and `generation` that the VM was restored with; none before it has run."""
+    instance: Origin | None
+    """What the VM was restored with; none before it has run."""
     stored_generation: int | None
     """Of this instance's last standby or checkpoint in this process."""
     template: str | None
     warm_base: str | None
+    seeded: bool
+    """Booted with random numbers that its siblings were booted with too."""
     unlinked: bool
     """The link is lost; output waits for another one."""
     memory_bytes: int

@@ -83,6 +83,8 @@ struct Inner {
     instance: Option<Identity>,
     /// Of the last standby or checkpoint of this instance here.
     stored_generation: Option<u64>,
+    /// The VM was booted with random numbers that others were booted with too.
+    seeded: bool,
     /// Template and warm base that a VM rests at.
     bases: [Option<Digest>; 2],
     /// The VM has ended, and this has to be said to a controller before the process ends.
@@ -102,6 +104,7 @@ impl Inner {
             "stored_generation": self.stored_generation,
             "template": template,
             "warm_base": warm_base,
+            "seeded": self.seeded,
             "unlinked": self.handle.is_some_and(Handle::is_unlinked),
             "memory_bytes": memory_bytes.unwrap_or(0),
             "cpu_ns": cpu.tv_sec * 1_000_000_000 + cpu.tv_nsec,

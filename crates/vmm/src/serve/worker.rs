@@ -265,6 +265,7 @@ impl Worker {
         let origin = self.origin(image, link)?;
         let vm = Vm::boot(origin, boot.owner, boot.image, boot.memory_limit_bytes, &program, self.watching())?;
         self.set_vm(vm, State::Stopped, boot.uuid, None);
+        self.shared.lock().seeded = boot.seed.is_some();
         Ok((json!({}), None))
     }
 
