@@ -261,7 +261,7 @@ def test_interrupt_of_a_busy_loop() -> None:
         assert process.returncode == 130
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCONT])
 def test_signals_are_handed_on(number: signal.Signals) -> None:
     code = (
         f"import signal, sys, time\nsignal.signal({number:d}, lambda *a: sys.exit(77))\n"
