@@ -1,6 +1,7 @@
 """`torpor vm list`, `snapshot`, `restore`, `inspect`: named VMs without a daemon."""
 
 import json
+import os
 import select
 import shutil
 import socket
@@ -184,6 +185,23 @@ def test_what_is_no_running_vm_is_refused(data: Path, tmp_path: Path) -> None:
     assert "no VM named" in refused(data, "vm", "snapshot", "one", file)
     assert "--name" in refused(data, "vm", "run", "--name", "a/b", root_image("python"), "true")
     assert not file.exists()
+
+
+def test_only_a_regular_file_is_replaced(data: Path, tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    with running(data, "one") as one:
+        one.ask("count")
+        assert "no regular file" in refused(data, "vm", "snapshot", "one", pipe)
+        assert "is a directory" in refused(data, "vm", "snapshot", "one", tmp_path)
+        missing = tmp_path / "no" / "f.vm"
+        assert "there is no directory" in refused(data, "vm", "snapshot", "one", missing)
+        assert one.ask("count")
+        done(data, "vm", "snapshot", "one", link)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert target.stat().st_size > 0
 
 
 def test_a_full_disk_loses_nothing(data: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def vm_snapshot(
     there until `torpor image rm --force`. The first snapshot of a VM makes its template.
     """
     directory = data_dir(data)
+    file = _destination(file)
     vm = RunningVMs(directory).find(name)
     if vm.about["tty"]:
         raise TorporError(f"VM {name} has a terminal (-t), which can't be stored: run it without")
@@ -60,6 +61,21 @@ def vm_snapshot(
             f"{file}: {runtime} keeps random numbers in memory: VMs that are restored from this "
             "file more than once draw the same ones, keys and UUIDs too (docs/security.md)"
         )
+
+
+def _destination(file: Path) -> Path:
+    """The regular file that FILE is or will be. Raises TorporError where it can't be one."""
+    try:
+        found = file.resolve()
+    except (OSError, RuntimeError) as error:
+        raise TorporError(f"{file} cannot be written: {error}") from error
+    if found.is_dir():
+        raise TorporError(f"{file} is a directory: name a file in it")
+    if found.exists() and not found.is_file():
+        raise TorporError(f"{file} is no regular file: a snapshot takes the place of its file")
+    if not found.parent.is_dir():
+        raise TorporError(f"{file} cannot be written: there is no directory {found.parent}")
+    return found
 
 
 async def _snapshot(

@@ -122,7 +122,8 @@ pub fn execute(mut program: Program<'_>) -> Result<()> {
     let open_interpreter = |path: &[u8]| open(&(program.find)(path)?, &creds);
     let loaded = load::load(&file, &elf, &name, (&program.argv, &program.envp), &identity, &open_interpreter)
         .inspect_err(|error| {
-            if *error == Errno::EFAULT {
+            // Short of memory it is tried again, as any system call.
+            if *error == Errno::EFAULT && !me.short_of_memory.get() {
                 exit::exit_group(&me.process, WaitStatus::signaled(SIGSEGV.number(), false));
             }
         })?;

@@ -1,12 +1,11 @@
 //! /proc/sys: settings that programs look up. Those that can be written are written through.
 
-use super::system::{RELEASE, VERSION};
 use crate::errno::Result;
 use crate::fs::generated::Tree;
 use crate::ipc::limits;
 use crate::random;
 use crate::task::runqueue::{REALTIME_PERIOD_NS, REALTIME_SHARE_NS};
-use crate::task::uts;
+use crate::task::uts::{self, RELEASE, VERSION};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;

@@ -5,6 +5,7 @@ use crate::fs::generated::Tree;
 use crate::mm::addr::PAGE_BYTES;
 use crate::mm::frame;
 use crate::task::usage::Usage;
+use crate::task::uts::{RELEASE, VERSION};
 use crate::task::{loadavg, pid, sched};
 use crate::time;
 use alloc::format;
@@ -47,11 +48,6 @@ fn sysrq(keys: &[u8]) -> Result<()> {
         _ => Err(Errno::EINVAL),
     }
 }
-
-/// The kernel that programs see: new enough for what this one does.
-pub(crate) const RELEASE: &str = "6.12.0-torpor";
-/// `uname -v`.
-pub(crate) const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC";
 
 fn version() -> String {
     format!("Linux version {RELEASE} (torpor@localhost) {VERSION}\n")
