@@ -384,8 +384,11 @@ class Host:
         worker, status = left.worker, left.status
         if status.instance is None or status.state not in ("running", "stopped"):
             return None
-        uuid = str(UUID(status.instance.uuid))
-        template, warm = self._base(status.template), self._base(status.warm_base)
+        try:
+            uuid = str(UUID(status.instance.uuid))
+            template, warm = self._base(status.template), self._base(status.warm_base)
+        except ValueError:  # no process of ours says that; it is ended
+            return None
         if (template is None) is not (status.template is None):
             return None
         worker.listener = listener(uuid)
