@@ -7,10 +7,10 @@ import pytest
 
 from tests.controller.conftest import running
 from tests.fake_vm import FakeHost
-from tests.proxy_peer import ProxyPeer, Refused
+from tests.proxy_peer import PeerLink, ProxyPeer, Refused
 from torpor.controller import Controller
 from torpor.controller.vm import Exit
-from torpor.store import Owner
+from torpor.store import InstanceRow, Owner
 
 pytestmark = pytest.mark.anyio
 HOST = "web.localhost"
@@ -19,6 +19,18 @@ HOST = "web.localhost"
 async def until_restoring(host: FakeHost, before: int) -> None:
     while host.restores == before:  # noqa: ASYNC110 -- the fake's own state
         await asyncio.sleep(0.01)
+
+
+async def waking(
+    served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
+) -> tuple[InstanceRow, asyncio.Task[PeerLink], asyncio.Event]:
+    """An instance in the midst of a wake, which ends when the event is set."""
+    row = await running(served, owner, "web")
+    await served.lifecycle.suspend(row, "api")
+    host.restore_may_end, before = asyncio.Event(), host.restores
+    wake = asyncio.create_task(peer.wake(host=HOST, port=80))
+    await until_restoring(host, before)
+    return row, wake, host.restore_may_end
 
 
 async def test_two_wakes_at_once_start_one_vm(
@@ -40,14 +52,10 @@ async def test_two_wakes_at_once_start_one_vm(
 async def test_a_delete_during_a_wake(
     served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
 ) -> None:
-    row = await running(served, owner, "web")
-    await served.lifecycle.suspend(row, "api")
-    host.restore_may_end, before = asyncio.Event(), host.restores
-    wake = asyncio.create_task(peer.wake(host=HOST, port=80))
-    await until_restoring(host, before)
+    row, wake, may_end = await waking(served, owner, peer, host)
     delete = asyncio.create_task(served.delete(row))
     await asyncio.sleep(0.05)
-    host.restore_may_end.set()
+    may_end.set()
     await delete
     # It ran for a moment, or it did not.
     await asyncio.gather(wake, return_exceptions=True)
@@ -62,14 +70,10 @@ async def test_a_delete_during_a_wake(
 async def test_a_standby_during_a_wake_comes_behind_it(
     served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
 ) -> None:
-    row = await running(served, owner, "web")
-    await served.lifecycle.suspend(row, "api")
-    host.restore_may_end, before = asyncio.Event(), host.restores
-    wake = asyncio.create_task(peer.wake(host=HOST, port=80))
-    await until_restoring(host, before)
+    row, wake, may_end = await waking(served, owner, peer, host)
     suspend = asyncio.create_task(served.lifecycle.suspend(row, "api"))
     await asyncio.sleep(0.05)
-    host.restore_may_end.set()
+    may_end.set()
     assert await suspend == ("running", "standby")
     await asyncio.gather(wake, return_exceptions=True)
     found = served.store.instances.by_id(row.id)

@@ -1,5 +1,6 @@
 """The ASGI application: a route for every operation of the table, and the document about them."""
 
+import functools
 import logging
 from collections import defaultdict
 from importlib.metadata import version
@@ -93,8 +94,13 @@ def _principal(service: Service, operation: Operation, request: Request) -> Prin
 
 
 async def _openapi(_: Request) -> Response:
-    described = msgspec.json.encode(document(REGISTRY.operations, version("torpor")))
-    return Response(described, media_type="application/json")
+    return Response(_described(), media_type="application/json")
+
+
+@functools.cache
+def _described() -> bytes:
+    """The document, which start-up does not wait for."""
+    return msgspec.json.encode(document(REGISTRY.operations, version("torpor")))
 
 
 async def _no_such_path(scope: Scope, receive: Receive, send: Send) -> None:

@@ -175,16 +175,23 @@ class Lifecycle:
     async def drain(self, row: InstanceRow, drain_ms: int) -> None:
         """Has no more requests sent to an instance, and waits for those in flight."""
         async with self._lives.lock(row.id):
-            live = self._lives.get(row.id)
-            if live is not None and live.vm is not None and live.state == "running":
+            live = self._serving(row)
+            if live is not None:
                 await self._links.park(row.uuid, live.link_generation, drain_ms)
 
     async def resume(self, row: InstanceRow) -> None:
         """Takes a drain back."""
         async with self._lives.lock(row.id):
-            live = self._lives.get(row.id)
-            if live is not None and live.vm is not None and live.state == "running":
+            live = self._serving(row)
+            if live is not None:
                 self._links.go_on(row.uuid, live.link_generation)
+
+    def _serving(self, row: InstanceRow) -> Live | None:
+        """An instance that has a VM which takes requests."""
+        live = self._lives.get(row.id)
+        if live is None or live.vm is None or live.state != "running":
+            return None
+        return live
 
     async def idle(self, row: InstanceRow, link_generation: int) -> str | None:
         """Puts a silent instance into standby; why it goes on, or None when that is durable.

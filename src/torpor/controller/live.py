@@ -29,6 +29,10 @@ class Beginning(Struct, frozen=True):
 
     clone_of: SavedState | None = None
     """The template that serves its configuration."""
+    why_no_template: str | None = None
+    """Why none is made of its configuration, as far as is known."""
+    argv: tuple[str, ...] = ()
+    """Of one with a `key`: its program."""
     key: bytes | None = None
     """Cold; its configuration. Its VM ends when it is ready, and another goes on with its state."""
     family: bytes | None = None

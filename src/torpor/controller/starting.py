@@ -95,13 +95,14 @@ class Starter:
         config, facts = config_of(row.config), facts_of(row.facts)
         live = Live(row, config, facts, "starting", attempt=attempt)
         live.woken = row.state == "standby"
+        machine: Machine | None = None
         try:
             state = await self._saved.state(row, config)
             if state is None:
                 machine = self._machines.of(row, config)
                 live.beginning = self._templates.begin_with(row, machine)
                 state = live.beginning.clone_of
-                self._say_why_no_template(row, machine)
+                self._say(row, live.beginning.why_no_template)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         except ItemError as error:
@@ -126,10 +127,11 @@ class Starter:
         self._lives.enter(live)
         self._lives.announce(live.row, row.state, "starting", origin)
         try:
-            if state is None:
-                await self._boot(live)
-            else:
+            if state is not None:
                 await self._restore(live, state, soon)
+            else:
+                assert machine is not None  # noqa: S101 -- there is one or the other
+                await self._boot(live, machine)
         except (ItemError, OSError) as error:
             if self._lives.has(live):
                 self._lives.forget(live)
@@ -139,8 +141,7 @@ class Starter:
             self._lives.start_failed(row, origin, failure)
             raise failure from error
 
-    async def _boot(self, live: Live) -> None:
-        machine = self._machines.of(live.row, live.config)
+    async def _boot(self, live: Live, machine: Machine) -> None:
         machine = msgspec.structs.replace(machine, seed=live.beginning.seed)
         pair = self._links.pair()
         near = None if pair is None else pair[0]
@@ -279,7 +280,7 @@ class Starter:
 
     async def _failed(self, live: Live, error: TorporError) -> None:
         """It cannot go on: the log says why, and what follows is as for any other end."""
-        self._console.output(live.row.id, f"torpor: {error}\n".encode())
+        self._say(live.row, error)
         if live.vm is not None:
             await live.vm.stop(force=True, timeout_s=0)
         else:
@@ -303,14 +304,14 @@ class Starter:
                     delta = await vm.sibling(sibling, row.generation)
                     state = SavedState(sibling, delta.content)
                 except (ItemError, StoreError) as error:
-                    self._console.output(row.id, f"torpor: {error}\n".encode())
+                    self._say(row, error)
                     whole = None  # it may have run on since
             if state is None:
                 whole = whole or await vm.template()
-                machine = self._machines.of(row, live.config)
-                if self._templates.is_refused(machine, whole):
+                why_not = self._templates.refusal(beginning, whole)
+                if why_not is not None:
                     live.beginning = Beginning()
-                    self._say_why_no_template(row, machine)
+                    self._say(row, why_not)
                     return False
                 image = live.config.image_digest
                 state = SavedState(await self._templates.add(row, whole, image, beginning), None)
@@ -321,10 +322,10 @@ class Starter:
         await self._restore(live, state)
         return True
 
-    def _say_why_no_template(self, row: InstanceRow, machine: Machine) -> None:
-        why = self._templates.why_none(machine)
-        if why is not None:
-            self._console.output(row.id, f"torpor: {why}\n".encode())
+    def _say(self, row: InstanceRow, what: object | None) -> None:
+        """Writes a line to an instance's log, if there is anything to say."""
+        if what is not None:
+            self._console.output(row.id, f"torpor: {what}\n".encode())
 
     def _ready(self, live: Live) -> None:
         if live.state != "starting":

@@ -64,21 +64,22 @@ class Templates:
         With all defaults at the first start of a configuration and its family: it may be the only
         one. Likewise for a program whose clones repeat random numbers.
         """
-        if row.kind != "instance" or self.why_none(machine) is not None:
-            return Beginning()
-        key = configuration_key(machine)
+        key, argv = configuration_key(machine), machine.argv
+        why_not = self._seen.get(key) or why_not_templated(argv, drew_random=False)
+        if row.kind != "instance" or why_not is not None:
+            return Beginning(why_no_template=why_not)
         template = self._store.bases.by_key(key)
         if template is not None:
             return Beginning(clone_of=State(template, None))
         asked = key in self._asked
         self._asked.discard(key)
         again = self._was_seen(key) or asked
-        if runtime_that_repeats(machine.argv) is not None:
-            return Beginning(key=key if again else None)
+        if runtime_that_repeats(argv) is not None:
+            return Beginning(argv=argv, key=key) if again else Beginning()
         family = family_key(machine)
         if self._was_seen(family) or again or self._store.bases.by_family(family) is not None:
             seed = self._saved.boot_seed(family)
-            return Beginning(key=key, family=family, is_asked_for=asked, seed=seed)
+            return Beginning(argv=argv, key=key, family=family, is_asked_for=asked, seed=seed)
         return Beginning()
 
     def _was_seen(self, key: bytes) -> bool:
@@ -93,17 +94,13 @@ class Templates:
         """The next start of this configuration makes its template, if there is none."""
         self._asked.add(configuration_key(machine))
 
-    def why_none(self, machine: Machine) -> str | None:
-        """Why no template is made of this configuration, as far as is known; else None."""
-        known = self._seen.get(configuration_key(machine))
-        return known or why_not_templated(machine.argv, drew_random=False)
-
-    def is_refused(self, machine: Machine, saved: Saved) -> bool:
-        """Whether `saved` must not become a template: `why_none` says why from now on."""
-        why = why_not_templated(machine.argv, drew_random=saved.drew_random)
+    def refusal(self, beginning: Beginning, saved: Saved) -> str | None:
+        """Why `saved` must not become a template, which counts from now on; None if it may."""
+        assert beginning.key is not None  # noqa: S101 -- it is stored for that
+        why = why_not_templated(beginning.argv, drew_random=saved.drew_random)
         if why is not None:
-            self._seen[configuration_key(machine)] = why
-        return why is not None
+            self._seen[beginning.key] = why
+        return why
 
     async def add(self, row: InstanceRow, saved: Saved, image: str, beginning: Beginning) -> Base:
         """Records a template that was just made. Raises StoreError."""

@@ -107,15 +107,12 @@ class Upkeep:
         if row is None:
             return
         policy = config_of(row.config).scale_to_zero or DEFAULT_POLICY
-        if not (policy.wake_on_timer and policy.stateful):
-            # Changed since it was put down; without state it would wake for the same timer again.
-            self._put_off[instance_id] = steady_ms() + WAKE_AGAIN_MS
-            return
-        try:
-            await self._lifecycle.wake(row, "system")
-        except (ItemError, TimeoutError):
-            # Without memory for it, say.
-            self._put_off[instance_id] = steady_ms() + WAKE_AGAIN_MS
+        # It may have changed since; without state it would wake for the same timer again and again.
+        if policy.wake_on_timer and policy.stateful:
+            with contextlib.suppress(ItemError, TimeoutError):  # without memory for it, say
+                await self._lifecycle.wake(row, "system")
+                return
+        self._put_off[instance_id] = steady_ms() + WAKE_AGAIN_MS
 
     async def _sweeps(self) -> None:
         while True:

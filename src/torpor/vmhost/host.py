@@ -245,7 +245,7 @@ class Host:
             worker.kill()
             raise
         worker.template = template
-        worker.rest = Rest(template.id, None if warm is None else warm.id)
+        worker.rest = Rest.at(template, warm)
         return worker
 
     # Coming back to the pool --------------------------------------------------------------------
@@ -276,8 +276,7 @@ class Host:
 
     def _rest(self, template: Base) -> Rest:
         """Where processes of a template rest now."""
-        warm = self._warm(template)
-        return Rest(template.id, None if warm is None else warm.id)
+        return Rest.at(template, self._warm(template))
 
     def _buried(self, worker: Worker) -> None:
         self._workers.discard(worker)
@@ -396,7 +395,7 @@ class Host:
             return None
         if template is not None:
             worker.template = template
-            worker.rest = Rest(template.id, None if warm is None else warm.id)
+            worker.rest = Rest.at(template, warm)
             self._pool.adopted(template)
             worker.serving = True
         return Found(

@@ -59,7 +59,8 @@ class RunningVm:
         except BusyError:
             # As for a template.
             await self.go_on()
-            await self.standby(generation, busy=True, within_s=WHOLE_S)
+            stopped = await self._stopped(generation, busy=True, within_s=WHOLE_S)
+            os.close(stopped.descriptor)
             return await self._sibling(template, generation)
 
     async def _sibling(self, template: Base, generation: int) -> Saved:
@@ -88,11 +89,10 @@ class RunningVm:
         )
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
-        process, loop = self.worker.process, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         ends_s = loop.time() + within_s
         while True:
-            work = process.standby(generation, within_s=within_s, busy=busy)
-            stored = await self._ask("be put into standby", work)
+            stored = await self._stopped(generation, busy=busy, within_s=within_s)
             if self._template is not None:
                 return self._saved(stored)
             os.close(stored.descriptor)
@@ -105,6 +105,10 @@ class RunningVm:
                     raise
             else:
                 return msgspec.structs.replace(whole, next_deadline_ns=stored.next_deadline_ns)
+
+    async def _stopped(self, generation: int, *, busy: bool, within_s: float) -> Stored:
+        work = self.worker.process.standby(generation, within_s=within_s, busy=busy)
+        return await self._ask("be put into standby", work)
 
     async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
         if self._template is None:

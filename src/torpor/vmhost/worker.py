@@ -26,6 +26,11 @@ class Rest:
     template_id: int
     warm_id: int | None
 
+    @classmethod
+    def at(cls, template: Base, warm: Base | None) -> "Rest":
+        """At a template, with a warm base or without."""
+        return cls(template.id, None if warm is None else warm.id)
+
 
 class Worker:
     """A VM process. `listener` is that of the instance that it is now, if it is one."""

@@ -145,12 +145,11 @@ async fn forward(
                 return Ok(response.map(|body| Body::guest(body, lease, admitted.busy)));
             }
             Err(SendError::Unsent(unsent)) if tries < TRIES_MAX => request = *unsent,
-            Err(SendError::Broken(_)) if again.is_some() => {
-                repeated = true;
-                request = again.expect("just seen");
-            }
             Err(SendError::Unsent(_)) => return Err(lost(&io::Error::from(io::ErrorKind::ConnectionReset))),
-            Err(SendError::Broken(error)) => return Err(lost(&error)),
+            Err(SendError::Broken(error)) => {
+                request = again.ok_or_else(|| lost(&error))?;
+                repeated = true;
+            }
         }
     }
 }

@@ -340,24 +340,24 @@ impl Worker {
     }
 
     fn template(&mut self, uuid: Uuid, generation: u64) -> Done {
-        let vm = self.vm.as_mut().expect("it is stopped");
-        if vm.template().is_some() {
-            return Err(Refused::request("this VM is of a template already"));
-        }
-        vm.settle()?;
-        reply_with(vm.capture_template(uuid, generation)?)
+        reply_with(self.booted()?.capture_template(uuid, generation)?)
     }
 
     fn sibling(&mut self, sibling: &Sibling, descriptors: &mut Descriptors) -> Done {
         let file = read_all(descriptors.next("template")?, TEMPLATE_MAX_BYTES)?;
         let memory = File::from(descriptors.next("template memory")?);
+        let template = (sibling.template, &file[..], &memory);
+        reply_with(self.booted()?.capture_sibling(template, sibling.uuid, sibling.generation)?)
+    }
+
+    /// The VM, which is stopped, settled and of no template.
+    fn booted(&mut self) -> Result<&mut Vm, Refused> {
         let vm = self.vm.as_mut().expect("it is stopped");
         if vm.template().is_some() {
             return Err(Refused::request("this VM is of a template already"));
         }
         vm.settle()?;
-        let template = (sibling.template, &file[..], &memory);
-        reply_with(vm.capture_sibling(template, sibling.uuid, sibling.generation)?)
+        Ok(vm)
     }
 
     fn reset(&mut self) -> Done {

@@ -233,8 +233,7 @@ impl Machine {
     /// Tells the guest that there is something new.
     fn raise(&self) {
         if self.control().pending().swap(1, Ordering::SeqCst) == 0 && self.kicker.kick() {
-            // A counter that is full has been written to.
-            let _ = self.notify.write(1);
+            self.notify_io();
         }
     }
 
@@ -278,11 +277,16 @@ impl Machine {
         send_waiting(message, &self.link)
     }
 
+    /// Has whoever moves frames look anew.
+    fn notify_io(&self) {
+        // A counter that is full has been written to.
+        let _ = self.notify.write(1);
+    }
+
     /// Has a signal, 1 to 64, sent to the guest's first program.
     fn signal(&self, number: u32) {
         self.signals.fetch_or(1 << (number - 1), Ordering::SeqCst);
-        // A counter that is full has been written to.
-        let _ = self.notify.write(1);
+        self.notify_io();
     }
 
     /// The next signal that is to be sent.
@@ -327,8 +331,7 @@ impl Machine {
     /// a link that was replaced.
     fn open_gate(&self) {
         if self.gate.open() {
-            // A counter that is full has been written to.
-            let _ = self.notify.write(1);
+            self.notify_io();
         }
     }
 

@@ -88,8 +88,8 @@ pub(super) fn run_until_stop(machine: &'static Machine, vm: &VmFd, vcpu: &mut Vc
         *wants_event |= machine.kicker.before_run();
         if machine.gate.is_lent() && stint.is_over() {
             machine.gate.give_back();
-            // It may be behind, or asked to do something. A counter that is full has been written to.
-            let _ = machine.notify.write(1);
+            // It may be behind, or asked to do something.
+            machine.notify_io();
         }
         machine.expect(deliver_event(machine, vcpu, wants_event));
         let exit = machine.expect(enter(machine, vcpu));

@@ -99,10 +99,9 @@ impl Vm {
             return Err(BadSnapshot::Mismatch(text.into()).into());
         }
         // What this VM never touched is zero here, and may be something there.
-        let mut pages = self.pagemap.private_pages(&self.machine.memory)?;
-        pages.extend(0..u32::try_from(bytes / PAGE_BYTES).map_err(|_| BadSnapshot::Mismatch("its size".into()))?);
-        pages.sort_unstable();
-        pages.dedup();
+        let theirs = u32::try_from(bytes / PAGE_BYTES).map_err(|_| BadSnapshot::Mismatch("its size".into()))?;
+        let private = self.pagemap.private_pages(&self.machine.memory)?;
+        let pages: Vec<u32> = (0..theirs).chain(private.into_iter().filter(|number| *number >= theirs)).collect();
         let own_base = std::mem::replace(&mut self.base, Base::of_template(digest, memory, bytes)?);
         let own_family = std::mem::replace(&mut self.family, family);
         let captured = self.capture(Kind::Delta, &pages, uuid, generation, String::new());
