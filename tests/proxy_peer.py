@@ -5,6 +5,7 @@ For tests of torpord alone; end-to-end tests use the real proxy.
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import socket
@@ -53,6 +54,7 @@ class ProxyPeer:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.told: list[dict[str, Any]] = []
         self.connected = asyncio.Event()
+        self.drain_may_end: asyncio.Event | None = None
 
     def start(self) -> None:
         self._tasks.append(asyncio.create_task(self._accept()))
@@ -145,10 +147,19 @@ class ProxyPeer:
         elif "ask" in message:
             ((name, fields),) = message["ask"].items()
             self.asked.append((name, fields))
-            self._send({"id": message["id"], "ok": self._carry_out(name, fields, descriptors)})
+            answer = {"id": message["id"], "ok": self._carry_out(name, fields, descriptors)}
+            if name == "drain" and self.drain_may_end is not None:
+                self._tasks.append(asyncio.create_task(self._drain(answer, fields["drain_ms"])))
+            else:
+                self._send(answer)
         else:
-            answer = self._answers.pop(message["id"])
-            answer.set_result(message)
+            self._answers.pop(message["id"]).set_result(message)
+
+    async def _drain(self, answer: dict[str, Any], drain_ms: int) -> None:
+        assert self.drain_may_end is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.drain_may_end.wait(), drain_ms / 1000)
+        self._send(answer)
 
     def _carry_out(self, name: str, fields: dict[str, Any], descriptors: Any) -> dict[str, Any]:
         if name == "hello":

@@ -24,6 +24,12 @@ timer_interval_s = 1             # an instance's own timers (`wake_on_timer`) wa
 
 [keep]
 checkpoint_s = 60                # of stateful instances that stay awake; 0 is never
+template_unused_s = 604800       # templates that nothing needs; 0 is for ever
+templates_mb = 10000             # of them in all, the oldest go first; 0 is without bound
+lower_after_s = 86400            # unused snapshots, before they go to the lower tier; 0 is never
+upper_mb = 0                     # of snapshots outside it, the oldest go first; 0 is without bound
+image_unused_s = 3600            # images that nothing is made of, before prune takes them; 0: never
+sweep_s = 60                     # how often is looked for what may go
 """
 
 import ipaddress
@@ -84,6 +90,8 @@ class KeepTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     templates_mb: Count = 10_000
     lower_after_s: Seconds = 86400.0
     upper_mb: Annotated[int, Meta(ge=0)] = 0
+    image_unused_s: Seconds = 3600.0
+    sweep_s: Annotated[float, Meta(gt=0)] = 60.0
 
 
 class ServerSettings(msgspec.Struct, frozen=True):
@@ -105,6 +113,8 @@ class ServerSettings(msgspec.Struct, frozen=True):
             templates_bytes=keep.templates_mb * 1_000_000,
             lower_after_s=keep.lower_after_s,
             upper_bytes=keep.upper_mb * 1_000_000,
+            image_unused_s=keep.image_unused_s,
+            sweep_s=keep.sweep_s,
         )
 
     def public_ports(self) -> dict[int, int]:

@@ -311,6 +311,39 @@ def test_a_parked_instance_is_drained_and_goes_on(proxy: Proxy, torpord: Torpord
     assert get(proxy.address, HOST).body == b"done"
 
 
+def test_an_instance_that_stops_takes_nothing_new_and_ends_what_it_has(
+    proxy: Proxy, torpord: Torpord
+) -> None:
+    release = threading.Event()
+
+    def program(connection: Connection) -> None:
+        read_request(connection)
+        assert release.wait(30)
+        answer(connection, b"done")
+
+    instance = Instance(torpord, program, cooldown_ms=3_600_000)
+    pool = ThreadPoolExecutor(4)
+    first = pool.submit(get, proxy.address, HOST)
+    torpord.wait_for(lambda: torpord.count("wake") == 1)
+    while not any(link["in_flight"] for link in torpord.ask("stats")["links"]):
+        time.sleep(0.01)
+    which = {"instance": instance.id, "generation": 0}
+
+    def stopped(_fields: dict[str, Any]) -> dict[str, Any]:
+        raise Refusal("stopped")
+
+    torpord.on["wake"] = stopped
+    assert torpord.ask("drain", **which, drain_ms=0) == {"in_flight": 1}
+    drained = pool.submit(torpord.ask, "drain", **which, drain_ms=30_000)
+    assert get(proxy.address, HOST).status == 503
+    assert not drained.done()
+    release.set()
+    assert first.result(30).body == b"done"
+    assert drained.result(30) == {"in_flight": 0}
+    torpord.ask("go_on", **which)
+    assert get(proxy.address, HOST).body == b"done"
+
+
 @pytest.mark.parametrize("policy", ["on", "idle"])
 def test_a_guest_that_holds_on_stays_awake(proxy: Proxy, torpord: Torpord, policy: str) -> None:
     def program(connection: Connection) -> None:

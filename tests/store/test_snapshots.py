@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import sqlite3
 from pathlib import Path
 
 import apsw
@@ -122,26 +121,6 @@ async def test_cold_blobs_move_to_the_lower_tier_and_are_read_from_there(tmp_pat
         assert len(list(lower.glob("??/*"))) == 1
     finally:
         store.close()
-
-
-async def test_check_mends_counters_tags_and_rubbish(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    owner = await store.owners.add("ada")
-    await add(store, owner, "a", tags=("red",))
-    store.close()
-    database, files = tmp_path / "torpor.db", BlobFiles(tmp_path / "blobs")
-    assert list(check(database, files)) == []
-    with sqlite3.connect(database) as connection:
-        connection.execute("UPDATE totals SET instances = 7")
-        connection.execute("DELETE FROM instance_tags")
-    connection.close()
-    with files.put(b"nobody's"):
-        pass
-    problems = list(check(database, files))
-    assert len(problems) == 3
-    assert all("--repair" in problem for problem in problems)
-    assert len(list(check(database, files, repair=True))) == 3
-    assert list(check(database, files)) == []
 
 
 async def test_a_backup_while_running_restores_everything(

@@ -1,10 +1,11 @@
 """The server's settings: config.toml, environment, flags; and the units made of them."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.harness import TORPOR, run_command
+from tests.harness import REPOSITORY, TORPOR, run_command
 from torpor.errors import UsageError
 from torpor.settings import ServerSettings, load_server_settings
 
@@ -53,6 +54,19 @@ def test_units_name_this_installation(tmp_path: Path) -> None:
     names = {path.name for path in directory.iterdir()}
     assert names == {"torpord.service", "torpor-proxy.service", "torpor-quiesce.service"}
     proxy = (directory / "torpor-proxy.service").read_text()
-    assert f"--data {tmp_path / 'data'} --http 127.0.0.1:8080 --tls 127.0.0.1:8443\n" in proxy
+    data = tmp_path / "data"
+    assert f'--data "{data}" --http 127.0.0.1:8080 --tls 127.0.0.1:8443\n' in proxy
     for path in directory.iterdir():
         assert "@" not in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["data", "a directory for 100% of $HOME"])
+def test_systemd_takes_the_units(tmp_path: Path, name: str) -> None:
+    subprocess.run([REPOSITORY / "scripts" / "system-packages", "test"], check=True)
+    directory = tmp_path / "units"
+    directory.mkdir()
+    done = run_command([TORPOR, "--data", tmp_path / name, "units", directory])
+    assert done.status == 0, done
+    units = sorted(directory.iterdir())
+    checked = run_command(["systemd-analyze", "verify", "--man=no", *units])
+    assert (checked.status, checked.stdout, checked.stderr) == (0, b"", b"")

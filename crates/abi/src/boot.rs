@@ -3,7 +3,10 @@
 /// First word of [`BootInfo`]: "TORPORBI".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TORPORBI");
 /// Changes whenever anything in this crate changes its layout or meaning.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
+
+/// How many ports [`BootInfo::ready_ports`] can name.
+pub const READY_PORTS_MAX: usize = 16;
 
 /// A byte string inside the boot information area.
 #[repr(C)]
@@ -60,6 +63,9 @@ pub struct BootInfo {
     pub gid: u32,
     /// Reserved, zero.
     pub reserved: u32,
+    /// Where [`flags::TEMPLATE`] is set: the ports of which one has to be listened at before the program is ready; zeros
+    /// behind the last. With none it is any port.
+    pub ready_ports: [u16; READY_PORTS_MAX],
     /// NUL-terminated arguments, one after the other.
     pub argv: Span,
     /// NUL-terminated `K=V` strings, one after the other.

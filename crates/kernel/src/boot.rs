@@ -127,7 +127,8 @@ fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
     let fs = init::init(lower).map_err(fail("cannot set up the file system"))?;
     let identity = Identity { uuid: &boot.info.uuid, name: &boot.hostname, generation: boot.info.generation };
     identity.write(&fs).map_err(fail("/run/torpor/instance"))?;
-    snapshot::start(Rc::clone(&fs), boot.info.flags & flags::TEMPLATE != 0);
+    let is_template = boot.info.flags & flags::TEMPLATE != 0;
+    snapshot::start(Rc::clone(&fs), is_template.then_some(boot.info.ready_ports));
     name_server(&fs).map_err(fail("/etc/resolv.conf"))?;
     let account = account(boot, &fs)?;
     let creds = credentials(&account);

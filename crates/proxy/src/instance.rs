@@ -26,7 +26,7 @@ const NOTICE: &[u8] = b"scaletozero";
 pub enum Phase {
     /// Requests may be sent to it.
     Running,
-    /// torpord parks it: no new requests, those in flight may end.
+    /// torpord stops or parks it: no new requests, those in flight may end.
     Draining,
     /// Nothing is sent: `idle` was asked, or torpord has parked it.
     Quiet,
@@ -215,6 +215,11 @@ impl Instance {
         self.settings.borrow().group
     }
 
+    /// It belongs to another group from now on, as soon as it is taken in there.
+    pub fn join(&self, group: Uuid) {
+        self.settings.borrow_mut().group = Some(group);
+    }
+
     /// Requests that are in flight.
     #[must_use]
     pub fn requests(&self) -> usize {
@@ -225,6 +230,12 @@ impl Instance {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.get()
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.requests() + self.connections()
     }
 
     /// Requests so far.
@@ -402,11 +413,11 @@ impl Instance {
         }
     }
 
-    /// Waits until no request is in flight.
-    pub async fn drained(&self) {
-        while self.requests.get() > 0 && self.phase.get() == Phase::Draining {
+    /// Waits until `left` counts nothing any more.
+    pub async fn drained(&self, left: impl Fn(&Self) -> usize) {
+        while left(self) > 0 && self.phase.get() == Phase::Draining {
             let ended = self.ended.notified();
-            if self.requests.get() > 0 {
+            if left(self) > 0 {
                 ended.await;
             }
         }

@@ -198,7 +198,7 @@ impl Routes {
     #[must_use]
     pub fn choose(&self, group: Uuid) -> Choice {
         let Some(entry) = self.groups.get(&group) else { return Choice::None };
-        let load = |instance: &Rc<Instance>| instance.requests() + instance.connections();
+        let load = |instance: &Rc<Instance>| instance.in_flight();
         let members = entry.members.iter().filter_map(|id| self.instances.get(id));
         let running: Vec<&Rc<Instance>> = members.filter(|instance| instance.phase() == Phase::Running).collect();
         let Some(least) = running.iter().min_by_key(|instance| load(instance)) else { return Choice::None };
@@ -219,13 +219,13 @@ impl Routes {
         }
     }
 
-    /// An instance of a group that is about to sleep or sleeps.
+    /// An instance of a group that is about to sleep or sleeps. Whether one that is drained will serve again torpord knows.
     #[must_use]
     pub fn drowsy(&self, group: Uuid) -> Option<Uuid> {
         let entry = self.groups.get(&group)?;
         entry.members.iter().copied().find(|id| {
             let phase = self.instances.get(id).map(|instance| instance.phase());
-            matches!(phase, Some(Phase::Draining | Phase::Quiet | Phase::Asleep))
+            matches!(phase, Some(Phase::Quiet | Phase::Asleep))
         })
     }
 

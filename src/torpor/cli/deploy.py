@@ -82,10 +82,7 @@ def deploy(
                 await server.sdk.instances.get(uuid=made.uuid).delete()
             raise
         if former is not None:
-            group = former["service_group"]["uuid"]
-            change = {"uuid": group, "prop": "services", "op": "set", "value": services}
-            await server.own("PATCH", "/v1/services", json=[change])
-            pair = {"uuid": made.uuid, "former": former["uuid"]}
+            pair = {"uuid": made.uuid, "former": former["uuid"], "services": services}
             await server.own("POST", "/torpor/v1/replace", json=[pair])
         state = await server.own("GET", "/torpor/v1/status")
         return await server.sdk.instances.get(uuid=made.uuid), state["public_ports"]
@@ -115,10 +112,8 @@ async def _deployed(server: Server, name: str) -> dict[str, Any] | None:
 def _place(
     name: str | None, former: dict[str, Any] | None, services: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Name and service group of a new instance: a new version shares the group at first."""
-    if former is not None:
-        return {"service_group": {"uuid": former["service_group"]["uuid"]}}
-    if name is None:
+    """Name and service group of a new instance: a new version has its own at first."""
+    if name is None or former is not None:
         return {"service_group": {"services": services}}
     return {"name": name, "service_group": {"services": services, "domains": [{"name": name}]}}
 

@@ -1,12 +1,17 @@
 """`torpor store`: works on the data directory itself, also while torpord runs."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from torpor.cli.output import say
 from torpor.datadir import data_dir
 from torpor.errors import TorporError
+
+if TYPE_CHECKING:
+    from torpor.store.blobs import BlobFiles
 
 
 @click.group()
@@ -16,24 +21,22 @@ def store() -> None:
 
 @store.command()
 @click.option("--repair", is_flag=True, help="Mend what can be; torpord must not be running.")
-@click.option("--lower-tier", type=click.Path(path_type=Path), help="As given to `torpor up`.")
+@click.option(
+    "--lower-tier",
+    type=click.Path(path_type=Path),
+    help="As given to `torpor up`, if config.toml does not name it.",
+)
 @click.pass_obj
 def check(data: str | None, repair: bool, lower_tier: Path | None) -> int:
     """Verify every checksum and reference. Exit status 1 if something is wrong."""
-    from torpor.store.blobs import BlobFiles
+    from torpor.images import ImageStore
     from torpor.store.checking import check as find
     from torpor.torpord import exclusive
 
-    directory = data_dir(data)
-    database = directory / "torpor.db"
-    if not database.exists():
-        raise TorporError(f"{directory} has no store: `torpor up` makes one")
-    files = BlobFiles(directory / "blobs", lower_tier)
-    if repair:
-        with exclusive(directory):
-            problems = list(find(database, files, repair=True))
-    else:
-        problems = list(find(database, files))
+    directory, files = _store_of(data, lower_tier)
+    with exclusive(directory) if repair else nullcontext():
+        problems = list(find(directory / "torpor.db", files, repair=repair))
+        problems += ImageStore(directory).check("torpord")
     for problem in problems:
         click.echo(problem)
     if not problems:
@@ -43,15 +46,29 @@ def check(data: str | None, repair: bool, lower_tier: Path | None) -> int:
 
 @store.command()
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--lower-tier", type=click.Path(path_type=Path), help="As given to `torpor up`.")
+@click.option(
+    "--lower-tier",
+    type=click.Path(path_type=Path),
+    help="As given to `torpor up`, if config.toml does not name it.",
+)
 @click.pass_obj
 def backup(data: str | None, target: Path, lower_tier: Path | None) -> None:
     """Copy everything that a restore needs to TARGET, a data directory itself."""
     from torpor.store.backup import backup as copy
+
+    directory, files = _store_of(data, lower_tier)
+    copy(directory, target, files)
+    click.echo(f"{target}")
+
+
+def _store_of(data: str | None, lower_tier: Path | None) -> tuple[Path, "BlobFiles"]:
+    """The data directory, and its blobs with the lower tier that flag or config.toml name."""
+    from torpor.settings import load_server_settings
     from torpor.store.blobs import BlobFiles
 
     directory = data_dir(data)
     if not (directory / "torpor.db").exists():
         raise TorporError(f"{directory} has no store: `torpor up` makes one")
-    copy(directory, target, BlobFiles(directory / "blobs", lower_tier))
-    click.echo(f"{target}")
+    flag = None if lower_tier is None else str(lower_tier)
+    named = load_server_settings(directory, server_lower_tier=flag).server.lower_tier
+    return directory, BlobFiles(directory / "blobs", Path(named) if named else None)

@@ -7,6 +7,7 @@ import click
 
 from torpor.binaries import find_binary
 from torpor.datadir import data_dir
+from torpor.errors import UsageError
 from torpor.settings import load_server_settings
 
 
@@ -18,8 +19,9 @@ def units(data: str | None, directory: Path) -> None:
     chosen = data_dir(data)
     proxy = load_server_settings(chosen).proxy
     values = {
-        "@BIN@": str(find_binary("torpor-proxy").parent),
-        "@DATA@": str(chosen),
+        "@BIN@": str(find_binary("torpor-proxy").parent).replace("%", "%%"),
+        "@DATA@": _quoted(str(chosen).replace("$", "$$")),
+        "@PATH@": _quoted(str(chosen)),
         "@HTTP@": proxy.http,
         "@TLS@": f" --tls {proxy.tls}" if proxy.tls else "",
     }
@@ -30,3 +32,10 @@ def units(data: str | None, directory: Path) -> None:
         (directory / unit.name).write_text(text)
         click.echo(directory / unit.name)
     click.echo("systemctl daemon-reload && systemctl enable --now torpord torpor-quiesce")
+
+
+def _quoted(text: str) -> str:
+    """One word of a unit, whatever spaces and percent signs it has. Raises UsageError."""
+    if set(text) & set('"\\\n'):
+        raise UsageError(f"the data directory {text} has a quotation mark or a backslash: move it")
+    return '"' + text.replace("%", "%%") + '"'

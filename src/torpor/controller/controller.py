@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from torpor.controller.console import Console
 from torpor.controller.creating import Creation
 from torpor.controller.errors import Code, ItemError, from_store, invalid
-from torpor.controller.events import Events, now_ms
+from torpor.controller.events import Events, Origin, now_ms
 from torpor.controller.groups import ServiceGroups
 from torpor.controller.lifecycle import Lifecycle
 from torpor.controller.links import Links, NoLinks
@@ -24,16 +24,18 @@ from torpor.controller.model import (
     Facts,
     Lineage,
     PendingUpdate,
+    Service,
     config_of,
     encode,
     facts_of,
+    kill_ms_of,
     with_documents,
 )
 from torpor.controller.quotas import Quotas
 from torpor.controller.requests import CreateInstance, TemplateSpec
 from torpor.controller.restart import Backoff
 from torpor.controller.routing import Router
-from torpor.controller.rules import check_name, check_tags, random_suffix
+from torpor.controller.rules import check_autokill, check_name, check_tags, random_suffix
 from torpor.controller.saved import SavedStates
 from torpor.controller.sealing import Seal
 from torpor.controller.templates import Templates
@@ -102,7 +104,16 @@ class Controller:
         )
         self.lifecycle.on_stopped = self._stopped
         host.begin(self.saved.read_base, self.templates.warm, store.bases.by_digest)
-        self.upkeep = Upkeep(store, self.lifecycle, host, policy, tiered=tiered)
+        self.upkeep = Upkeep(
+            store,
+            self.lifecycle,
+            self.groups,
+            self.machines,
+            host,
+            policy,
+            tiered=tiered,
+            kill=self._kill,
+        )
         self._host = host
         self._creation = Creation(self)
         self._background: set[asyncio.Task[Any]] = set()
@@ -133,11 +144,12 @@ class Controller:
         """Puts what is stateful into standby, stops the rest; how many run on after that time."""
 
         async def one(live: Live) -> None:
-            policy = live.config.scale_to_zero
-            if policy is not None and policy.stateful and live.state == "running":
-                await self.lifecycle.suspend(live.row, "system")
+            # A quarter each for what is in flight and for the program behind its SIGTERM.
+            drain_ms, end_s = int(timeout_s * 250), timeout_s / 4
+            if live.policy.stateful and live.state == "running":
+                await self.lifecycle.suspend(live.row, "system", drain_ms=drain_ms)
                 return
-            await self.lifecycle.stop(live.row, force=False)
+            await self.lifecycle.stop(live.row, force=False, drain_ms=drain_ms, timeout_s=end_s)
             await self.wait(live.row, "stopped", timeout_s)
 
         lives = self.lifecycle.lives.all()
@@ -206,7 +218,7 @@ class Controller:
     async def _delete_stopped(self, row: InstanceRow) -> None:
         # It may have been deleted, or locked, meanwhile.
         with contextlib.suppress(ItemError):
-            await self.delete(row)
+            await self.delete(row, "system")
 
     def prepare(self, row: InstanceRow) -> None:
         """Has the next start of a configuration make its template. Raises ItemError."""
@@ -250,41 +262,70 @@ class Controller:
         current = self.store.instances.by_id(row.id)
         return "deleted" if current is None else self.lifecycle.lives.state(current)
 
-    async def delete(self, row: InstanceRow) -> State:
+    async def delete(self, row: InstanceRow, origin: Origin = "api") -> State:
         """Deletes an instance, template or checkpoint; the state it was in. Raises ItemError."""
         _check_deletable(row)
         previous = self.lifecycle.lives.state(row)
-        try:
-            last = await self.lifecycle.retire(row)
+
+        async def remove(last: InstanceRow) -> None:
+            if origin == "autokill" and last.kill_ms != row.kill_ms:
+                raise ItemError(Code.WRONG_STATE, "It was used meanwhile")
             (failure,) = await self.store.remove_instances([last])
             if failure is not None:
                 raise failure
+
+        try:
+            alone = origin == "autokill"
+            last = await self.lifecycle.retire(row, remove, unless_live=alone)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         if last.service_id is not None:
             await self.groups.release(last.service_id)
-        self.events.notify(row.uuid)
+        self.lifecycle.lives.announce(last, previous, "deleted", origin)
         return previous
 
-    async def replace(self, row: InstanceRow, former: InstanceRow) -> None:
-        """Deletes `former`, after its requests in flight, and gives `row` its name.
+    async def _kill(self, row: InstanceRow) -> None:
+        """Deletes what was not used for as long as it was told, unless it is used just now."""
+        with contextlib.suppress(ItemError):
+            await self.delete(row, "autokill")
 
-        Raises ItemError, and then `former` serves on, unless it is deleted already.
+    async def replace(
+        self, row: InstanceRow, former: InstanceRow, services: Sequence[Service] = ()
+    ) -> None:
+        """Gives name and service group of `former` to `row`, and deletes it behind its requests.
+
+        The group has these services then, if any are given: no request of the one's goes to a port
+        of the other's. Raises ItemError, and then `former` serves on; only when it could not be
+        deleted it is there under another name.
         """
         if row.id == former.id:
             raise invalid("former", "must be another instance")
+        if former.service_id is None:
+            raise invalid("former", "must have a service group")
         _check_deletable(former)
-        await self.lifecycle.drain(former, REPLACE_DRAIN_MS)
+        group, ports = self.groups.with_services(former.service_id, services)
+        aside = f"{former.name[:240]}-{random_suffix()}"
+
+        async def write(old: InstanceRow, new: InstanceRow) -> tuple[InstanceRow, InstanceRow]:
+            state: State = "stopped" if old.state == "standby" else old.state
+            old = replace(old, name=aside, service_id=None, state=state)
+            new = replace(new, name=former.name, service_id=group.id)
+            old, new, written = await self.store.replace_instance(old, new, group, ports)
+            self.groups.changed(written, written.domains)
+            return old, new
+
+        self.groups.switching.add(group.id)
         try:
-            await self.delete(former)
-        except ItemError:
-            await self.lifecycle.resume(former)
-            raise
-
-        def renamed(row: InstanceRow, config: Config, facts: Facts, live: bool) -> InstanceRow:  # noqa: ARG001
-            return replace(with_documents(row, config, facts, row.state), name=former.name)
-
-        await self.lifecycle.edit(row, renamed)
+            generation = await self.lifecycle.replace(former, row, write)
+        except StoreError as error:
+            raise from_store(error, uuid=row.uuid, name=row.name) from error
+        finally:
+            self.groups.switching.discard(group.id)
+        if row.service_id is not None and row.service_id != group.id:
+            await self.groups.release(row.service_id)
+        if generation is not None:
+            await self.links.drain(former.uuid, generation, REPLACE_DRAIN_MS)
+        await self.delete(replace(former, name=aside))
 
     async def update(self, row: InstanceRow, prop: str, op: str, value: Any) -> None:
         """Changes one property, now or, if the instance runs, when it stops. Raises ItemError."""
@@ -297,7 +338,8 @@ class Controller:
                 digest = self.machines.resolve(changed.image).digest
                 changed = replace(changed, image_digest=digest)
             if live and prop not in AT_ONCE:
-                update = PendingUpdate(prop=prop, op=op, value=value)
+                digest = changed.image_digest if prop == "image" else ""
+                update = PendingUpdate(prop=prop, op=op, value=value, image_digest=digest)
                 facts = replace(facts, updates=(*facts.updates, update)[-64:])
                 return with_documents(row, config, facts, row.state)
             return with_documents(row, changed, facts, row.state)
@@ -310,6 +352,7 @@ class Controller:
         self, owner: Owner, row: InstanceRow, autokill: Autokill | None
     ) -> InstanceRow:
         """Turns an instance, which runs or is started for it, into a template. Raises ItemError."""
+        check_autokill(autokill)
         if self.lifecycle.lives.state(row) in ("stopped", "standby"):
             await self.start(owner, row)
         state, reached = await self.wait(row, "running", -1)
@@ -363,10 +406,11 @@ class Controller:
         """Saves the state of an instance under a name of its own. Raises ItemError."""
         name = name or f"{source.name[:240]}-{random_suffix()}"
         check_name(name)
+        check_autokill(autokill)
         unique = check_tags(source.tags if tags is None else tags)
         found = await self.lifecycle.state_content(source)
         config = replace(config_of(source.config), delete_lock=False, autokill=autokill)
-        history = facts_of(source.facts).history
+        used = Facts(history=facts_of(source.facts).history, used_ms=now_ms())
         new = NewInstance(
             uuid=str(uuid4()),
             name=name,
@@ -375,9 +419,10 @@ class Controller:
             vcpus=config.vcpus,
             created_ms=now_ms(),
             config=encode(config),
-            facts=encode(Facts(history=history, used_ms=now_ms())),
+            facts=encode(used),
             tags=unique,
             kind="checkpoint",
+            kill_ms=kill_ms_of(config, used, "checkpoint"),
         )
         try:
             (row,) = await self.store.instances.add(owner.id, [new])

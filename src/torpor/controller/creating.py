@@ -16,6 +16,7 @@ from torpor.controller.requests import CreateInstance, ImageSpec, Reference
 from torpor.controller.rules import (
     check_annotations,
     check_args,
+    check_autokill,
     check_env,
     check_hostname,
     check_memory,
@@ -271,6 +272,7 @@ def _configured(config: Config, request: CreateInstance) -> Config:
         if on or (request.restart_policy or "never") != "never":
             raise invalid("features", "delete-on-stop needs restart never and no scale_to_zero")
         changes["features"] = tuple(request.features)
+    check_autokill(request.autokill)
     if request.timeout_s and not request.autostart:
         raise invalid("timeout_s", "needs 'autostart'")
     for field in (

@@ -14,8 +14,8 @@ from torpor.controller.events import now_ms
 from torpor.controller.links import Links
 from torpor.controller.model import Autokill, Handler, Service, ServiceConfig, encode, service_of
 from torpor.controller.requests import Domain
-from torpor.controller.rules import check_name, full_domain, random_name
-from torpor.store import NewService, ServiceRow, Store, StoreError
+from torpor.controller.rules import check_autokill, check_name, full_domain, random_name
+from torpor.store import InUseError, NewService, ServiceRow, Store, StoreError
 
 MAX_SERVICES = 64
 MAX_DOMAINS = 64
@@ -44,6 +44,8 @@ class ServiceGroups:
         self._suffix = domain_suffix
         self._links = links
         self._groups: dict[int, _Known] = {}
+        self.switching: set[int] = set()
+        """Ids of groups whose instance another one is about to replace: nobody is woken there."""
         self._routes: dict[str, int] = {}
         """Ids of groups by host name, as far as they were asked for."""
 
@@ -73,14 +75,20 @@ class ServiceGroups:
         check_limits(config)
         fqdns = self.fqdns(domains or [Domain(name=_domain_of(generated, own=name is not None))])
         new = NewService(
-            str(uuid4()), generated, now_ms(), fqdns, len(config.services), encode(config)
+            str(uuid4()),
+            generated,
+            now_ms(),
+            fqdns,
+            len(config.services),
+            encode(config),
+            _kill_ms(config),
         )
         await self._listen(config)
         try:
             row = await self._store.services.add(owner_id, new, quota)
         except StoreError as error:
             raise from_store(error, name=generated) from error
-        self._changed(row, fqdns)
+        self.changed(row, fqdns)
         return row
 
     async def _listen(self, config: ServiceConfig) -> None:
@@ -144,12 +152,23 @@ class ServiceGroups:
             with contextlib.suppress(ItemError):
                 await self._links.listen(port)
 
-    def _changed(self, row: ServiceRow, hosts: Iterable[str]) -> None:
+    def with_services(self, service_id: int, services: Sequence[Service]) -> tuple[ServiceRow, int]:
+        """A group as it is to be written with other services, and how many. Raises ItemError."""
+        row = self._store.services.by_id(service_id)
+        if row is None:
+            raise ItemError(Code.NOT_FOUND, "The service group is gone")
+        config = service_of(row.document)
+        if services:
+            config = replace(config, services=checked_services(services))
+        return replace(row, document=encode(config)), len(config.services)
+
+    def changed(self, row: ServiceRow, hosts: Iterable[str] = ()) -> None:
+        """A group was written: the proxy is told, and what is known here is forgotten."""
         self._routes.clear()
         known = self._groups.pop(row.id, None)
+        self._links.forget(list(hosts))
         if known is not None and known.told:
             self.announce(row.id)
-        self._links.forget(list(hosts))
 
     def _gone(self, row: ServiceRow) -> None:
         self._routes.clear()
@@ -196,11 +215,13 @@ class ServiceGroups:
         check_limits(config)
         try:
             await self._listen(config)
-            wanted_row = replace(row, domains=domains, document=encode(config))
+            # One that has instances is found to have them when the time is over.
+            kill_ms = _kill_ms(config) if prop == "autokill" else row.kill_ms
+            wanted_row = replace(row, domains=domains, document=encode(config), kill_ms=kill_ms)
             written = await self._store.services.update(wanted_row, len(config.services))
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
-        self._changed(written, {*row.domains, *written.domains})
+        self.changed(written, {*row.domains, *written.domains})
         return written
 
     def _with_domains(self, current: tuple[str, ...], op: str, value: object) -> tuple[str, ...]:
@@ -223,16 +244,44 @@ class ServiceGroups:
         self._gone(row)
 
     async def release(self, service_id: int) -> None:
-        """Removes an ephemeral service group whose last instance is gone."""
+        """Removes an ephemeral service group whose last instance is gone.
+
+        From then on counts the time of the autokill of one that stays.
+        """
         row = self._store.services.by_id(service_id)
-        if row is None or service_of(row.document).persistent:
+        if row is None:
             return
-        if not self._store.instances.of_service(service_id, limit=1):
-            try:
-                await self._store.services.remove(row)
-            except StoreError:
-                return  # an instance was attached meanwhile
-            self._gone(row)
+        config = service_of(row.document)
+        if config.persistent and _kill_ms(config) is None:
+            return
+        if self._store.instances.of_service(service_id, limit=1):
+            return
+        if config.persistent:
+            await self._store.services.set_kill(service_id, _kill_ms(config))
+        else:
+            await self._remove_unused(row)
+
+    async def kill_unused(self, limit: int) -> None:
+        """Removes groups that had no instance for as long as they were told."""
+        for row in self._store.services.to_kill(now_ms(), limit):
+            if self._store.instances.of_service(row.id, limit=1):
+                # Counted anew when the last one goes.
+                await self._store.services.set_kill(row.id, None)
+            else:
+                await self._remove_unused(row)
+
+    async def _remove_unused(self, row: ServiceRow) -> None:
+        try:
+            await self._store.services.remove(row)
+        except InUseError:
+            return  # an instance was attached meanwhile
+        self._gone(row)
+
+
+def _kill_ms(config: ServiceConfig) -> int | None:
+    """When a group is deleted by itself that has no instances from now on."""
+    time_ms = 0 if config.autokill is None else config.autokill.time_ms
+    return now_ms() + time_ms if time_ms and config.persistent else None
 
 
 def _document(row: ServiceRow) -> dict[str, Any]:
@@ -304,10 +353,11 @@ def _with_services(config: ServiceConfig, op: str, value: object) -> ServiceConf
 
 
 def check_limits(config: ServiceConfig) -> None:
-    """Soft and hard limit: 1 to 65535, and in order."""
+    """Soft and hard limit: 1 to 65535, and in order; autokill."""
     for field in ("soft_limit", "hard_limit"):
         if not 1 <= getattr(config, field) <= 65535:
             raise invalid(field, "must be 1 to 65535")
+    check_autokill(config.autokill)
     if config.soft_limit > config.hard_limit:
         raise ItemError(Code.INVALID, "'soft_limit' must not be above 'hard_limit'")
 

@@ -10,11 +10,13 @@ neither has a `Live` here, whose state counts. A wake writes nothing: until the 
 says `standby`, which is what is true if everything dies at once.
 
 Lock order: an instance's lock (`LiveSet.lock`) is held around every change of its state, and
-never two instances' at once. Callbacks from VM processes take no lock; they start a task.
+never two instances' at once but by `replace`, in the order of their ids. Callbacks from VM
+processes take no lock; they start a task.
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -29,6 +31,7 @@ from torpor.controller.live_set import LiveSet
 from torpor.controller.machines import Machines
 from torpor.controller.model import (
     FORCED_BY_USER,
+    KILLED_FOR_USER,
     LOST,
     SCALED_TO_ZERO,
     STOPPED_BY_USER,
@@ -44,10 +47,12 @@ from torpor.controller.starting import READY_S, STANDBY_S, Listener, Starter
 from torpor.controller.templates import Templates
 from torpor.controller.updates import apply_pending
 from torpor.controller.vm import Exit, Found, Saved, VmHost
-from torpor.store import ConflictError, InstanceRow, State, Store, StoreError
+from torpor.store import ConflictError, InstanceRow, NoSpaceError, State, Store, StoreError
 from torpor.tasks import Tasks
 
 STOP_TIMEOUT_S = 10.0
+STOPPING: tuple[State, ...] = ("draining", "stopping")
+"""What a row says of an instance that somebody has asked to stop."""
 WAKES_MAX = 8
 """Of one instance, before whoever waits for it is told to come again."""
 IDLE_S = 0.5
@@ -123,10 +128,18 @@ class Lifecycle:
             await self._starter.start(row, origin)
             return row.state
 
-    async def stop(self, row: InstanceRow, *, force: bool) -> tuple[State, State]:
+    async def stop(
+        self,
+        row: InstanceRow,
+        *,
+        force: bool,
+        drain_ms: int = 0,
+        timeout_s: float = STOP_TIMEOUT_S,
+    ) -> tuple[State, State]:
         """Begins to stop an instance: the state it was in, and the one it is in now.
 
-        Requests in flight are not waited for.
+        Unless `force`, nothing new is sent to it, what is in flight may take `drain_ms`, and then
+        its program `timeout_s` behind a SIGTERM.
         """
         async with self._lives.lock(row.id):
             live = self._lives.get(row.id)
@@ -142,14 +155,40 @@ class Lifecycle:
             if live.state == "stopped":
                 self._lives.forget(live)
                 return previous, "stopped"
-            reason = FORCED_BY_USER if force else STOPPED_BY_USER
-            live.stopping_for = reason
-            if live.state != "stopping" or force:
-                self._lives.set(live, "stopping", "api")
-                live.settled.set()
-                if live.vm is not None:
-                    self._tasks.start(live.vm.stop(force=force, timeout_s=STOP_TIMEOUT_S))
+            live.stopping_for = FORCED_BY_USER if force else STOPPED_BY_USER
+            live.settled.set()
+            if force:
+                self._terminate(live, force=True)
+            elif drain_ms and previous == "running":
+                await self._record_stop(live, "draining")
+                self._tasks.start(self._drained(live, drain_ms, timeout_s))
+            elif previous != "stopping" and not (drain_ms and previous == "draining"):
+                await self._record_stop(live, "stopping")
+                self._tasks.start(self._links.drain(row.uuid, live.link_generation, 0))
+                self._terminate(live, timeout_s=timeout_s)
             return previous, live.state
+
+    async def _record_stop(self, live: Live, state: State) -> None:
+        """Written down, so that the next torpord goes on with it; a full disk stops no stop."""
+        with contextlib.suppress(NoSpaceError):
+            wanted = with_documents(live.row, live.config, live.facts, state)
+            live.row = await self._lives.write(wanted, live.row)
+        self._lives.set(live, state, "api")
+
+    async def _drained(self, live: Live, drain_ms: int, timeout_s: float) -> None:
+        """Stops an instance when nothing is in flight any more, or the time is over."""
+        await self._links.drain(live.row.uuid, live.link_generation, drain_ms)
+        async with self._lives.lock(live.row.id):
+            if self._lives.has(live) and live.state == "draining":
+                self._terminate(live, timeout_s=timeout_s)
+
+    def _terminate(
+        self, live: Live, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S
+    ) -> None:
+        if live.state != "stopping":
+            self._lives.set(live, "stopping", "api")
+        if live.vm is not None:
+            self._tasks.start(live.vm.stop(force=force, timeout_s=timeout_s))
 
     async def suspend(
         self, row: InstanceRow, origin: Origin, *, drain_ms: int = 0
@@ -172,19 +211,45 @@ class Lifecycle:
             self._links.detach(row.uuid, live.link_generation, "stopped", parked=True)
             return "running", "standby"
 
-    async def drain(self, row: InstanceRow, drain_ms: int) -> None:
-        """Has no more requests sent to an instance, and waits for those in flight."""
-        async with self._lives.lock(row.id):
-            live = self._serving(row)
-            if live is not None:
-                await self._links.park(row.uuid, live.link_generation, drain_ms)
+    async def replace(
+        self,
+        former: InstanceRow,
+        new: InstanceRow,
+        write: Callable[[InstanceRow, InstanceRow], Awaitable[tuple[InstanceRow, InstanceRow]]],
+    ) -> int | None:
+        """Gives the place of `former` in its group to `new`, by what `write` makes of their rows.
 
-    async def resume(self, row: InstanceRow) -> None:
-        """Takes a drain back."""
-        async with self._lives.lock(row.id):
-            live = self._serving(row)
-            if live is not None:
-                self._links.go_on(row.uuid, live.link_generation)
+        From then on nothing new is sent to `former`; where there may be something in flight the
+        generation of its link comes back. Raises ItemError or StoreError, and then nothing has
+        changed.
+        """
+        first, second = sorted((former.id, new.id))
+        async with self._lives.lock(first), self._lives.lock(second):
+            old, young = self._lives.get(former.id), self._lives.get(new.id)
+            rows = [
+                self._lives.current(row) if live is None else live.row
+                for row, live in ((former, old), (new, young))
+            ]
+            serving = self._serving(former)
+            if serving is not None:
+                await self._links.drain(former.uuid, serving.link_generation, 0)
+            try:
+                written = await write(rows[0], rows[1])
+            except BaseException:
+                if serving is not None:
+                    self._links.go_on(former.uuid, serving.link_generation)
+                raise
+            for live, row in zip((old, young), written, strict=True):
+                if live is not None:
+                    self._lives.move(live, row)
+            if young is not None and young.vm is not None and young.row.service_id is not None:
+                young.group = self._groups.announce(young.row.service_id, anew=True)
+                if young.group is not None:
+                    self._links.join(young.row.uuid, young.link_generation, young.group)
+            if serving is None:
+                return None
+            self._lives.set(serving, "draining", "api")
+            return serving.link_generation
 
     def _serving(self, row: InstanceRow) -> Live | None:
         """An instance that has a VM which takes requests."""
@@ -359,23 +424,36 @@ class Lifecycle:
             raise ItemError(Code.FAILED, "The instance ended while it started")
         return live
 
-    async def retire(self, row: InstanceRow) -> InstanceRow:
-        """Ends whatever is live of an instance, for its deletion, and gives its last row."""
-        async with self._lives.lock(row.id):
-            live = self._lives.get(row.id)
-            if live is not None:
+    async def retire(
+        self,
+        row: InstanceRow,
+        remove: Callable[[InstanceRow], Awaitable[None]],
+        *,
+        unless_live: bool = False,
+    ) -> InstanceRow:
+        """Ends whatever is live of an instance, has its last row removed, and gives that.
+
+        Nobody can start it in between. Raises ItemError, also with `unless_live` if it is that.
+        """
+        while True:
+            async with self._lives.lock(row.id):
+                live = self._lives.get(row.id)
+                if live is not None and unless_live:
+                    raise _wrong_state(row, live.state, "remove")
+                if live is None or live.vm is None:
+                    self._abort_restart(row.id)
+                    rest = self._lives.leave(row)
+                    self._console.forget(row.id)
+                    last = self._lives.current(row) if rest is None else rest.row
+                    await remove(last)
+                    return last
                 self._abort_restart(row.id)
                 live.stopping_for = FORCED_BY_USER
-                if live.vm is not None:
-                    await live.vm.stop(force=True, timeout_s=0)
-        while live is not None and self._lives.has(live) and live.vm is not None:
-            with self._events.watch(row.uuid) as changed:
-                if live.vm is not None and self._lives.has(live):
-                    await changed.wait()
-        async with self._lives.lock(row.id):
-            rest = self._lives.leave(row)
-            self._console.forget(row.id)
-            return self._lives.current(row) if rest is None else rest.row
+                await live.vm.stop(force=True, timeout_s=0)
+            while self._lives.has(live) and live.vm is not None:
+                with self._events.watch(row.uuid) as changed:
+                    if live.vm is not None and self._lives.has(live):
+                        await changed.wait()
 
     # Coming back --------------------------------------------------------------------------------
 
@@ -402,7 +480,8 @@ class Lifecycle:
             if live.base is not None:
                 self._store.bases.pin(live.base.id)
             self._lives.enter(live)
-            if found.is_seeded:
+            was_stopping = live.row.state in STOPPING
+            if found.is_seeded and not was_stopping:
                 live.listener = None
                 await found.process.stop(force=True, timeout_s=0)
                 self._lives.unpin(live)
@@ -414,13 +493,21 @@ class Lifecycle:
             if live.row.service_id is not None:
                 live.group = self._groups.announce(live.row.service_id)
             live.settled.set()
-            if live.row.state == "starting":
+            if was_stopping:
+                live.stopping_for = STOPPED_BY_USER
+                self._terminate(live)
+            elif live.row.state == "starting":
                 self._tasks.start(self._starter.record_running(live))
             result = listeners[found.instance].result
             if result is not None:
                 self._tasks.start(self._ended(listeners[found.instance], result))
         for row in self._store.instances.in_motion():
-            if self._lives.get(row.id) is None:
+            if self._lives.get(row.id) is not None:
+                continue
+            if row.state in STOPPING:
+                await self._lives.write_state(row, "stopped", KILLED_FOR_USER)
+                await self._store.snapshots.discard(row.id)
+            else:
                 await self._lost(Live(row, config_of(row.config), facts_of(row.facts), row.state))
 
     async def _go_on(self, found: Found, row: InstanceRow) -> bool:

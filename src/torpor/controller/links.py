@@ -44,7 +44,7 @@ class Attachment:
 
 
 class Links(Protocol):
-    """The way to the proxy. Nothing here waits for it but `park`."""
+    """The way to the proxy. Nothing here waits for it but `drain`, `park` and `listen`."""
 
     def connected(self) -> bool:
         """Whether there is a proxy."""
@@ -55,8 +55,17 @@ class Links(Protocol):
     def attach(self, what: Attachment, far: socket.socket) -> None:
         """Hands the far end over and closes it here."""
 
+    def join(self, instance: str, generation: int, group: str) -> None:
+        """The instance belongs to another group, of which the proxy was told."""
+
     def detach(self, instance: str, generation: int, why: Why, *, parked: bool) -> None:
         """The VM is gone; with `parked` its connections wait for the next attach."""
+
+    async def drain(self, instance: str, generation: int, drain_ms: int) -> None:
+        """Has the proxy begin nothing new, and waits for what is in flight, so long.
+
+        All that is under way goes on; `go_on` takes it back.
+        """
 
     async def park(self, instance: str, generation: int, drain_ms: int) -> None:
         """Has the proxy send nothing more on a link, after waiting for requests in flight."""
@@ -94,7 +103,13 @@ class NoLinks:
     def attach(self, what: Attachment, far: socket.socket) -> None:  # noqa: ARG002
         far.close()
 
+    def join(self, instance: str, generation: int, group: str) -> None:  # noqa: ARG002
+        return
+
     def detach(self, instance: str, generation: int, why: Why, *, parked: bool) -> None:  # noqa: ARG002
+        return
+
+    async def drain(self, instance: str, generation: int, drain_ms: int) -> None:  # noqa: ARG002
         return
 
     async def park(self, instance: str, generation: int, drain_ms: int) -> None:  # noqa: ARG002

@@ -79,14 +79,23 @@ class LiveSet:
         """It is not; what it was."""
         live = self._live.pop(row.id, None)
         self._by_uuid.pop(row.uuid, None)
+        self._leave_service(row)
+        if live is not None:
+            self.unpin(live)
+        return live
+
+    def move(self, live: Live, row: InstanceRow) -> None:
+        """Its row is another one now, maybe of another service group."""
+        self._leave_service(live.row)
+        live.row = row
+        self.enter(live)
+
+    def _leave_service(self, row: InstanceRow) -> None:
         if row.service_id is not None:
             mine = self._of_service.get(row.service_id, {})
             mine.pop(row.id, None)
             if not mine:
                 self._of_service.pop(row.service_id, None)
-        if live is not None:
-            self.unpin(live)
-        return live
 
     def forget(self, live: Live) -> None:
         """It is not live any more, and whoever waits for it looks again."""

@@ -1,5 +1,8 @@
 """From an instance's configuration to the machine that a VM process is told to be."""
 
+import time
+from collections.abc import Iterable
+
 from torpor.controller.errors import Code, ItemError
 from torpor.controller.model import Config, service_of
 from torpor.controller.vm import Machine
@@ -7,6 +10,9 @@ from torpor.errors import TorporError
 from torpor.images import ImageStore
 from torpor.images.records import ResolvedImage
 from torpor.store import InstanceRow, Store
+
+USER = "torpord"
+"""The kind of user that images have in instances and templates."""
 
 
 class Machines:
@@ -16,20 +22,41 @@ class Machines:
         self._store = store
         self._images = images
         self._referred: dict[str, ResolvedImage] = {}
+        self._used_s: dict[str, float] = {}
+        """When images were asked for last, or found to be needed; by the steady clock."""
 
     def resolve(self, image: str) -> ResolvedImage:
         """The image of a name, kept from being collected from now on. Raises ItemError."""
-        known = self._referred.get(image)
-        if known is not None and known.erofs.exists():  # what a digest stands for never changes
-            return known
-        try:
-            found = self._images.resolve(image)
-            if found.digest not in self._referred:
-                self._images.refer("torpord", found.digest, found.digest)
-            self._referred[found.digest] = found
-        except TorporError as error:
-            raise ItemError(Code.NOT_FOUND, f"No image '{image}': {error}") from error
+        found = self._referred.get(image)
+        if found is None or not found.erofs.exists():  # what a digest stands for never changes
+            try:
+                found = self._images.resolve(image)
+                if found.digest not in self._referred:
+                    self._images.refer(USER, found.digest, found.digest)
+                self._referred[found.digest] = found
+            except TorporError as error:
+                raise ItemError(Code.NOT_FOUND, f"No image '{image}': {error}") from error
+        self._used_s[found.digest] = time.monotonic()
         return found
+
+    async def release_unused(self, unused_s: float) -> int:
+        """Lets images be collected that nothing has needed for so long; how many.
+
+        The time covers whoever has asked for an image and has not recorded an instance of it yet.
+        """
+        count = 0
+        for digest in self._images.referred(USER):
+            used_s = self._used_s.setdefault(digest, time.monotonic())
+            if time.monotonic() - used_s < unused_s:
+                continue
+            if await self._store.image_uses.has(digest):
+                self._used_s[digest] = time.monotonic()
+            elif self._used_s[digest] == used_s:
+                self._images.release(USER, digest)
+                self._referred.pop(digest, None)
+                del self._used_s[digest]
+                count += 1
+        return count
 
     def of(self, row: InstanceRow, config: Config) -> Machine:
         """The machine of an instance. Raises ItemError if its image is gone or has no program."""
@@ -44,7 +71,8 @@ class Machines:
             )
         env = dict(entry.split("=", 1) for entry in image.config.env)
         service = None if row.service_id is None else self._store.services.by_id(row.service_id)
-        ports = () if service is None else service_of(service.document).services
+        services = () if service is None else service_of(service.document).services
+        served = tuple(one.destination_port or one.port for one in services)
         return Machine(
             instance=row.uuid,
             name=row.name,
@@ -57,5 +85,13 @@ class Machines:
             env={**env, **config.env},
             workdir=image.config.workdir,
             user=image.config.user,
-            ports=tuple(port.destination_port or port.port for port in ports),
+            ports=served or _tcp_ports(image.config.exposed_ports),
         )
+
+
+def _tcp_ports(exposed: Iterable[str]) -> tuple[int, ...]:
+    """The ports that an image exposes, which it names as `8080` or `8080/tcp`."""
+    parts = [port.partition("/") for port in exposed]
+    return tuple(
+        int(number) for number, _, kind in parts if kind in ("", "tcp") and number.isdigit()
+    )

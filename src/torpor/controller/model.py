@@ -89,6 +89,8 @@ class PendingUpdate(Model, frozen=True):
     prop: str
     op: str
     value: Any = None
+    image_digest: str = ""
+    """What an image's name meant when it was asked for."""
     status: Literal["pending", "failed"] = "pending"
     error: str = ""
 
@@ -164,7 +166,21 @@ def with_documents(row: InstanceRow, config: Config, facts: Facts, state: State)
         vcpus=config.vcpus,
         config=encode(config),
         facts=encode(facts),
+        kill_ms=kill_ms_of(config, facts, state),
     )
+
+
+def kill_ms_of(config: Config, facts: Facts, state: State) -> int | None:
+    """When something is deleted by itself.
+
+    An instance after its stop, templates and checkpoints after they were used last.
+    """
+    if config.autokill is None or not config.autokill.time_ms or config.delete_lock:
+        return None
+    since_ms = facts.used_ms if state in ("template", "checkpoint") else 0
+    if state == "stopped":
+        since_ms = facts.stopped_ms
+    return since_ms + config.autokill.time_ms if since_ms else None
 
 
 def facts_of(document: bytes) -> Facts:

@@ -388,16 +388,27 @@ class ProxyClient:
                 [far.fileno()],
             )
 
+    def join(self, instance: str, generation: int, group: str) -> None:
+        """See Links."""
+        self.post("join", {"instance": instance, "generation": generation, "group": group})
+
     def detach(self, instance: str, generation: int, why: Why, *, parked: bool) -> None:
         """See Links."""
         fields = {"instance": instance, "generation": generation, "why": why, "parked": parked}
         self.post("detach", fields)
 
+    async def drain(self, instance: str, generation: int, drain_ms: int) -> None:
+        """See Links."""
+        await self._quieten("drain", instance, generation, drain_ms)
+
     async def park(self, instance: str, generation: int, drain_ms: int) -> None:
         """See Links."""
+        await self._quieten("park", instance, generation, drain_ms)
+
+    async def _quieten(self, how: str, instance: str, generation: int, drain_ms: int) -> None:
         fields = {"instance": instance, "generation": generation, "drain_ms": drain_ms}
         with contextlib.suppress(ProxyGoneError, TimeoutError, ItemError):
-            await self.ask("park", fields, within_s=ANSWER_S + drain_ms / 1000)
+            await self.ask(how, fields, within_s=ANSWER_S + drain_ms / 1000)
 
     def go_on(self, instance: str, generation: int) -> None:
         """See Links."""

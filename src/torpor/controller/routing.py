@@ -11,7 +11,7 @@ from torpor.controller.lifecycle import Lifecycle
 from torpor.controller.links import Links
 from torpor.controller.live import Live
 from torpor.controller.proxy import Link, Wake, WakeError, Woken
-from torpor.store import Store
+from torpor.store import InstanceRow, Store
 
 MORE = 8
 """Sleeping instances of a group that are looked at beyond those that are ruled out."""
@@ -54,7 +54,7 @@ class Router:
                 row = self._store.instances.by_uuid(wake.instance)
                 if row is None:
                     raise WakeError("unknown", f"No instance with uuid '{wake.instance}'")
-                live = await self._lifecycle.wake(row, soon=tell)
+                live = await self._instance(row, wake, tell)
             else:
                 live = await self._for_host(wake, tell)
         except BusyError as error:
@@ -66,6 +66,16 @@ class Router:
             raise WakeError(code, str(error)) from error
         return _woken(live)
 
+    async def _instance(self, row: InstanceRow, wake: Wake, soon: Callable[[Live], None]) -> Live:
+        """This one, or in place of one that is stopped another one of its group."""
+        self._check_switching(row.service_id)
+        try:
+            return await self._lifecycle.wake(row, soon=soon)
+        except ItemError as error:
+            if error.code is not Code.WRONG_STATE or row.service_id is None:
+                raise
+            return await self._of_group(row.service_id, wake, soon, str(error))
+
     async def _for_host(self, wake: Wake, soon: Callable[[Live], None]) -> Live:
         host, port = wake.host or "", wake.port or 0
         service_id = self._groups.route(host)
@@ -73,6 +83,13 @@ class Router:
             raise WakeError("unknown", f"No service has the domain '{host}'")
         if port not in self._groups.ports(service_id):
             raise WakeError("unknown", f"No service of '{host}' has port {port}")
+        why_not = f"No instance of '{host}' may be woken"
+        return await self._of_group(service_id, wake, soon, why_not)
+
+    async def _of_group(
+        self, service_id: int, wake: Wake, soon: Callable[[Live], None], why_not: str
+    ) -> Live:
+        self._check_switching(service_id)
         lives = self._lifecycle.lives.of_service(service_id)
         usable = [live for live in lives if live.row.uuid not in wake.without]
         for live in sorted(usable, key=_nearness):
@@ -83,7 +100,11 @@ class Router:
         for row in self._store.instances.of_service(service_id, "standby", limit):
             if row.id not in awake and row.uuid not in wake.without:
                 return await self._lifecycle.wake(row, soon=soon)
-        raise WakeError("stopped", f"No instance of '{host}' may be woken")
+        raise WakeError("stopped", why_not)
+
+    def _check_switching(self, service_id: int | None) -> None:
+        if service_id in self._groups.switching:
+            raise BusyError("Another instance is about to take this one's place")
 
     async def idle(self, link: Link) -> str | None:
         """See Handler."""

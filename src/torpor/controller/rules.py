@@ -4,13 +4,15 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 
-from torpor.controller.errors import Code, ItemError, invalid
+from torpor.controller.errors import Code, ItemError, invalid, not_supported
+from torpor.controller.model import Autokill
 
 MAX_NAME = 255
 MAX_TAGS = 16
 MAX_ENV_BYTES = 128 << 10
 MAX_ARGS_BYTES = 128 << 10
 MEMORY_MB = (16, 65536)
+MAX_AUTOKILL_MS = 10 * 366 * 86_400_000
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
 _TAG = re.compile(r"[A-Za-z0-9\-+_.:=]{1,256}\Z")
@@ -74,6 +76,16 @@ def check_env(env: Mapping[str, str]) -> None:
             raise invalid("env", "names must not be empty or contain '=', and nothing a NUL")
     if sum(len(name) + len(value) for name, value in env.items()) > MAX_ENV_BYTES:
         raise invalid("env", f"must have at most {MAX_ENV_BYTES} characters in all")
+
+
+def check_autokill(autokill: Autokill | None) -> None:
+    """When something is deleted by itself."""
+    if autokill is None:
+        return
+    if not 0 <= autokill.time_ms <= MAX_AUTOKILL_MS:
+        raise invalid("autokill.time_ms", f"must be 0 to {MAX_AUTOKILL_MS}")
+    if autokill.num_requests:
+        raise not_supported("'autokill.num_requests'")
 
 
 def check_args(args: Iterable[str]) -> None:

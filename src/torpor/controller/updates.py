@@ -11,6 +11,7 @@ from torpor.controller.rules import (
     MEMORY_MB,
     check_annotations,
     check_args,
+    check_autokill,
     check_env,
     check_hostname,
     check_memory,
@@ -54,6 +55,8 @@ def apply_pending(
             continue
         try:
             config = change(config, update.prop, update.op, update.value)
+            if update.image_digest:
+                config = msgspec.structs.replace(config, image_digest=update.image_digest)
         except Exception as error:  # noqa: BLE001, RUF100 -- it passed once; a stop must not fail
             failed.append(msgspec.structs.replace(update, status="failed", error=str(error)))
     return config, tuple(failed)
@@ -90,7 +93,7 @@ _EDITS: dict[str, tuple[str, Any, Any, Callable[[Any], None] | None]] = {
     "env": ("env", dict[str, str], {}, check_env),
     "scale_to_zero": ("scale_to_zero", ScaleToZero, None, None),
     "delete_lock": ("delete_lock", bool, False, None),
-    "autokill": ("autokill", Autokill, None, None),
+    "autokill": ("autokill", Autokill, None, check_autokill),
     "hostname": ("hostname", str, "", check_hostname),
     "annotations": ("annotations", dict[str, str], {}, check_annotations),
     "sched_priority": ("sched_priority", Literal["normal", "medium", "high"], "normal", None),

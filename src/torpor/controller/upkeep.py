@@ -2,22 +2,26 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from torpor.controller.clock import steady_ms
 from torpor.controller.errors import ItemError
 from torpor.controller.events import now_ms
+from torpor.controller.groups import ServiceGroups
 from torpor.controller.lifecycle import Lifecycle
 from torpor.controller.live import DEFAULT_POLICY, Live
+from torpor.controller.machines import Machines
 from torpor.controller.model import config_of
 from torpor.controller.vm import VmHost
-from torpor.store import MissingError, Store, StoreError
+from torpor.store import InstanceRow, Store, StoreError
 
 TICK_S = 1.0
 TIMERS_S = 0.1
 WAKES_AT_ONCE = 16
 WAKE_AGAIN_MS = 10_000
 CHECKPOINTS_AT_ONCE = 2
+KILLS_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Policy:
     """Snapshots in files go to the lower tier when they were not used for this long."""
     upper_bytes: int = 0
     """And the oldest of them while all take more than this."""
+    image_unused_s: float = 3600.0
+    """Images that no instance and no template is made of can be collected after this."""
     sweep_s: float = 60.0
     """How often is looked for what may go."""
 
@@ -44,10 +50,22 @@ class Upkeep:
     """One task for each of these."""
 
     def __init__(
-        self, store: Store, lifecycle: Lifecycle, host: VmHost, policy: Policy, *, tiered: bool
+        self,
+        store: Store,
+        lifecycle: Lifecycle,
+        groups: ServiceGroups,
+        machines: Machines,
+        host: VmHost,
+        policy: Policy,
+        *,
+        tiered: bool,
+        kill: Callable[[InstanceRow], Awaitable[None]],
     ) -> None:
         self._store = store
         self._lifecycle = lifecycle
+        self._groups = groups
+        self._machines = machines
+        self._kill = kill
         self._host = host
         self._policy = policy
         self._tiered = tiered
@@ -61,6 +79,7 @@ class Upkeep:
             if self._policy.checkpoint_s:
                 tasks.create_task(self._checkpoints())
             tasks.create_task(self._timers())
+            tasks.create_task(self._kills())
             tasks.create_task(self._collect())
             tasks.create_task(self._sweeps())
 
@@ -114,6 +133,18 @@ class Upkeep:
                 return
         self._put_off[instance_id] = steady_ms() + WAKE_AGAIN_MS
 
+    async def _kills(self) -> None:
+        """Deletes what has an autokill whose time is over."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            # Those that are live, about to be restarted say, are let be.
+            limit = len(self._lifecycle.lives.all()) + KILLS_AT_ONCE
+            with contextlib.suppress(StoreError):  # a full disk, for one: tried again
+                await asyncio.gather(
+                    *map(self._kill, self._store.instances.to_kill(now_ms(), limit))
+                )
+                await self._groups.kill_unused(KILLS_AT_ONCE)
+
     async def _sweeps(self) -> None:
         while True:
             await asyncio.sleep(self._policy.sweep_s)
@@ -123,15 +154,15 @@ class Upkeep:
                 continue  # a full disk, for one: the next sweep tries again
 
     async def sweep(self) -> int:
-        """Lets go of templates and moves cold blobs down; how many went. Raises StoreError."""
+        """Lets go of templates and images, moves cold blobs down; how many. Raises StoreError."""
         dropped = await self._drop_templates()
+        if self._policy.image_unused_s:
+            dropped += await self._machines.release_unused(self._policy.image_unused_s)
         if self._tiered:
-            unused_since_ms = now_ms() - int(self._policy.lower_after_s * 1000)
+            after_s = self._policy.lower_after_s
+            unused_since_ms = now_ms() - int(after_s * 1000) if after_s else 0
             bound = self._policy.upper_bytes or (1 << 62)
-            try:
-                dropped += await self._store.snapshots.cool(unused_since_ms, bound)
-            except MissingError:
-                return dropped  # replaced meanwhile
+            dropped += await self._store.snapshots.cool(unused_since_ms, bound)
         return dropped
 
     async def _drop_templates(self) -> int:

@@ -33,7 +33,7 @@ class Machine(Struct, frozen=True):
     workdir: str
     user: str
     ports: tuple[int, ...] = ()
-    """Destination ports of its services."""
+    """Its program is ready when it listens at one of these; at any if there are none."""
     seed: bytes | None = None
     """What its random numbers begin with in place of fresh ones: 32 bytes. Such a VM is stored when
     it is ready, and does not go on itself."""

@@ -127,6 +127,28 @@ class ImageStore:
         digest = self.resolve(name).digest
         return self._describe(digest, self._users().get(digest, []))
 
+    def check(self, kind: str) -> list[str]:
+        """Verifies all images, and that the users of one kind have theirs; what is wrong."""
+        problems = []
+        whole: dict[tuple[int, int], str] = {}
+        """Digests by device and inode: equal root file systems are one file."""
+        for digest in self._digests():
+            try:
+                wanted = self._read_document(digest)["image"]["rootfs"]
+                path = self._path(digest, "erofs")
+                status = path.stat()
+                place = (status.st_dev, status.st_ino)
+                if place not in whole:
+                    whole[place] = file_digest(path)
+                if whole[place] != wanted:
+                    problems.append(f"image {digest}: {path} is damaged: build or pull it again")
+            except FileNotFoundError:
+                problems.append(f"image {digest}: its file system is missing: build it again")
+            except TorporError as error:
+                problems.append(str(error))
+        missing = [one for one in self.referred(kind) if not self._path(one, "json").exists()]
+        return problems + [f"image {one} is missing: instances are made of it" for one in missing]
+
     def hold(self, image: ResolvedImage) -> int:
         """Opens the image's EROFS file and returns a descriptor that keeps it from collection.
 
@@ -223,6 +245,11 @@ class ImageStore:
             if not self._path(digest, "json").exists():
                 raise ImageNotFoundError(f"image {digest}: not in {self.directory}")
             self._write_reference(kind, name, digest)
+
+    def referred(self, kind: str) -> list[str]:
+        """The digests of the images that users of one kind have, also of missing ones."""
+        paths = sorted((self.directory / "refs" / kind).glob("*"))
+        return list(dict.fromkeys(path.read_text().strip() for path in paths))
 
     def release(self, kind: str, name: str) -> None:
         """Forgets a user of an image. The image stays until it is collected."""

@@ -4,6 +4,7 @@
     LOWER/HH/HEX          the lower tier, a directory on a slower disk
     blobs/staging/RANDOM  a file that is being written; swept at start
     blobs/lock            flock: shared by a backup, exclusive while files are removed
+    blobs/identity, LOWER/belongs-to   the same random name: it has this data directory alone
 
 Order: content, fsync, rename, fsync of the directory, and only then the row that refers to it; in
 the other direction the row goes first. So a row always has its file, and a file without a row is
@@ -19,8 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from torpor.durable import write_durably
 from torpor.store.disk import Disk
-from torpor.store.errors import DamagedError, MissingError
+from torpor.store.errors import DamagedError, MissingError, StoreError
 
 UPPER = "upper"
 LOWER = "lower"
@@ -42,6 +44,23 @@ class BlobFiles:
                 self._disk.make_directory(root / "staging")
                 # An earlier process may have died between a mkdir and its fsync.
                 self._disk.sync_directory(root)
+
+    def claim_lower(self) -> None:
+        """Makes the lower tier this data directory's. Raises StoreError if it is another's.
+
+        What one data directory does not know of is rubbish to it: two must not have the same.
+        """
+        if self.lower is None:
+            return
+        identity, owner = self.directory / "identity", self.lower / "belongs-to"
+        if not identity.exists():
+            write_durably(identity, secrets.token_hex(16).encode())
+        if not owner.exists():
+            write_durably(owner, identity.read_bytes())
+        if owner.read_bytes() != identity.read_bytes():
+            raise StoreError(
+                f"the lower tier {self.lower} belongs to another data directory: name another one"
+            )
 
     def path(self, digest: bytes, tier: str = UPPER) -> Path:
         """Where a blob's file is, whether or not it exists."""
@@ -72,15 +91,23 @@ class BlobFiles:
                 del self._writing[digest]
 
     def read(self, digest: bytes, tier: str) -> bytes:
-        """A blob's content, checked. Raises MissingError or DamagedError."""
-        path = self.path(digest, tier)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError as error:
+        """A blob's content, checked. Raises MissingError or DamagedError.
+
+        `tier` is where it was when its row was read; it may have been moved since.
+        """
+        for place in sorted(self.tiers(), key=lambda one: one != tier):
+            path = self.path(digest, place)
+            try:
+                data = path.read_bytes()
+                break
+            except FileNotFoundError:
+                continue
+        else:
+            self._root(tier)  # raises if there is no such tier here
             raise MissingError(
                 f"blob {digest.hex()} is missing from the {tier} tier: `torpor store check` "
                 "says what it belonged to; restore it from a backup"
-            ) from error
+            )
         if hashlib.sha256(data).digest() != digest:
             raise DamagedError(
                 f"{path}: content does not match its digest: it will not be run; restore a backup"

@@ -3,19 +3,30 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 
 from torpor.store.blobs import BlobFiles
 from torpor.store.instances import uuid_text
 
+# Those whose state it is, or whose state is a difference to it.
+_USERS = """
+SELECT i.uuid FROM instances i JOIN snapshots s ON s.instance_id = i.id
+LEFT JOIN bases t ON t.id = s.template_id LEFT JOIN bases w ON w.id = s.warm_id
+WHERE s.blob = :blob OR t.blob = :blob OR w.blob = :blob ORDER BY i.id
+"""
+_DROP_WARM = "DELETE FROM bases WHERE template_id IN (SELECT id FROM bases WHERE blob = ?)"
+WHOSE_MAX = 20
+
 
 def check(database: Path, files: BlobFiles, *, repair: bool = False) -> Iterator[str]:
     """One line for each thing that is wrong, with what was done about it.
 
     Without `repair` nothing is changed, and torpord may be running. With it torpord must not be:
-    wrong counters and tag indexes are made anew, and files that nothing refers to are removed.
-    Damaged content cannot be mended; the line says whose it is.
+    wrong counters and tag indexes are made anew, files that nothing refers to are removed, and so
+    are damaged templates that no instance needs: the next start makes them anew. Other damaged
+    content cannot be mended; the line says whose it is.
     """
     flags = apsw.SQLITE_OPEN_READWRITE if repair else apsw.SQLITE_OPEN_READONLY
     connection = apsw.Connection(str(database), flags=flags)
@@ -23,9 +34,11 @@ def check(database: Path, files: BlobFiles, *, repair: bool = False) -> Iterator
     try:
         yield from _database(connection)
         yield from _inline(connection)
-        yield from _blobs(connection, files)
+        yield from _blobs(connection, files, repair)
         yield from _derived(connection, repair)
         yield from _rubbish(connection, files, repair)
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        yield f"database: {error}: restore a backup"
     finally:
         connection.close()
 
@@ -47,30 +60,30 @@ def _inline(connection: apsw.Connection) -> Iterator[str]:
             yield f"instance {uuid_text(uuid)}: its snapshot is damaged: restore a backup"
 
 
-def _blobs(connection: apsw.Connection, files: BlobFiles) -> Iterator[str]:
-    for digest, size_bytes, tier in connection.execute(
-        "SELECT digest, size_bytes, tier FROM blobs"
-    ):
-        path = files.path(digest, tier) if tier in files.tiers() else None
-        if path is None:
-            problem = "is in a lower tier that is not configured"
-        elif not path.exists():
+def _blobs(connection: apsw.Connection, files: BlobFiles, repair: bool) -> Iterator[str]:
+    rows: list[Any] = connection.execute("SELECT digest, size_bytes, tier FROM blobs").fetchall()
+    for digest, size_bytes, tier in rows:
+        if tier not in files.tiers():
+            yield f"blob {digest.hex()} is in a lower tier that is not configured: name it"
+            continue
+        path = files.path(digest, tier)
+        if not path.exists():
             problem = "is missing"
         elif path.stat().st_size != size_bytes or _digest(path) != digest:
             problem = "is damaged"
         else:
             continue
-        users = connection.execute(
-            "SELECT i.uuid FROM snapshots s JOIN instances i ON i.id = s.instance_id "
-            "WHERE s.blob = ?",
-            (digest,),
-        )
-        whose = ", ".join(uuid_text(uuid) for (uuid,) in users)
-        sql = "SELECT 1 FROM bases WHERE blob = ?"
-        if connection.execute(sql, (digest,)).fetchone() is not None:
-            whose = f"{whose}, all clones of a template".removeprefix(", ")
-        whose = whose or "nothing"
-        yield f"blob {digest.hex()} {problem}; used by {whose}: restore it from a backup"
+        users = [uuid_text(uuid) for (uuid,) in connection.execute(_USERS, {"blob": digest})]
+        whose = ", ".join(users[:WHOSE_MAX]) + (", ..." if len(users) > WHOSE_MAX else "")
+        if users:
+            yield f"blob {digest.hex()} {problem}; used by {whose}: restore it from a backup"
+            continue
+        yield f"blob {digest.hex()} {problem}; no instance needs it{_mended(repair)}"
+        if repair:
+            with connection:
+                connection.execute(_DROP_WARM, (digest,))
+                connection.execute("DELETE FROM bases WHERE blob = ?", (digest,))
+                connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
 
 
 def _derived(connection: apsw.Connection, repair: bool) -> Iterator[str]:

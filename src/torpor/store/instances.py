@@ -23,7 +23,7 @@ from torpor.store.records import InstanceRow, Kind, NewInstance, State, Total
 
 _COLUMNS = (
     "i.id, i.uuid, i.owner_id, i.kind, i.name, i.state, i.revision, i.generation, i.memory_mb, "
-    "i.vcpus, i.service_id, i.created_ms, i.tags, i.config, i.facts"
+    "i.vcpus, i.service_id, i.created_ms, i.tags, i.config, i.facts, i.kill_ms"
 )
 
 
@@ -182,6 +182,11 @@ class Instances:
         )
         return [_row(found) for found in self._database.reader.execute(sql)]
 
+    def to_kill(self, now_ms: int, limit: int) -> list[InstanceRow]:
+        """Those that are to be deleted by now, the earliest first."""
+        sql = f"SELECT {_COLUMNS} FROM instances i WHERE kill_ms <= ? ORDER BY kill_ms LIMIT ?"
+        return [_row(found) for found in self._database.reader.execute(sql, (now_ms, limit))]
+
     def of_service(
         self, service_id: int, state: State | None = None, limit: int = -1
     ) -> list[InstanceRow]:
@@ -266,7 +271,8 @@ def _insert(
     try:
         connection.execute(
             "INSERT INTO instances(uuid, owner_id, kind, name, state, memory_mb, vcpus, "
-            "service_id, created_ms, tags, config, facts) VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
+            "service_id, created_ms, tags, config, facts, kill_ms) "
+            "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 _uuid_bytes(new.uuid),
                 owner_id,
@@ -280,6 +286,7 @@ def _insert(
                 json.dumps(new.tags) if new.tags else "",
                 new.config,
                 new.facts,
+                new.kill_ms,
             ),
         )
     except apsw.ConstraintError as error:
@@ -300,6 +307,7 @@ def _insert(
         tags=new.tags,
         config=new.config,
         facts=new.facts,
+        kill_ms=new.kill_ms,
     )
     _index_tags(connection, row)
     return row
@@ -324,6 +332,7 @@ def write_row(
         tags,
         row.config,
         row.facts,
+        row.kill_ms,
         commits,
         row.id,
         row.revision,
@@ -345,7 +354,7 @@ def write_row(
 
 _UPDATE = (
     "UPDATE instances SET kind=?, name=?, state=?, revision=revision+1, memory_mb=?, vcpus=?, "
-    "service_id=?, tags=?, config=?, facts=?, generation=generation+? "
+    "service_id=?, tags=?, config=?, facts=?, kill_ms=?, generation=generation+? "
     "WHERE id=? AND revision=? AND generation=ifnull(?, generation)"
 )
 

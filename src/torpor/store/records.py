@@ -35,6 +35,8 @@ class NewInstance(Struct, frozen=True):
     tags: tuple[str, ...] = ()
     service_id: int | None = None
     kind: Kind = "instance"
+    kill_ms: int | None = None
+    """When it is deleted by itself."""
 
 
 class InstanceRow(Struct, frozen=True):
@@ -57,6 +59,8 @@ class InstanceRow(Struct, frozen=True):
     tags: tuple[str, ...]
     config: bytes
     facts: bytes
+    kill_ms: int | None
+    """When it is deleted by itself, unless it changes before."""
 
 
 class Total(Struct, frozen=True):
@@ -132,6 +136,8 @@ class ServiceRow(Struct, frozen=True):
     created_ms: int
     domains: tuple[str, ...]
     document: bytes
+    kill_ms: int | None = None
+    """When it is deleted by itself, if it has no instances then."""
 
 
 class NewService(Struct, frozen=True):
@@ -144,6 +150,7 @@ class NewService(Struct, frozen=True):
     ports: int
     """How many ports it has, for the quota."""
     document: bytes
+    kill_ms: int | None = None
 
 
 class Owner(Struct, frozen=True):

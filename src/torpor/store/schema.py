@@ -186,7 +186,15 @@ ALTER TABLE bases ADD COLUMN family BLOB CHECK(family IS NULL OR length(family) 
 CREATE INDEX bases_of_family ON bases(family) WHERE family IS NOT NULL;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS, _FAMILIES)
+# When something is deleted by itself (autokill), unless it changes before; null for never.
+_AUTOKILL = """
+ALTER TABLE instances ADD COLUMN kill_ms INTEGER;
+CREATE INDEX instances_by_kill ON instances(kill_ms) WHERE kill_ms IS NOT NULL;
+ALTER TABLE services ADD COLUMN kill_ms INTEGER;
+CREATE INDEX services_by_kill ON services(kill_ms) WHERE kill_ms IS NOT NULL;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS, _FAMILIES, _AUTOKILL)
 
 
 def migrate(connection: apsw.Connection) -> None:

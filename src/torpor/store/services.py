@@ -11,7 +11,7 @@ from torpor.store.errors import ConflictError, InUseError, MissingError, NameTak
 from torpor.store.instances import uuid_bounds, uuid_text
 from torpor.store.records import NewService, ServiceRow
 
-_COLUMNS = "s.id, s.uuid, s.owner_id, s.name, s.revision, s.created_ms, s.document"
+_COLUMNS = "s.id, s.uuid, s.owner_id, s.name, s.revision, s.created_ms, s.document, s.kill_ms"
 
 
 class Services:
@@ -29,10 +29,10 @@ class Services:
                 raise QuotaError(f"Quota of {quota} service groups exceeded")
             try:
                 connection.execute(
-                    "INSERT INTO services(uuid, owner_id, name, created_ms, ports, document) "
-                    "VALUES(?,?,?,?,?,?)",
+                    "INSERT INTO services(uuid, owner_id, name, created_ms, ports, document, "
+                    "kill_ms) VALUES(?,?,?,?,?,?,?)",
                     (UUID(new.uuid).bytes, owner_id, new.name, new.created_ms, new.ports,
-                     new.document),
+                     new.document, new.kill_ms),
                 )  # fmt: skip
             except apsw.ConstraintError as error:
                 raise NameTakenError(
@@ -41,8 +41,9 @@ class Services:
             id_ = connection.last_insert_rowid()
             _set_domains(connection, id_, new.domains)
             return ServiceRow(
-                id_, new.uuid, owner_id, new.name, 1, new.created_ms, new.domains, new.document
-            )
+                id_, new.uuid, owner_id, new.name, 1, new.created_ms, new.domains, new.document,
+                new.kill_ms,
+            )  # fmt: skip
 
         return await self._database.write(change)
 
@@ -132,19 +133,20 @@ class Services:
     async def update(self, row: ServiceRow, ports: int) -> ServiceRow:
         """Writes a row back with its domains. Raises ConflictError or NameTakenError."""
 
-        def change(connection: apsw.Connection) -> ServiceRow:
-            connection.execute(
-                "UPDATE services SET document=?, ports=?, revision=revision+1 "
-                "WHERE id=? AND revision=?",
-                (row.document, ports, row.id, row.revision),
-            )
-            if connection.changes() != 1:
-                raise ConflictError(f"service group '{row.name}' changed meanwhile, or is gone")
-            connection.execute("DELETE FROM domains WHERE service_id = ?", (row.id,))
-            _set_domains(connection, row.id, row.domains)
-            return replace(row, revision=row.revision + 1)
+        return await self._database.write(lambda connection: write_service(connection, row, ports))
 
-        return await self._database.write(change)
+    def to_kill(self, now_ms: int, limit: int) -> list[ServiceRow]:
+        """Those that are to be deleted by now if they have no instances, the earliest first."""
+        sql = f"SELECT {_COLUMNS} FROM services s WHERE s.kill_ms <= ? ORDER BY s.kill_ms LIMIT ?"
+        rows = self._database.reader.execute(sql, (now_ms, limit)).fetchall()
+        return [self._row(found) for found in rows]
+
+    async def set_kill(self, service_id: int, kill_ms: int | None) -> None:
+        """Notes when one is to be deleted by itself."""
+        sql = "UPDATE services SET kill_ms = ? WHERE id = ?"
+        await self._database.write(
+            lambda connection: connection.execute(sql, (kill_ms, service_id))
+        )
 
     async def remove(self, row: ServiceRow) -> None:
         """Removes a service group. Raises InUseError while instances are attached to it."""
@@ -160,12 +162,26 @@ class Services:
         await self._database.write(change)
 
     def _row(self, found: Any) -> ServiceRow:
-        id_, uuid, owner_id, name, revision, created_ms, document = found
+        id_, uuid, owner_id, name, revision, created_ms, document, kill_ms = found
         sql = "SELECT fqdn FROM domains WHERE service_id = ? ORDER BY fqdn"
         domains = tuple(fqdn for (fqdn,) in self._database.reader.execute(sql, (id_,)))
         return ServiceRow(
-            id_, uuid_text(uuid), owner_id, name, revision, created_ms, domains, document
+            id_, uuid_text(uuid), owner_id, name, revision, created_ms, domains, document, kill_ms
         )
+
+
+def write_service(connection: apsw.Connection, row: ServiceRow, ports: int) -> ServiceRow:
+    """Within a change: as `Services.update`."""
+    connection.execute(
+        "UPDATE services SET document=?, ports=?, kill_ms=?, revision=revision+1 "
+        "WHERE id=? AND revision=?",
+        (row.document, ports, row.kill_ms, row.id, row.revision),
+    )
+    if connection.changes() != 1:
+        raise ConflictError(f"service group '{row.name}' changed meanwhile, or is gone")
+    connection.execute("DELETE FROM domains WHERE service_id = ?", (row.id,))
+    _set_domains(connection, row.id, row.domains)
+    return replace(row, revision=row.revision + 1)
 
 
 def _set_domains(connection: apsw.Connection, service_id: int, domains: tuple[str, ...]) -> None:

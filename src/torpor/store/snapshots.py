@@ -16,7 +16,7 @@ import apsw
 from torpor.store.bases import Bases, drop_blob
 from torpor.store.blobs import LOWER, UPPER, BlobFiles
 from torpor.store.database import Database
-from torpor.store.errors import ConflictError, DamagedError, StoreError
+from torpor.store.errors import ConflictError, DamagedError, MissingError, StoreError
 from torpor.store.instances import write_row
 from torpor.store.records import Base, InstanceRow, Snapshot
 
@@ -30,6 +30,12 @@ _UNREFERENCED = (
     "(SELECT 1 FROM snapshots WHERE snapshots.blob = blobs.digest) "
     "AND NOT EXISTS(SELECT 1 FROM bases WHERE bases.blob = blobs.digest)"
 )
+# A template or warm base is used whenever VMs of it are, long after it was written.
+_COLDEST = (
+    "SELECT b.digest, b.size_bytes, max(b.used_ms, ifnull(a.used_ms, 0)) AS used FROM blobs b "
+    "LEFT JOIN bases a ON a.blob = b.digest WHERE b.tier = 'upper' ORDER BY used LIMIT ? OFFSET ?"
+)
+COOLED_AT_ONCE = 1000
 INLINE_MAX_BYTES = 64 << 10
 """A larger snapshot becomes a file: beyond this a row costs SQLite more than a file system."""
 
@@ -170,19 +176,25 @@ class Snapshots:
 
         Returns the number of blobs moved. Raises MissingError if there is no lower tier.
         """
-        rows = list(
-            self._database.reader.execute(
-                "SELECT digest, size_bytes, used_ms FROM blobs WHERE tier='upper' ORDER BY used_ms"
-            )
-        )
-        excess = sum(size for _, size, _ in rows) - keep_bytes
-        moved = 0
-        for digest, size, used_ms in rows:
-            if used_ms >= unused_since_ms and excess <= 0:
-                break
-            moved += await self._move_down(digest)
-            excess -= size
+        if LOWER not in self._files.tiers():
+            raise MissingError("no lower tier is configured")
+        excess = self.blob_bytes()[UPPER] - keep_bytes
+        moved = passed_over = 0
+        # What is moved is not found again: each round begins behind it.
+        while rows := self._coldest(passed_over):
+            for digest, size, used_ms in rows:
+                if used_ms >= unused_since_ms and excess <= 0:
+                    return moved
+                try:
+                    moved += await self._move_down(digest)
+                except (MissingError, DamagedError):
+                    passed_over += 1  # `torpor store check` says whose it is
+                else:
+                    excess -= size
         return moved
+
+    def _coldest(self, after: int) -> list[Any]:
+        return list(self._database.reader.execute(_COLDEST, (COOLED_AT_ONCE, after)))
 
     async def _move_down(self, digest: bytes) -> bool:
         def change(connection: apsw.Connection) -> bool:

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import apsw
+
 from torpor.store.bases import Bases
 from torpor.store.blobs import BlobFiles
 from torpor.store.database import Database
 from torpor.store.disk import Disk
 from torpor.store.errors import StoreError
-from torpor.store.instances import Instances
+from torpor.store.image_uses import ImageUses
+from torpor.store.instances import Instances, write_row
 from torpor.store.logs import Logs
 from torpor.store.owners import Owners
-from torpor.store.records import InstanceRow
-from torpor.store.services import Services
+from torpor.store.records import InstanceRow, ServiceRow
+from torpor.store.services import Services, write_service
 from torpor.store.snapshots import Snapshots
 
 
@@ -33,6 +36,7 @@ class Store:
         synchronous: Literal["FULL", "OFF"] = "FULL",
     ) -> None:
         self._files = BlobFiles(data_dir / "blobs", lower, disk)
+        self._files.claim_lower()
         self._database = Database(data_dir / "torpor.db", vfs=vfs, synchronous=synchronous)
         self.owners = Owners(self._database)
         self.instances = Instances(self._database)
@@ -40,6 +44,7 @@ class Store:
         self.bases = Bases(self._database, self._files)
         self.snapshots = Snapshots(self._database, self._files, self.bases)
         self.logs = Logs(self._database)
+        self.image_uses = ImageUses(self._database)
 
     def close(self) -> None:
         """Closes it, after what is under way is committed."""
@@ -48,6 +53,25 @@ class Store:
     def size_bytes(self) -> dict[str, int]:
         """Of the database with its log, and of large snapshots in each tier."""
         return {"database": self._database.size_bytes(), **self.snapshots.blob_bytes()}
+
+    async def replace_instance(
+        self, former: InstanceRow, new: InstanceRow, service: ServiceRow, ports: int
+    ) -> tuple[InstanceRow, InstanceRow, ServiceRow]:
+        """Writes two instances back, `former` first, and a service group; or nothing of that.
+
+        Raises ConflictError or NameTakenError.
+        """
+
+        def change(connection: apsw.Connection) -> tuple[InstanceRow, InstanceRow, ServiceRow]:
+            first = write_row(connection, former)
+            if isinstance(first, StoreError):
+                raise first
+            second = write_row(connection, new)
+            if isinstance(second, StoreError):
+                raise second
+            return first, second, write_service(connection, service, ports)
+
+        return await self._database.write(change)
 
     async def remove_instances(self, rows: Sequence[InstanceRow]) -> list[StoreError | None]:
         """Removes instances and everything that was kept for them, large snapshots included."""

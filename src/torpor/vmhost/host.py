@@ -30,7 +30,16 @@ from torpor.vmhost.loaded import Loaded, Templates, memory_file, open_image, own
 from torpor.vmhost.pool import Limits, Pool
 from torpor.vmhost.vm import RunningVm, read_all
 from torpor.vmhost.worker import Rest, Worker
-from torpor.vmprocess import Boot, Origin, Prepare, Refused, Restore, Status, launch
+from torpor.vmprocess import (
+    READY_PORTS_MAX,
+    Boot,
+    Origin,
+    Prepare,
+    Refused,
+    Restore,
+    Status,
+    launch,
+)
 
 DIRECTORY = "run/vm"
 LOADED_MAX_BYTES = 2 << 30
@@ -91,6 +100,7 @@ class Host:
             workdir=machine.workdir,
             user=machine.user,
             template=True,
+            ready_ports=machine.ports[:READY_PORTS_MAX],
             seed=None if machine.seed is None else machine.seed.hex(),
         )
         worker = await self._launched()

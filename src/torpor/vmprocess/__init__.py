@@ -3,6 +3,7 @@
 from torpor.vmprocess.client import VMProcess
 from torpor.vmprocess.launch import Launched, launch
 from torpor.vmprocess.messages import (
+    READY_PORTS_MAX,
     Boot,
     Ended,
     Origin,
@@ -16,6 +17,7 @@ from torpor.vmprocess.messages import (
 )
 
 __all__ = [
+    "READY_PORTS_MAX",
     "Boot",
     "Ended",
     "Launched",

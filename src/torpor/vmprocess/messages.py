@@ -31,6 +31,9 @@ class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a failure 
         self.message = message
 
 
+READY_PORTS_MAX = 16
+
+
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """A VM that will boot a program. Digests and uuids are lower-case hexadecimal digits."""
 
@@ -45,6 +48,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     template: bool = False
     """Stop when the program is ready."""
+    ready_ports: tuple[int, ...] = ()
+    """Of which it has to listen at one, at any if there are none; at most READY_PORTS_MAX."""
     seed: str | None = None
     """What random numbers begin with, 64 digits: for a VM that is stored then and ends."""
 

@@ -30,13 +30,17 @@ use crate::time::{self, Instant};
 use alloc::rc::Rc;
 use core::ptr::write_volatile;
 use core::sync::atomic::Ordering;
+use torpor_abi::boot::READY_PORTS_MAX;
 use torpor_abi::handover::{Handover, command, quiesce, reason};
 use torpor_abi::layout::{DIRECT_MAP_BASE, HANDOVER_GPA, HANDOVER_LIST_GPA, HANDOVER_LIST_MAX};
 
-/// Called at boot: `fs` is the name space in which the first program runs, `template` whether a stop at readiness is wanted.
-pub fn start(fs: Rc<FsContext>, template: bool) {
+/// Called at boot: `fs` is the name space in which the first program runs, `ready_ports` those at which it is ready, where a
+/// stop then is wanted.
+pub fn start(fs: Rc<FsContext>, ready_ports: Option<[u16; READY_PORTS_MAX]>) {
     restored::set_fs(fs);
-    ready::set_wanted(template);
+    if let Some(ports) = ready_ports {
+        ready::want(ports);
+    }
 }
 
 fn handover() -> &'static Handover {

@@ -1,6 +1,6 @@
 //! When a program is ready to be made a template: the first of a write of `1` to /uk/libukp/template_instance (taken at
-//! its return), of /run/torpor/ready and of listen(2) on a port that is not of the loopback interface (both taken when
-//! nothing is runnable). The VM process has a time limit besides.
+//! its return), of /run/torpor/ready and of listen(2) on a port that is wanted and not of the loopback interface (both
+//! taken when nothing is runnable). The VM process has a time limit besides.
 
 use super::restored;
 use crate::fs::caller::Caller;
@@ -10,6 +10,7 @@ use crate::task::creds::Credentials;
 use alloc::rc::Rc;
 use core::cell::Cell;
 use linux_raw_sys::general::AT_FDCWD;
+use torpor_abi::boot::READY_PORTS_MAX;
 
 /// How far a program is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +29,14 @@ crate::global! {
     static STATE: Cell<Ready> = Cell::new(Ready::Unwanted);
 }
 
-/// Says whether the VM process wants a stop at readiness.
-pub(super) fn set_wanted(wanted: bool) {
-    STATE.with(|state| state.set(if wanted { Ready::Waiting } else { Ready::Unwanted }));
+crate::global! {
+    static PORTS: Cell<[u16; READY_PORTS_MAX]> = Cell::new([0; READY_PORTS_MAX]);
+}
+
+/// Says that the VM process wants a stop at readiness, and at which ports that is.
+pub(super) fn want(ports: [u16; READY_PORTS_MAX]) {
+    STATE.with(|state| state.set(Ready::Waiting));
+    PORTS.with(|wanted| wanted.set(ports));
 }
 
 /// A program has said so itself.
@@ -44,15 +50,17 @@ pub(super) fn program_is_ready() {
 
 /// A program listens on a socket.
 pub fn listening(socket: &Socket) {
-    let outside = match socket.local_address() {
-        Address::Inet(address) => !address.canonical().ip.is_loopback(),
-        _ => false,
-    };
+    let Address::Inet(address) = socket.local_address() else { return };
+    let is_wanted = is_wanted(&PORTS.with(Cell::get), address.port) && !address.canonical().ip.is_loopback();
     STATE.with(|state| {
-        if outside && state.get() == Ready::Waiting {
+        if is_wanted && state.get() == Ready::Waiting {
             state.set(Ready::WhenIdle);
         }
     });
+}
+
+fn is_wanted(ports: &[u16], port: u16) -> bool {
+    ports.contains(&port) || ports.iter().all(|named| *named == 0)
 }
 
 pub(super) fn is_due(idle: bool) -> bool {
@@ -74,4 +82,16 @@ fn ready_file_exists() -> bool {
 /// The stop is about to happen; there is no second one.
 pub(super) fn done() {
     STATE.with(|state| state.set(Ready::Unwanted));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_wanted;
+
+    #[test]
+    fn any_port_is_wanted_where_none_is_named() {
+        assert!(is_wanted(&[0, 0], 9000));
+        assert!(is_wanted(&[8080, 9000, 0], 9000));
+        assert!(!is_wanted(&[8080, 0, 0], 9000));
+    }
 }

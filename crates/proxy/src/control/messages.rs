@@ -40,8 +40,12 @@ pub enum Ask {
     Hello(Hello),
     /// A link, its descriptor with it.
     Attach(Attach),
+    /// Another group for one.
+    Join(Join),
     /// The end of one.
     Detach(Detach),
+    /// Begin nothing new.
+    Drain(Park),
     /// Send nothing more.
     Park(Park),
     /// Send again.
@@ -207,6 +211,18 @@ pub enum Why {
     Deleted,
     /// The VM process is gone.
     Lost,
+}
+
+/// See the document.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Join {
+    /// Whose.
+    pub instance: Uuid,
+    /// Of what generation.
+    pub generation: u64,
+    /// Uuid of a group.
+    pub group: Uuid,
 }
 
 /// See the document.

@@ -162,7 +162,17 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
             let socket = descriptors.pop().expect("counted before");
             attach_link(proxy, attach, socket)
         }
+        Ask::Join(join) => {
+            if let Some(instance) = find(proxy, join.instance, join.generation) {
+                instance.join(join.group);
+                proxy.routes.borrow_mut().add(instance);
+                Ok(json!({}))
+            } else {
+                Err(refusal("unknown", "no such link"))
+            }
+        }
         Ask::Detach(detach) => return detach_link(proxy, connection, id, &detach),
+        Ask::Drain(drain) => return drain_link(proxy, connection, id, &drain),
         Ask::Park(park) => return park_link(proxy, connection, id, &park),
         Ask::GoOn(which) => {
             if let Some(instance) = find(proxy, which.instance, which.generation) {
@@ -218,6 +228,18 @@ fn detach_link(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, detach: 
     connection.answer(id, Ok(json!({})));
 }
 
+fn drain_link(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, drain: &Park) {
+    let Some(instance) = find(proxy, drain.instance, drain.generation) else {
+        return connection.answer(id, Err::<Value, _>(refusal("unknown", "no such link")));
+    };
+    let (connection, time) = (connection.clone(), Duration::from_millis(drain.drain_ms));
+    tokio::task::spawn_local(async move {
+        instance.drain();
+        let _ = tokio::time::timeout(time, instance.drained(Instance::in_flight)).await;
+        connection.answer(id, Ok(json!({"in_flight": instance.in_flight()})));
+    });
+}
+
 fn park_link(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, park: &Park) {
     let Some(instance) = find(proxy, park.instance, park.generation) else {
         return connection.answer(id, Err::<Value, _>(refusal("unknown", "no such link")));
@@ -226,11 +248,11 @@ fn park_link(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, park: &Par
     tokio::task::spawn_local(async move {
         instance.drain();
         // What is in flight after that goes to sleep with it.
-        let _ = tokio::time::timeout(time, instance.drained()).await;
+        let _ = tokio::time::timeout(time, instance.drained(Instance::requests)).await;
         if matches!(instance.phase(), Phase::Draining) {
             instance.be_quiet();
         }
-        connection.answer(id, Ok(json!({"in_flight": instance.requests() + instance.connections()})));
+        connection.answer(id, Ok(json!({"in_flight": instance.in_flight()})));
     });
 }
 

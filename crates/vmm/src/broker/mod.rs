@@ -215,6 +215,7 @@ fn describe_program(options: &RunOptions, managed: Option<&Managed>) -> Result<b
         user: options.user.clone(),
         hostname,
         uuid,
+        ready_ports: Default::default(),
         seed: None,
     })
 }

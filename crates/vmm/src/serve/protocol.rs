@@ -108,6 +108,10 @@ pub struct Boot {
     /// Whether to stop when the program is ready.
     #[serde(default)]
     pub template: bool,
+    /// Ports of which one has to be listened at before it is ready, any if there are none; at most
+    /// [`torpor_abi::boot::READY_PORTS_MAX`].
+    #[serde(default)]
+    pub ready_ports: Vec<u16>,
     /// What random numbers begin with in place of fresh ones. Such a VM must be stored when it is ready and not go on: the
     /// restore brings fresh ones.
     #[serde(default)]

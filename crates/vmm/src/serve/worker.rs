@@ -18,7 +18,7 @@ use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
-use torpor_abi::boot::flags;
+use torpor_abi::boot::{READY_PORTS_MAX, flags};
 use torpor_abi::handover::reason;
 
 /// Largest template file.
@@ -250,7 +250,13 @@ impl Worker {
         if argv.is_empty() || argv.iter().chain(&envp).any(|text| text.contains(&0)) {
             return Err(Refused::request("argv is empty, or a string has a NUL"));
         }
+        let mut ready_ports = [0; READY_PORTS_MAX];
+        let Some(ports) = ready_ports.get_mut(..boot.ready_ports.len()) else {
+            return Err(Refused::request("ready_ports has too many"));
+        };
+        ports.copy_from_slice(&boot.ready_ports);
         let program = boot::Program {
+            ready_ports,
             flags: if boot.template { flags::TEMPLATE } else { 0 } | if boot.console { flags::STDIN } else { 0 },
             argv,
             envp,

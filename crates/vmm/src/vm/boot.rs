@@ -2,7 +2,7 @@
 
 use super::memory::bytes_of;
 use crate::error::Failure;
-use torpor_abi::boot::{BootInfo, MAGIC, Span, VERSION};
+use torpor_abi::boot::{BootInfo, MAGIC, READY_PORTS_MAX, Span, VERSION};
 use torpor_abi::layout::BOOT_INFO_MAX_BYTES;
 
 /// What the broker says about the program; the rest of [`BootInfo`] is the VM process's to know.
@@ -24,6 +24,8 @@ pub struct Program {
     pub hostname: String,
     /// The instance's.
     pub uuid: [u8; 16],
+    /// As in [`BootInfo`].
+    pub ready_ports: [u16; READY_PORTS_MAX],
     /// What the guest's random numbers begin with in place of fresh ones, for a VM that never goes on past a snapshot: the
     /// restore of that brings fresh ones.
     pub seed: Option<[u8; 32]>,
@@ -118,6 +120,7 @@ pub fn encode(program: &Program, machine: &Machine) -> Vec<u8> {
         uid: 0,
         gid: 0,
         reserved: 0,
+        ready_ports: program.ready_ports,
         argv: strings.span(&argv, true),
         envp: strings.span(&envp, true),
         workdir: strings.span(&[&program.workdir], false),

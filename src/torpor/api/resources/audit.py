@@ -26,7 +26,7 @@ class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 @operation("GET", "/v1/audit", "subscribe_audit_events", "Follow what happens", group="Audit",
            query=AuditQuery, media_type="text/event-stream", support="partial",
-           note="origins api, guest, restart, system")  # fmt: skip
+           note="origins api, guest, proxy, scale-to-zero, restart, system, autokill")  # fmt: skip
 async def subscribe(call: Call) -> Response:
     query = call.query
     types = set(query.events.split(",")) if query.events else set(TYPES)

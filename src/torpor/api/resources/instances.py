@@ -31,8 +31,10 @@ from torpor.store import InstanceRow, Kind, State
 PATH = "/v1/instances"
 MAX_WAIT_S = 86400
 LOG_LIMIT_BYTES = 1 << 20
-DRAIN_MAX_MS = 10_000
+SUSPEND_DRAIN_MAX_MS = 10_000
 """How long requests in flight are waited for at most, before a standby that was asked for."""
+STOP_DRAIN_MAX_MS = 3_600_000
+"""The same for requests and connections, before a stop."""
 _NO_PROXY = "no packets, connections, requests or wake-up latencies"
 
 PROPS = Literal[
@@ -230,13 +232,13 @@ async def start_instance(call: Call, item: StartItem) -> TransitionAnswer:
 
 @operation("PUT", PATH + "/stop", "stop_instances", "Stop", group="Instances", form="each",
            key="instances", answer=TransitionAnswer, body=StopItem, array=True, body_needed=True,
-           support="partial", note="nothing is drained; no dump")  # fmt: skip
+           support="partial", note="no dump")  # fmt: skip
 @operation("POST", PATH + "/stop", "stop_instances_post", "Stop instances (old verb)",
            group="Instances", form="each", key="instances", answer=TransitionAnswer, body=StopItem,
            array=True, body_needed=True, support="partial", note="as PUT")  # fmt: skip
 @operation("PUT", PATH + "/{uuid:str}/stop", "stop_instance_by_uuid", "Stop an instance",
            group="Instances", form="each", key="instances", answer=TransitionAnswer, body=StopItem,
-           support="partial", note="nothing is drained; no dump")  # fmt: skip
+           support="partial", note="no dump")  # fmt: skip
 async def stop_instance(call: Call, item: StopItem) -> TransitionAnswer:
     if item.force and item.drain_timeout_ms is not None:
         raise ItemError(Code.CONFLICTING, "Cannot specify 'drain_timeout_ms' when 'force' is set")
@@ -247,7 +249,10 @@ async def stop_instance(call: Call, item: StopItem) -> TransitionAnswer:
     state = lifecycle.lives.state(row)
     if item.ifstate is not None and item.ifstate != state:
         raise ItemError(Code.WRONG_STATE, f"The instance is {state}, not '{item.ifstate}'")
-    previous, now = await lifecycle.stop(row, force=bool(item.force))
+    drain_ms = item.drain_timeout_ms or 0
+    if not 0 <= drain_ms <= STOP_DRAIN_MAX_MS:
+        drain_ms = STOP_DRAIN_MAX_MS
+    previous, now = await lifecycle.stop(row, force=bool(item.force), drain_ms=drain_ms)
     return _transition(row, now, previous)
 
 
@@ -264,8 +269,8 @@ async def stop_instance(call: Call, item: StopItem) -> TransitionAnswer:
 async def suspend_instance(call: Call, item: SuspendItem) -> TransitionAnswer:
     row = find(call, item)
     drain_ms = item.drain_timeout_ms
-    if drain_ms is None or not 0 <= drain_ms < DRAIN_MAX_MS:
-        drain_ms = DRAIN_MAX_MS
+    if drain_ms is None or not 0 <= drain_ms < SUSPEND_DRAIN_MAX_MS:
+        drain_ms = SUSPEND_DRAIN_MAX_MS
     lifecycle = call.service.controller.lifecycle
     previous, state = await lifecycle.suspend(row, "api", drain_ms=drain_ms)
     return _transition(row, state, previous)

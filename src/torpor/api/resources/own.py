@@ -12,6 +12,7 @@ from torpor.api.wire import Item, TokenAnswer, moment
 from torpor.controller import Code, ItemError
 from torpor.controller.errors import from_store
 from torpor.controller.events import now_ms
+from torpor.controller.model import Service
 from torpor.controller.quotas import Quotas, checked_quotas
 from torpor.controller.requests import Reference, Request
 from torpor.controller.rules import check_name
@@ -118,22 +119,23 @@ async def prepare(call: Call, item: Reference) -> Item:
 
 
 class Replacement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An instance, and the uuid of the one whose place it takes."""
+    """An instance, the uuid of the one whose place it takes, and the services there then."""
 
     uuid: str | None = None
     name: str | None = None
     former: str
+    services: list[Service] = []
 
 
 @operation("POST", "/torpor/v1/replace", "replace", "Delete an instance, and give its name on",
            group=GROUP, form="each", key="instances", answer=Item, body=Replacement, array=True,
            body_needed=True)  # fmt: skip
 async def replace(call: Call, item: Replacement) -> Item:
-    """Waits for requests in flight; of one service, the next ones go to the new instance."""
+    """The next requests go to the new instance; those in flight are waited for."""
     controller, owner = call.service.controller, call.principal.owner
     row = controller.find(owner, "instance", item)
     former = controller.find(owner, "instance", Reference(uuid=item.former))
-    await controller.replace(row, former)
+    await controller.replace(row, former, item.services)
     return Item(status="success", uuid=row.uuid, name=former.name)
 
 

@@ -1,0 +1,83 @@
+"""A redeploy under load: every request is answered, by one version or the other."""
+
+import base64
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.images.standins import add_root
+from tests.server import Server
+from torpor.images.store import ImageStore
+
+pytestmark = pytest.mark.kvm
+
+PROGRAM = """
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = sys.argv[1].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+if len(sys.argv) > 3:
+    import threading, time
+    admin = ThreadingHTTPServer(("0.0.0.0", int(sys.argv[3])), Handler)
+    threading.Thread(target=admin.serve_forever, daemon=True).start()
+    time.sleep(3)
+server = ThreadingHTTPServer(("0.0.0.0", int(sys.argv[2])), Handler)
+print("serves", flush=True)
+server.serve_forever()
+"""
+
+
+def test_another_port_under_the_same_name(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    images = ImageStore(data)
+    versions = (("v1", "8080"), ("v2", "9000"), ("v3", "8080"))
+    for version, port in versions:
+        command = ("python3", "-c", PROGRAM, version, port)
+        add_root(images, "python", version, command, (port,))
+    seen: list[tuple[int, bytes]] = []
+    stop = threading.Event()
+    with Server(data) as server:
+        host = server.deploy("-n", "app", "v1")
+
+        def ask() -> None:
+            while not stop.is_set():
+                seen.append(server.get(host))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for version, _ in versions[1:]:
+                server.deploy("-n", "app", version)
+                assert server.get(host) == (200, version.encode())
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert set(server.instances()) == {"app"}
+        groups = server.api("/v1/services")["service_groups"]
+        assert len(groups) == 1
+    assert {status for status, _ in seen} == {200}, [one for one in seen if one[0] != 200][:5]
+    assert {body for _, body in seen} == {b"v1", b"v2", b"v3"}
+
+
+def test_what_listens_elsewhere_first_is_not_ready(tmp_path: Path) -> None:
+    """The template is of a program that serves, so that its clones do from their first moment."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    command = ("python3", "-c", PROGRAM, "late", "8080", "9999")
+    add_root(ImageStore(data), "python", "late", command, ("8080",))
+    with Server(data) as server:
+        host = server.deploy("-n", "app", "late")
+        (log,) = server.api("/v1/instances/log", [{"name": "app"}])["instances"]
+        assert b"serves" in base64.b64decode(log["output"]), "it was taken for ready before"
+        assert server.get(host) == (200, b"late")
