@@ -43,7 +43,10 @@ async def handle(
     path = {name: str(value) for name, value in request.path_params.items()}
     call = Call(service, principal, request, path, query, body)
     if operation.form != "each":
-        answer = await operation.handler(call)
+        try:
+            answer = await operation.handler(call)
+        except StoreError as error:
+            answer = [failed(from_store(error))]
         if isinstance(answer, Response):
             return answer
         return envelope(operation.key, answer, began)

@@ -190,9 +190,10 @@ class Controller:
         async def begin(position: int, row: InstanceRow) -> None:
             try:
                 await self.start(owner, row)
-            except ItemError as error:
-                error.uuid, error.name = row.uuid, row.name
-                answers[position] = error
+            except (ItemError, StoreError) as error:
+                failure = from_store(error) if isinstance(error, StoreError) else error
+                failure.uuid, failure.name = row.uuid, row.name
+                answers[position] = failure
 
         # Side by side, so that what they write is committed in groups.
         await asyncio.gather(

@@ -1,6 +1,7 @@
 """New instances: from an image, a template, a checkpoint, or a branch of another instance."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,12 @@ class Creation:
                     error.name = error.name or (request.name or "")
                     answers.append(error)
         if simple:
-            added = await store.instances.add(owner.id, [new for _, new in simple], quota)
+            wanted = [new for _, new in simple]
+            added: Sequence[InstanceRow | StoreError]
+            try:
+                added = await store.instances.add(owner.id, wanted, quota)
+            except StoreError as error:  # a full disk: none of them
+                added = [error] * len(wanted)
             for (position, new), row in zip(simple, added, strict=True):
                 failed = isinstance(row, StoreError)
                 answers[position] = from_store(row, name=new.name) if failed else row  # type: ignore[arg-type, assignment]
@@ -102,8 +108,10 @@ class Creation:
         if request.service_group is not None:
             service_id = await self._service(owner, request)
         quota = Quotas.of(owner).instances
-        (row,) = await controller.store.instances.add(owner.id, [_new(planned, service_id)], quota)
+        row: InstanceRow | StoreError | None = None
         try:
+            new = [_new(planned, service_id)]
+            (row,) = await controller.store.instances.add(owner.id, new, quota)
             if isinstance(row, StoreError):
                 raise from_store(row, name=planned.name) from row
             if planned.content is not None:
@@ -113,10 +121,11 @@ class Creation:
                     wanted, saved, image=planned.config.image_digest, origin=origin
                 )
         except (ItemError, StoreError) as error:
-            if isinstance(row, InstanceRow):
-                await controller.store.remove_instances([row])
-            if service_id is not None:
-                await controller.groups.release(service_id)
+            with contextlib.suppress(StoreError):  # a full disk can keep it from being undone
+                if isinstance(row, InstanceRow):
+                    await controller.store.remove_instances([row])
+                if service_id is not None:
+                    await controller.groups.release(service_id)
             if isinstance(error, ItemError):
                 raise
             raise from_store(error, name=planned.name) from error

@@ -53,6 +53,8 @@ from torpor.tasks import Tasks
 STOP_TIMEOUT_S = 10.0
 STOPPING: tuple[State, ...] = ("draining", "stopping")
 """What a row says of an instance that somebody has asked to stop."""
+SETTLE_S = 2.0
+"""How long a start of torpord waits until what it found is written down."""
 WAKES_MAX = 8
 """Of one instance, before whoever waits for it is told to come again."""
 IDLE_S = 0.5
@@ -276,7 +278,7 @@ class Lifecycle:
                 return "the link is of another generation"
             try:
                 await self._put_down(live, "scale-to-zero", busy=False)
-            except ItemError as error:
+            except (ItemError, StoreError) as error:
                 return str(error)
             return None
 
@@ -501,14 +503,26 @@ class Lifecycle:
             result = listeners[found.instance].result
             if result is not None:
                 self._tasks.start(self._ended(listeners[found.instance], result))
-        for row in self._store.instances.in_motion():
-            if self._lives.get(row.id) is not None:
-                continue
-            if row.state in STOPPING:
-                await self._lives.write_state(row, "stopped", KILLED_FOR_USER)
-                await self._store.snapshots.discard(row.id)
-            else:
-                await self._lost(Live(row, config_of(row.config), facts_of(row.facts), row.state))
+        alone = [
+            row for row in self._store.instances.in_motion() if self._lives.get(row.id) is None
+        ]
+        if alone:
+            # Written down in the background where the disk is full: until then they cannot start.
+            settling = [self._tasks.start(self._without_vm(row)) for row in alone]
+            await asyncio.wait(settling, timeout=SETTLE_S)
+
+    async def _without_vm(self, row: InstanceRow) -> None:
+        """An instance that was under way, and whose VM process is gone."""
+        live = Live(row, config_of(row.config), facts_of(row.facts), row.state)
+        if row.state not in STOPPING:
+            await self._lost(live)
+            return
+        live.facts = msgspec.structs.replace(
+            live.facts, stop_reason=KILLED_FOR_USER, stopped_ms=now_ms()
+        )
+        await self._lives.write_eventually(live, "stopped")
+        await self._lives.discard_eventually(row)
+        self._lives.set(live, "stopped", "api")
 
     async def _go_on(self, found: Found, row: InstanceRow) -> bool:
         """Whether a process that was left runs on as its instance; if not, it is dead."""
@@ -550,7 +564,7 @@ class Lifecycle:
             live.facts = msgspec.structs.replace(live.facts, updates=updates)
             live.woken = False
             await self._lives.write_eventually(live, "stopped")
-            await self._store.snapshots.discard(live.row.id)
+            await self._lives.discard_eventually(live.row)
             asked_for = live.stopping_for is not None
             if not asked_for and wants_restart(live.config.restart_policy, result):
                 healthy = _loop_s() - live.began_s >= self._backoff.healthy_s

@@ -168,3 +168,13 @@ class LiveSet:
                 await asyncio.sleep(RETRY_S)
             else:
                 return
+
+    async def discard_eventually(self, row: InstanceRow) -> None:
+        """Removes the saved state of an instance that has stopped; likewise."""
+        while True:
+            try:
+                await self._store.snapshots.discard(row.id)
+            except StoreError:
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
