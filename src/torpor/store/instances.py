@@ -348,40 +348,32 @@ def write_row(
     With `commits` it gets the next generation, unless it is at another one than `row` says.
     """
     tags = json.dumps(row.tags) if row.tags else ""
-    generation = row.generation + commits
-    values = (
-        row.kind,
-        row.name,
-        row.state,
-        row.memory_mb,
-        row.vcpus,
-        row.service_id,
-        tags,
-        row.config,
-        row.facts,
-        commits,
-        row.id,
-        row.revision,
-        row.generation if commits else None,
-    )
+    which = (row.id, row.revision, row.generation if commits else None)
+    shape = (row.kind, row.name, row.memory_mb, row.vcpus, row.service_id, tags)
+    changes = (row.state, row.config, row.facts, commits)
     try:
-        # Tags hardly ever change, and then their index needs no look.
-        connection.execute(f"{_UPDATE} AND kind=? AND tags=?", (*values, row.kind, tags))
+        connection.execute(_UPDATE, (*changes, *which, *shape))
         if connection.changes() != 1:
-            connection.execute(_UPDATE, values)
+            connection.execute(_RESHAPE, (*changes, *shape, *which))
             if connection.changes() != 1:
                 return ConflictError(f"{row.kind} '{row.name}' changed meanwhile, or is gone")
             connection.execute("DELETE FROM instance_tags WHERE instance_id = ?", (row.id,))
             _index_tags(connection, row)
     except apsw.ConstraintError as error:
         return _constraint(error, row.kind, row.name)
-    return replace(row, revision=row.revision + 1, generation=generation)
+    return replace(row, revision=row.revision + 1, generation=row.generation + commits)
 
 
+# What is set, changed or not, has its indexes written anew, and most columns hardly ever change.
+_CHANGES = "state=?, config=?, facts=?, generation=generation+?, revision=revision+1"
+_WHICH = "id=? AND revision=? AND generation=ifnull(?, generation)"
 _UPDATE = (
-    "UPDATE instances SET kind=?, name=?, state=?, revision=revision+1, memory_mb=?, vcpus=?, "
-    "service_id=?, tags=?, config=?, facts=?, generation=generation+? "
-    "WHERE id=? AND revision=? AND generation=ifnull(?, generation)"
+    f"UPDATE instances SET {_CHANGES} WHERE {_WHICH} "
+    "AND kind=? AND name=? AND memory_mb=? AND vcpus=? AND service_id IS ? AND tags=?"
+)
+_RESHAPE = (
+    f"UPDATE instances SET {_CHANGES}, kind=?, name=?, memory_mb=?, vcpus=?, service_id=?, tags=? "
+    f"WHERE {_WHICH}"
 )
 
 
