@@ -101,9 +101,10 @@ async def test_a_service_group_goes_when_it_was_empty_for_so_long(
 
     async def group(name: str, autokill: Autokill | None) -> int:
         services = [Service(port=80, destination_port=8080)]
-        made = await groups.create(
-            owner.id, name=name, services=services, domains=None, autokill=autokill
+        planned = await groups.planned(
+            name=name, services=services, domains=None, autokill=autokill
         )
+        made = await groups.create(owner.id, planned)
         return made.id
 
     empty, used, kept = await group("a", SOON), await group("b", SOON), await group("c", None)
