@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-snapshot bench-clones bench-api bench-density bench-wake bench-peers test-examples rootfs lock clean
+.PHONY: help setup build demo test lint docs fmt conformance soak test-stock-kvm bench-guest bench-images bench-snapshot bench-clones bench-api bench-environments bench-density bench-wake bench-peers test-examples rootfs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench-proxy: build rootfs ## what the proxy adds to a request, and its memory
 
 bench-api: build ## torpord with a million instances: speed, memory, start-up
 	@$(BIN)/python -m tests.bench.api
+
+bench-environments: build rootfs ## disk of instances that differ in one environment variable
+	@$(BIN)/python -m tests.bench.environments
 
 BENCH = $(BIN)/torpor --data build/bench/images bench # bases and images are made once, there
 

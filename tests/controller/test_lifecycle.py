@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from torpor.controller import Controller, ItemError
 from torpor.controller.model import facts_of
 from torpor.controller.requests import CreateInstance
 from torpor.controller.restart import Backoff, wants_restart
-from torpor.controller.vm import Exit, Found
+from torpor.controller.vm import Exit, Found, Machine
 from torpor.store import InstanceRow, Owner, Store
 
 pytestmark = pytest.mark.anyio
@@ -66,10 +67,28 @@ async def test_no_template_is_made_of_what_would_repeat_secrets(
     )
 
 
+@pytest.mark.parametrize(("program", "is_seeded"), [("srv", True), ("bun", False)])
 async def test_what_differs_in_its_environment_alone_is_a_sibling(
-    controller: Controller, owner: Owner
+    controller: Controller,
+    owner: Owner,
+    host: FakeHost,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    is_seeded: bool,
 ) -> None:
-    rows = [await running(controller, owner, env={"N": str(number)}) for number in range(4)]
+    boot, seeds = host.boot, []
+
+    async def noting(machine: Machine, *rest: Any) -> FakeVm:
+        seeds.append(machine.seed)
+        return await boot(machine, *rest)
+
+    monkeypatch.setattr(host, "boot", noting)
+    args = [f"/bin/{program}"]
+    rows = [
+        await running(controller, owner, env={"N": str(number)}, args=args) for number in range(4)
+    ]
+    # Siblings of a runtime that draws in advance begin with random numbers of their own.
+    assert [seed is not None for seed in seeds] == [False, *[is_seeded] * 3]
     await running(controller, owner, env={"N": "1"}, args=["/bin/other"])
     for row in rows:
         await controller.lifecycle.suspend(controller.lifecycle.lives.current(row), "api")

@@ -64,8 +64,9 @@ class Templates:
         With all defaults at the first start of a configuration and its family: it may be the only
         one. Likewise for a program whose clones repeat random numbers.
         """
-        key, argv = configuration_key(machine), machine.argv
-        why_not = self._seen.get(key) or why_not_templated(argv, drew_random=False)
+        key, family, argv = configuration_key(machine), family_key(machine), machine.argv
+        why_not = self._seen.get(key) or self._seen.get(family)
+        why_not = why_not or why_not_templated(argv, drew_random=False)
         if row.kind != "instance" or why_not is not None:
             return Beginning(why_no_template=why_not)
         template = self._store.bases.by_key(key)
@@ -74,11 +75,10 @@ class Templates:
         asked = key in self._asked
         self._asked.discard(key)
         again = self._was_seen(key) or asked
-        if runtime_that_repeats(argv) is not None:
-            return Beginning(argv=argv, key=key) if again else Beginning()
-        family = family_key(machine)
         if self._was_seen(family) or again or self._store.bases.by_family(family) is not None:
-            seed = self._saved.boot_seed(family)
+            # Where it would show in what they draw later, siblings begin with numbers of their own.
+            repeats = runtime_that_repeats(argv) is not None
+            seed = None if repeats else self._saved.boot_seed(family)
             return Beginning(argv=argv, key=key, family=family, is_asked_for=asked, seed=seed)
         return Beginning()
 
@@ -100,6 +100,8 @@ class Templates:
         why = why_not_templated(beginning.argv, drew_random=saved.drew_random)
         if why is not None:
             self._seen[beginning.key] = why
+            if beginning.family is not None:
+                self._seen[beginning.family] = why
         return why
 
     async def add(self, row: InstanceRow, saved: Saved, image: str, beginning: Beginning) -> Base:
