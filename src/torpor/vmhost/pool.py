@@ -30,7 +30,7 @@ class Limits:
     """And for all."""
     spare: int = 1
     """Processes that rest beyond what was busy at once lately."""
-    keep_s: float = 60.0
+    keep_s: float = 300.0
     """After the last wake of a template, its processes are let go of."""
     reuse: bool = True
     """False: every wake gets a process that no instance has been in."""
@@ -81,8 +81,10 @@ MAKING_S = 0.02
 MAKERS = 2 * len(os.sched_getaffinity(0))
 """Processes that are made at once, for one template, for those that wait."""
 TICK_S = 1.0
-FORGET = 0.97
-"""What is left of a peak after a tick: half after 23 s."""
+FORGET = 0.995
+"""What is left of a peak after a tick: half after 140 s. To end a process takes about 10 ms of
+processor time, which is to be no load of its own.
+"""
 
 
 class Pool:
