@@ -141,7 +141,7 @@ class FakeHost:
     def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
         self._read, self._warm, self._find = read, warm, find
 
-    def start(self) -> None:
+    def start(self, on_shortage: Callable[[int], None]) -> None:  # noqa: ARG002
         return
 
     async def boot(

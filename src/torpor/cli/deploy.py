@@ -8,7 +8,7 @@ import click
 from torpor.cli.client import Server, run
 from torpor.cli.instance import environment
 from torpor.cli.output import say
-from torpor.cli.service import parse_port
+from torpor.cli.service import PORT, parse_port
 from torpor.datadir import data_dir
 from torpor.errors import ImageNotFoundError, TorporError, UsageError
 from torpor.images import ImageStore
@@ -20,7 +20,7 @@ START_TIMEOUT_S = 60
 @click.command()
 @click.argument("source", metavar="DIR|IMAGE")
 @click.option("-n", "--name")
-@click.option("-p", "--port", "ports", multiple=True, metavar="PORT:DESTINATION")
+@click.option("-p", "--port", "ports", multiple=True, metavar=PORT)
 @click.option("-M", "--memory", "memory_mb", type=int, default=256, show_default=True)
 @click.option("-e", "--env", "env", multiple=True, metavar="K=V")
 @click.option(
@@ -94,7 +94,7 @@ def deploy(
     say(f"{made.name} {made.state}")
     for domain in made.service_group.domains:
         for service in services:
-            click.echo(_url(domain.fqdn, service["port"], public_ports))
+            click.echo(_url(domain.fqdn, service, public_ports))
 
 
 async def _deployed(server: Server, name: str) -> dict[str, Any] | None:
@@ -131,11 +131,14 @@ async def _start(server: Server, uuid: str) -> None:
     await made.wait(state="running", timeout_seconds=START_TIMEOUT_S)
 
 
-def _url(host: str, port: int, public_ports: dict[str, int]) -> str:
+def _url(host: str, service: dict[str, Any], public_ports: dict[str, int]) -> str:
     """Where clients find a service."""
-    scheme = "http" if port == 80 else "https"
+    port = service["port"]
     public = public_ports.get(str(port), port)
-    default = {"http": 80, "https": 443}[scheme]
+    scheme = "http" if port == 80 else "https"
+    if service.get("handlers") == [] and not service.get("tls_passthrough"):
+        scheme = "tcp"
+    default = {"http": 80, "https": 443}.get(scheme)
     return f"{scheme}://{host}" if public == default else f"{scheme}://{host}:{public}"
 
 
