@@ -73,6 +73,9 @@ def test_policy_idle_keeps_connections_open(server: Server) -> None:
     port = make(server, "drowsy", "redis", 6379, "idle")
     redis, subscriber = redis_at(port), redis_at(port)
     assert subscriber.ask(b"SUBSCRIBE", b"news") == [b"subscribe", b"news", 1]
+    (metrics,) = server.api("/v1/instances/metrics?name=drowsy")["instances"]
+    assert (metrics["nconns"], metrics["nreqs"], metrics["ntotal"]) == (2, 0, 2)
+    assert min(metrics["rx_bytes"], metrics["tx_bytes"]) > 0
     for number in range(SLEEPS):
         server.wait_for("drowsy", "standby")
         assert redis.ask(b"INCR", b"n") == number + 1

@@ -116,7 +116,7 @@ impl Busy {
     /// The same as another kind.
     #[must_use]
     pub fn into_kind(self, kind: Kind) -> Self {
-        self.instance.busy(kind)
+        self.instance.hold(kind)
     }
 }
 
@@ -231,7 +231,7 @@ impl Instance {
         self.connections.get()
     }
 
-    /// Requests so far.
+    /// Requests and connections so far.
     #[must_use]
     pub fn served(&self) -> u64 {
         self.served.get()
@@ -254,11 +254,15 @@ impl Instance {
     /// Holds it awake.
     #[must_use]
     pub fn busy(self: &Rc<Self>, kind: Kind) -> Busy {
-        let count = self.count(kind);
-        count.set(count.get() + 1);
-        if kind == Kind::Request {
+        if kind != Kind::Waiter {
             self.served.set(self.served.get() + 1);
         }
+        self.hold(kind)
+    }
+
+    fn hold(self: &Rc<Self>, kind: Kind) -> Busy {
+        let count = self.count(kind);
+        count.set(count.get() + 1);
         self.used.set(self.used.get() || kind != Kind::Waiter);
         self.pressed_at.set(None);
         Busy { instance: self.clone(), kind }

@@ -29,6 +29,11 @@ START_TIMEOUT_S = 60
 )  # fmt: skip
 @click.option("--stateful", type=bool, default=True, show_default=True)
 @click.option("--cooldown", default="1000ms", show_default=True)
+@click.option("--wake-on-timer", is_flag=True, help="Its program's next timer wakes it as well.")
+@click.option(
+    "--retry-idempotent", is_flag=True,
+    help="Send idempotent HTTP requests without a body once more if they got no answer.",
+)  # fmt: skip
 @click.pass_obj
 def deploy(
     data: str | None,
@@ -40,6 +45,8 @@ def deploy(
     policy: str,
     stateful: bool,
     cooldown: str,
+    wake_on_timer: bool,
+    retry_idempotent: bool,
 ) -> None:
     """Build DIR, or take IMAGE, and run it behind a URL.
 
@@ -59,6 +66,8 @@ def deploy(
         raise UsageError(f"{source} exposes no port: give -p 443:PORT")
     wanted = ports or (f"443:{exposed[0]}", f"80:{exposed[0]}")
     services = [parse_port(port) for port in wanted]
+    if retry_idempotent:
+        services = [{**service, "retry_idempotent": True} for service in services]
     spec: dict[str, Any] = {
         "image": image,
         "memory_mb": memory_mb,
@@ -67,6 +76,7 @@ def deploy(
             "policy": policy,
             "stateful": stateful,
             "cooldown_time_ms": _milliseconds(cooldown),
+            **({"wake_on_timer": True} if wake_on_timer else {}),
         },
     }
     if env:

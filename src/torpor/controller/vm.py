@@ -90,8 +90,6 @@ class Usage(Struct, frozen=True):
 
     rss_bytes: int
     cpu_time_ms: int
-    rx_bytes: int = 0
-    tx_bytes: int = 0
 
 
 class VmListener(Protocol):
