@@ -88,7 +88,8 @@ async def test_a_port_of_ones_own(
 
     async def make(name: str, owner: Owner = owner, **service: Any) -> ServiceRow:
         services = [msgspec.convert(service, Service)]
-        return await served.groups.create(owner.id, name=name, services=services, domains=None)
+        planned = await served.groups.planned(name=name, services=services, domains=None)
+        return await served.groups.create(owner.id, planned)
 
     def listened() -> dict[str, Any]:
         return [fields for name, fields in peer.asked if name == "listen"][-1]
@@ -127,7 +128,9 @@ async def test_a_port_of_ones_own(
     with pytest.raises(ItemError, match="5433 is in use by another owner"):
         await served.groups.update(plain, "services", "add", change)
     await served.groups.remove(passed)
-    assert {"forget": {"hosts": [*passed.domains, ":5433"]}} in peer.told
+    async with asyncio.timeout(30):
+        while {"forget": {"hosts": [*passed.domains, ":5433"]}} not in peer.told:
+            await asyncio.sleep(0.01)
     plain = await served.groups.update(plain, "services", "add", change)
     assert [service.handlers for service in service_of(plain.document).services] == [(), ()]
     with pytest.raises(ItemError, match="tls_passthrough"):

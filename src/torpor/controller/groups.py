@@ -47,9 +47,17 @@ class ServiceGroups:
         self._routes: dict[str, int] = {}
         """Ids of groups by host name, as far as they were asked for."""
 
-    async def create(
+    async def create(self, owner_id: int, new: NewService, quota: int | None = None) -> ServiceRow:
+        """Records a service group that `planned` made. Raises ItemError."""
+        try:
+            row = await self._store.services.add(owner_id, new, quota)
+        except StoreError as error:
+            raise from_store(error, name=new.name) from error
+        await self.created([row])
+        return row
+
+    async def planned(
         self,
-        owner_id: int,
         *,
         name: str | None,
         services: Sequence[Service],
@@ -58,9 +66,11 @@ class ServiceGroups:
         hard_limit: int | None = None,
         autokill: Autokill | None = None,
         persistent: bool = True,
-        quota: int | None = None,
-    ) -> ServiceRow:
-        """Makes a service group; without domains it gets a generated one. Raises ItemError."""
+    ) -> NewService:
+        """A service group that is in order, and whose ports are listened on.
+
+        Without domains it gets a generated one. Raises ItemError.
+        """
         generated = name or random_name()
         check_name(generated)
         config = ServiceConfig(
@@ -73,24 +83,31 @@ class ServiceGroups:
         check_limits(config)
         fqdns = self.fqdns(domains or [Domain(name=_domain_of(generated, own=name is not None))])
         claims = _claims(config)
-        new = NewService(
+        await self._listen(claim.port for claim in claims)
+        return NewService(
             str(uuid4()), generated, now_ms(), fqdns, len(config.services), encode(config), claims
         )
-        await self._listen(claims)
-        try:
-            row = await self._store.services.add(owner_id, new, quota)
-        except StoreError as error:
-            raise from_store(error, name=generated) from error
-        await self._listen(claims)
-        self._changed(row, (*fqdns, *_alone(claims)))
-        return row
 
-    async def _listen(self, claims: Sequence[PortClaim]) -> None:
+    async def created(self, rows: Sequence[ServiceRow]) -> None:
+        """New groups were recorded: what was known of their hosts is void. Raises ItemError."""
+        groups = [self._know(row) for row in rows]
+        hosts = [host for group in groups for host in group.document["hosts"]]
+        if any(host.startswith("*.") for host in hosts):
+            self._routes.clear()
+        else:
+            for host in hosts:
+                self._routes.pop(host, None)
+        for group in groups:
+            await self._listen(group.ports)
+        if hosts:
+            self._links.forget(hosts)
+
+    async def _listen(self, ports: Iterable[int]) -> None:
         """Opens ports where nobody listens yet, for whoever has them now. Raises ItemError."""
-        for claim in claims:
-            await self._store.services.listen(claim.port)
-            alone = self._store.services.is_alone(claim.port)
-            await self._links.listen(claim.port, alone=alone)
+        for port in ports:
+            if port not in (HTTP, HTTPS):
+                await self._store.services.listen(port)
+                await self._links.listen(port, alone=self._store.services.is_alone(port))
 
     # What the proxy knows -----------------------------------------------------------------------
 
@@ -107,15 +124,20 @@ class ServiceGroups:
             self._links.group(known.document)
         return known.uuid
 
-    def _known(self, service_id: int) -> "_Known | None":
+    def _known(self, service_id: int) -> _Known | None:
         known = self._groups.get(service_id)
         if known is None:
             row = self._store.services.by_id(service_id)
             if row is None:
                 return None
-            self._bound(self._groups)
-            ports = frozenset(service.port for service in service_of(row.document).services)
-            known = self._groups[service_id] = _Known(row.uuid, ports, _document(row))
+            known = self._know(row)
+        return known
+
+    def _know(self, row: ServiceRow) -> _Known:
+        self._bound(self._groups)
+        config = service_of(row.document)
+        ports = frozenset(service.port for service in config.services)
+        known = self._groups[row.id] = _Known(row.uuid, ports, _document(row, config))
         return known
 
     def ports(self, service_id: int) -> frozenset[int]:
@@ -198,12 +220,12 @@ class ServiceGroups:
         check_limits(config)
         try:
             claims = _claims(config)
-            await self._listen(claims)
+            await self._listen(claim.port for claim in claims)
             wanted_row = replace(row, domains=domains, document=encode(config))
             written = await self._store.services.update(wanted_row, len(config.services), claims)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
-        await self._listen(claims)
+        await self._listen(claim.port for claim in claims)
         former = _claims(service_of(row.document))
         self._changed(written, {*row.domains, *written.domains, *_alone((*former, *claims))})
         return written
@@ -240,9 +262,8 @@ class ServiceGroups:
             self._gone(row)
 
 
-def _document(row: ServiceRow) -> dict[str, Any]:
+def _document(row: ServiceRow, config: ServiceConfig) -> dict[str, Any]:
     """A group in the words of the proxy's socket."""
-    config = service_of(row.document)
     return {
         "group": row.uuid,
         "hosts": [*row.domains, *_alone(_claims(config))],
