@@ -49,6 +49,7 @@ from torpor.store import (
     Kind,
     NewInstance,
     Owner,
+    PortClaim,
     ServiceRow,
     State,
     Store,
@@ -123,7 +124,7 @@ class Controller:
         """Takes over what an earlier torpord left. Before this nothing may be started."""
         self.store.sweep_staging()
         await self.lifecycle.adopt()
-        self._host.start()
+        self._host.start(self.links.relieve)
         self._keep(asyncio.create_task(self.console.run()))
         self._keep(asyncio.create_task(self.upkeep.run()))
 
@@ -317,25 +318,34 @@ class Controller:
         if former.service_id is None:
             raise invalid("former", "must have a service group")
         _check_deletable(former)
-        group, ports = self.groups.with_services(former.service_id, services)
+        group_id = former.service_id
         aside = f"{former.name[:240]}-{random_suffix()}"
 
         async def write(old: InstanceRow, new: InstanceRow) -> tuple[InstanceRow, InstanceRow]:
             state: State = "stopped" if old.state == "standby" else old.state
             old = replace(old, name=aside, service_id=None, state=state)
-            new = replace(new, name=former.name, service_id=group.id)
-            old, new, written = await self.store.replace_instance(old, new, group, ports)
-            self.groups.changed(written, written.domains)
+            new = replace(new, name=former.name, service_id=group_id)
+
+            async def all_at_once(
+                group: ServiceRow, ports: int, claims: tuple[PortClaim, ...]
+            ) -> ServiceRow:
+                nonlocal old, new
+                old, new, written = await self.store.replace_instance(
+                    old, new, group, ports, claims
+                )
+                return written
+
+            await self.groups.replacing(group_id, services, all_at_once)
             return old, new
 
-        self.groups.switching.add(group.id)
+        self.groups.switching.add(group_id)
         try:
             generation = await self.lifecycle.replace(former, row, write)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         finally:
-            self.groups.switching.discard(group.id)
-        if row.service_id is not None and row.service_id != group.id:
+            self.groups.switching.discard(group_id)
+        if row.service_id is not None and row.service_id != group_id:
             await self.groups.release(row.service_id)
         if generation is not None:
             await self.links.drain(former.uuid, generation, REPLACE_DRAIN_MS)

@@ -1,7 +1,7 @@
 """Service groups: which host names and ports lead to which instances."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 from uuid import uuid4
@@ -15,7 +15,7 @@ from torpor.controller.links import Links
 from torpor.controller.model import Autokill, Handler, Service, ServiceConfig, encode, service_of
 from torpor.controller.requests import Domain
 from torpor.controller.rules import check_autokill, check_name, full_domain, random_name
-from torpor.store import InUseError, NewService, ServiceRow, Store, StoreError
+from torpor.store import InUseError, NewService, PortClaim, ServiceRow, Store, StoreError
 
 MAX_SERVICES = 64
 MAX_DOMAINS = 64
@@ -55,7 +55,7 @@ class ServiceGroups:
             row = await self._store.services.add(owner_id, new, quota)
         except StoreError as error:
             raise from_store(error, name=new.name) from error
-        self.created([row])
+        await self.created([row])
         return row
 
     async def planned(
@@ -84,7 +84,8 @@ class ServiceGroups:
         )
         check_limits(config)
         fqdns = self.fqdns(domains or [Domain(name=_domain_of(generated, own=name is not None))])
-        await self._listen(config)
+        claims = _claims(config)
+        await self._listen(claim.port for claim in claims)
         return NewService(
             str(uuid4()),
             generated,
@@ -92,28 +93,30 @@ class ServiceGroups:
             fqdns,
             len(config.services),
             encode(config),
+            claims,
             _kill_ms(config),
         )
 
-    def created(self, rows: Sequence[ServiceRow]) -> None:
-        """New groups were recorded: what was known of their host names is void."""
-        hosts = [host for row in rows for host in row.domains]
+    async def created(self, rows: Sequence[ServiceRow]) -> None:
+        """New groups were recorded: what was known of their hosts is void. Raises ItemError."""
+        groups = [self._know(row) for row in rows]
+        hosts = [host for group in groups for host in group.document["hosts"]]
         if any(host.startswith("*.") for host in hosts):
             self._routes.clear()
         else:
             for host in hosts:
                 self._routes.pop(host, None)
-        for row in rows:
-            self._know(row)
+        for group in groups:
+            await self._listen(group.ports)
         if hosts:
             self._links.forget(hosts)
 
-    async def _listen(self, config: ServiceConfig) -> None:
-        """Opens the ports of services where nobody listens yet. Raises ItemError."""
-        for service in config.services:
-            if service.port not in (HTTP, HTTPS):
-                await self._links.listen(service.port)
-                await self._store.services.listen(service.port)
+    async def _listen(self, ports: Iterable[int]) -> None:
+        """Opens ports where nobody listens yet, for whoever has them now. Raises ItemError."""
+        for port in ports:
+            if port not in (HTTP, HTTPS):
+                await self._store.services.listen(port)
+                await self._links.listen(port, alone=self._store.services.is_alone(port))
 
     # What the proxy knows -----------------------------------------------------------------------
 
@@ -172,17 +175,29 @@ class ServiceGroups:
         self._groups.clear()
         for port in self._store.services.listened():
             with contextlib.suppress(ItemError):
-                await self._links.listen(port)
+                await self._links.listen(port, alone=self._store.services.is_alone(port))
 
-    def with_services(self, service_id: int, services: Sequence[Service]) -> tuple[ServiceRow, int]:
-        """A group as it is to be written with other services, and how many. Raises ItemError."""
+    async def replacing(
+        self,
+        service_id: int,
+        services: Sequence[Service],
+        write: Callable[[ServiceRow, int, tuple[PortClaim, ...]], Awaitable[ServiceRow]],
+    ) -> None:
+        """Gives a group other services, if any, by `write`. Raises ItemError or StoreError."""
         row = self._store.services.by_id(service_id)
         if row is None:
             raise ItemError(Code.NOT_FOUND, "The service group is gone")
-        config = service_of(row.document)
+        former = config = service_of(row.document)
         if services:
             config = replace(config, services=checked_services(services))
-        return replace(row, document=encode(config)), len(config.services)
+        claims = _claims(config)
+        await self._listen(claim.port for claim in claims)
+        wanted = replace(row, document=encode(config))
+        written = await write(wanted, len(config.services), claims)
+        with contextlib.suppress(ItemError):  # it was possible before, and is done
+            await self._listen(claim.port for claim in claims)
+        hosts = {*written.domains, *_alone((*_claims(former), *claims))}
+        self.changed(written, hosts)
 
     def changed(self, row: ServiceRow, hosts: Iterable[str] = ()) -> None:
         """A group was written: the proxy is told, and what is known here is forgotten."""
@@ -197,7 +212,7 @@ class ServiceGroups:
         known = self._groups.pop(row.id, None)
         if known is not None and known.told:
             self._links.group({"group": row.uuid, "gone": True})
-        self._links.forget(row.domains)
+        self._links.forget((*row.domains, *_alone(_claims(service_of(row.document)))))
 
     def _bound(self, known: dict[Any, Any]) -> None:
         """A dictionary that grows with what is asked for is begun anew when it is large."""
@@ -236,14 +251,17 @@ class ServiceGroups:
             raise invalid("value", f"of '{prop}': {error}") from error
         check_limits(config)
         try:
-            await self._listen(config)
+            claims = _claims(config)
+            await self._listen(claim.port for claim in claims)
             # One that has instances is found to have them when the time is over.
             kill_ms = _kill_ms(config) if prop == "autokill" else row.kill_ms
             wanted_row = replace(row, domains=domains, document=encode(config), kill_ms=kill_ms)
-            written = await self._store.services.update(wanted_row, len(config.services))
+            written = await self._store.services.update(wanted_row, len(config.services), claims)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
-        self.changed(written, {*row.domains, *written.domains})
+        await self._listen(claim.port for claim in claims)
+        former = _claims(service_of(row.document))
+        self.changed(written, {*row.domains, *written.domains, *_alone((*former, *claims))})
         return written
 
     def _with_domains(self, current: tuple[str, ...], op: str, value: object) -> tuple[str, ...]:
@@ -310,12 +328,12 @@ def _document(row: ServiceRow, config: ServiceConfig) -> dict[str, Any]:
     """A group in the words of the proxy's socket."""
     return {
         "group": row.uuid,
-        "hosts": list(row.domains),
+        "hosts": [*row.domains, *_alone(_claims(config))],
         "services": [
             {
                 "port": service.port,
                 "destination_port": service.destination_port or service.port,
-                "handlers": list(service.handlers),
+                "handlers": list(service.handlers or ()),
                 "retry_idempotent": service.retry_idempotent,
             }
             for service in config.services
@@ -323,6 +341,20 @@ def _document(row: ServiceRow, config: ServiceConfig) -> dict[str, Any]:
         "soft_limit": config.soft_limit,
         "hard_limit": config.hard_limit,
     }
+
+
+def _claims(config: ServiceConfig) -> tuple[PortClaim, ...]:
+    """The ports that a group has beside 80 and 443."""
+    return tuple(
+        PortClaim(service.port, alone=not service.handlers and not service.tls_passthrough)
+        for service in config.services
+        if service.port not in (HTTP, HTTPS)
+    )
+
+
+def _alone(claims: Iterable[PortClaim]) -> tuple[str, ...]:
+    """What stands for ports of its own among the hosts of a group."""
+    return tuple(claim.host for claim in claims if claim.alone)
 
 
 def checked_services(services: Sequence[Service]) -> tuple[Service, ...]:
@@ -343,9 +375,11 @@ def _checked(service: Service) -> Service:
             raise invalid(f"services.{field}", "must be 1 to 65535")
     if service.protocol != "tcp" or service.ip is not None:
         raise not_supported("'services' with protocol udp or an ip")
-    handlers: set[str] = set(service.handlers)
-    if not handlers:
-        handlers = {HTTP: {"http"}, HTTPS: {"http", "tls"}}.get(port, {"tls"})
+    handlers: set[str] = set(service.handlers or ())
+    if not handlers and port in (HTTP, HTTPS):
+        handlers = {"http"} if port == HTTP else {"http", "tls"}
+    elif service.handlers is None and not service.tls_passthrough:
+        handlers = {"tls"}
     rule = ""
     if port == HTTP and ("http" not in handlers or "tls" in handlers):
         rule = "port 80 must have handler http and not tls"
@@ -353,8 +387,10 @@ def _checked(service: Service) -> Service:
         rule = "port 443 must have handlers http and tls"
     elif "redirect" in handlers and (port != HTTP or service.destination_port != HTTPS):
         rule = "handler redirect is for port 80 to port 443 only"
-    elif port not in (HTTP, HTTPS) and handlers != {"tls"}:
-        rule = f"port {port} must have handler tls and no other"
+    elif port not in (HTTP, HTTPS) and handlers not in (set(), {"tls"}):
+        rule = f"port {port} must have handler tls, or none for plain TCP"
+    elif service.tls_passthrough and handlers:
+        rule = "tls_passthrough is for ports without handlers, other than 80 and 443"
     if rule:
         raise invalid("services.handlers", f"breaks a rule: {rule}")
     ordered = tuple(one for one in get_args(Handler) if one in handlers)

@@ -18,7 +18,7 @@ from torpor.store.image_uses import ImageUses
 from torpor.store.instances import Instances, write_row
 from torpor.store.logs import Logs
 from torpor.store.owners import Owners
-from torpor.store.records import InstanceRow, ServiceRow
+from torpor.store.records import InstanceRow, PortClaim, ServiceRow
 from torpor.store.services import Services, write_service
 from torpor.store.snapshots import Snapshots
 
@@ -55,11 +55,16 @@ class Store:
         return {"database": self._database.size_bytes(), **self.snapshots.blob_bytes()}
 
     async def replace_instance(
-        self, former: InstanceRow, new: InstanceRow, service: ServiceRow, ports: int
+        self,
+        former: InstanceRow,
+        new: InstanceRow,
+        service: ServiceRow,
+        ports: int,
+        claims: tuple[PortClaim, ...],
     ) -> tuple[InstanceRow, InstanceRow, ServiceRow]:
         """Writes two instances back, `former` first, and a service group; or nothing of that.
 
-        Raises ConflictError or NameTakenError.
+        Raises ConflictError, NameTakenError or InUseError.
         """
 
         def change(connection: apsw.Connection) -> tuple[InstanceRow, InstanceRow, ServiceRow]:
@@ -69,7 +74,7 @@ class Store:
             second = write_row(connection, new)
             if isinstance(second, StoreError):
                 raise second
-            return first, second, write_service(connection, service, ports)
+            return first, second, write_service(connection, service, ports, claims)
 
         return await self._database.write(change)
 
