@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from torpor.store import Base
@@ -46,16 +47,35 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+class Maker:
+    """Makes processes, when it may."""
+
+    def __init__(self) -> None:
+        self.may = asyncio.Event()
+        self.asked: list[int | None] = []
+        """Warm bases of those that are made or were."""
+        self.fails: Exception | None = None
+
+    async def __call__(self, _: Base, warm: Base | None) -> Worker:
+        self.asked.append(None if warm is None else warm.id)
+        await self.may.wait()
+        if self.fails is not None:
+            raise self.fails
+        return worker(None if warm is None else warm.id)
+
+
 @pytest.fixture
-async def make_pool() -> AsyncIterator[Callable[..., Pool]]:
-    """Pools that make processes when they are asked to, in `made`."""
+def maker() -> Maker:
+    return Maker()
+
+
+@pytest.fixture
+async def make_pool(maker: Maker) -> AsyncIterator[Callable[..., Pool]]:
+    """Pools whose processes `maker` makes."""
     made: list[Pool] = []
 
     def make(limits: Limits = Limits(), *, refills: bool = False) -> Pool:  # noqa: B008 -- immutable
-        async def make_worker(_: Base) -> Worker:
-            return worker()
-
-        pool = Pool(limits, make_worker)
+        pool = Pool(limits, maker, lambda _: None)
         if refills:
             pool.start()
         made.append(pool)
@@ -66,52 +86,105 @@ async def make_pool() -> AsyncIterator[Callable[..., Pool]]:
         await pool.close()
 
 
-async def taken(pool: Pool) -> "asyncio.Task[Worker | None]":
+async def taken(pool: Pool, warm: Base | None = None) -> "asyncio.Task[Worker]":
     """A wake that has got as far as it can."""
-    task = asyncio.create_task(pool.take(BASE, None))
-    await asyncio.sleep(0)
+    task = asyncio.create_task(pool.take(BASE, warm))
+    for _ in range(3):
+        await asyncio.sleep(0)
     return task
 
 
-async def test_what_came_back_is_taken_again(make_pool: Callable[..., Pool]) -> None:
+async def test_what_came_back_is_taken_again(make_pool: Callable[..., Pool], maker: Maker) -> None:
     pool = make_pool()
-    assert await pool.take(BASE, None) is None
+    maker.may.set()
+    assert await pool.take(BASE, None)
     one = worker()
     pool.done(BASE.id)
     pool.comes(BASE)
     pool.came(BASE, one)
     assert await pool.take(BASE, None) is one
+    assert maker.asked == [None]
 
 
-async def test_a_wake_waits_for_one_that_is_being_reset(make_pool: Callable[..., Pool]) -> None:
+async def test_a_wake_waits_for_one_that_is_being_reset(
+    make_pool: Callable[..., Pool], maker: Maker
+) -> None:
     pool, one = make_pool(), worker()
     pool.comes(BASE)
-    waits = await taken(pool)
-    assert not waits.done()
-    # There is only one that comes: the next wake has nothing to wait for.
-    assert await pool.take(BASE, None) is None
+    first, second = await taken(pool), await taken(pool)
+    # There is only one that comes: another is made for the next wake.
+    assert maker.asked == [None]
     pool.came(BASE, one)
-    assert await waits is one
+    assert await first is one
+    maker.may.set()
+    assert await second is not one
     assert pool.resting() == 0
 
 
-async def test_a_wake_waits_no_longer_when_none_comes(make_pool: Callable[..., Pool]) -> None:
+async def test_one_is_made_when_none_comes_after_all(
+    make_pool: Callable[..., Pool], maker: Maker
+) -> None:
     pool = make_pool()
     pool.comes(BASE)
     waits = await taken(pool)
+    assert not maker.asked
+    maker.may.set()
     pool.came(BASE, None)
-    assert await waits is None
+    assert await waits
 
 
 async def test_a_wake_is_not_held_up_by_a_reset_that_hangs(
-    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+    make_pool: Callable[..., Pool], maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "PATIENCE_S", 0.01)
+    maker.may.set()
     pool = make_pool()
     pool.comes(BASE)
-    assert await pool.take(BASE, None) is None
+    assert await pool.take(BASE, None)
     pool.came(BASE, one := worker())
     assert await pool.take(BASE, None) is one
+
+
+async def test_few_are_made_for_many_and_one_while_others_come_back(
+    make_pool: Callable[..., Pool], maker: Maker
+) -> None:
+    pool = make_pool()
+    waiting = [await taken(pool) for _ in range(100)]
+    assert len(maker.asked) == pools.MAKERS
+    for number in range(50):
+        pool.comes(BASE)
+        pool.came(BASE, worker())
+        assert await waiting[number]
+    assert len(maker.asked) == pools.MAKERS
+    maker.may.set()
+    await asyncio.gather(*waiting)
+    # One for each that nobody came back for, in the order in which they came.
+    assert len(maker.asked) == 50
+
+
+async def test_who_waits_hears_why_none_can_be_made(
+    make_pool: Callable[..., Pool], maker: Maker
+) -> None:
+    pool = make_pool()
+    maker.fails = OSError("no memory")
+    maker.may.set()
+    with pytest.raises(OSError, match="no memory"):
+        await pool.take(BASE, None)
+    maker.fails = None
+    assert await pool.take(BASE, None)
+    assert pool.resting_of() == {BASE.id: 1}
+
+
+async def test_what_is_made_rests_where_it_is_wanted(
+    make_pool: Callable[..., Pool], maker: Maker
+) -> None:
+    pool, warm = make_pool(), msgspec.structs.replace(BASE, id=9, template_id=BASE.id)
+    waits = await taken(pool, warm)
+    pool.comes(BASE)
+    pool.came(BASE, worker())
+    maker.may.set()
+    assert (await waits).rest == Rest(BASE.id, 9)
+    assert pool.resting() == 1
 
 
 async def test_nothing_is_lost_with_a_wake_that_goes_away(make_pool: Callable[..., Pool]) -> None:
@@ -131,11 +204,14 @@ async def test_nothing_is_lost_with_a_wake_that_goes_away(make_pool: Callable[..
         assert await pool.take(BASE, None) is one
 
 
-async def test_one_that_rests_elsewhere_is_ended(make_pool: Callable[..., Pool]) -> None:
+async def test_one_that_rests_elsewhere_is_ended(
+    make_pool: Callable[..., Pool], maker: Maker
+) -> None:
     pool, old = make_pool(), worker(warm_id=1)
     pool.adopted(BASE)
     pool.give(old)
-    assert await pool.take(BASE, 2) is None
+    maker.may.set()
+    assert await pool.take(BASE, None) is not old
     assert cast("Any", old).killed
 
 
@@ -158,18 +234,20 @@ async def test_memory_bounds_what_rests_and_numbers_if_they_are_set(
         assert sum(not cast("Any", one).killed for one in workers) == kept
 
 
-async def test_what_is_taken_is_replaced(make_pool: Callable[..., Pool]) -> None:
+async def test_what_is_taken_is_replaced(make_pool: Callable[..., Pool], maker: Maker) -> None:
     pool = make_pool(refills=True)
-    assert await pool.take(BASE, None) is None
+    maker.may.set()
+    assert await pool.take(BASE, None)
     await until(lambda: pool.resting() >= 1)
     assert await pool.take(BASE, None) is not None
     await until(lambda: pool.resting() >= 1)
 
 
 async def test_a_template_that_nobody_wakes_loses_its_processes(
-    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+    make_pool: Callable[..., Pool], maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "TICK_S", 0.001)
+    maker.may.set()
     pool, one = make_pool(Limits(keep_s=0.01), refills=True), worker()
     await pool.take(BASE, None)
     pool.done(BASE.id)

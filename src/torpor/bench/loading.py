@@ -13,9 +13,9 @@ from torpor.bench.journal import Journal, Killed, Progress
 from torpor.bench.population import Population, first_error
 from torpor.bench.server import Target
 
-BURST = 25
+BURST = 8
 """Instances of one creation request."""
-CREATORS = 3
+CREATORS = 4
 AUDIT_AFTER_MS = 2000
 """Instances are audited, by chance, from this long after their cool-down on."""
 RECENT = 11

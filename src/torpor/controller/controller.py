@@ -19,6 +19,7 @@ from torpor.controller.links import Links, NoLinks
 from torpor.controller.live import Live
 from torpor.controller.machines import Machines
 from torpor.controller.model import (
+    LOST,
     Autokill,
     Config,
     Facts,
@@ -177,7 +178,7 @@ class Controller:
 
         async def begin(position: int, row: InstanceRow) -> None:
             try:
-                await self.start(owner, row)
+                await self._start_created(owner, row)
             except ItemError as error:
                 error.uuid, error.name = row.uuid, row.name
                 answers[position] = error
@@ -191,6 +192,18 @@ class Controller:
             )
         )
         return answers
+
+    async def _start_created(self, owner: Owner, row: InstanceRow) -> None:
+        """Begins to start an instance that was just recorded. Raises ItemError."""
+        if row.state == "standby":  # it begins with another's memory
+            await self.start(owner, row)
+            return
+        try:
+            self._check_live_quota(owner, row)
+        except ItemError:
+            await self.lifecycle.lives.write_state(row, "stopped", LOST)
+            raise
+        await self.lifecycle.start(row, "api", created=True)
 
     async def start(self, owner: Owner, row: InstanceRow) -> State:
         """Begins to start an instance; the state it was in. Raises ItemError."""
@@ -214,10 +227,10 @@ class Controller:
 
     def _check_live_quota(self, owner: Owner, row: InstanceRow) -> None:
         quotas = Quotas.of(owner)
-        mine = [live.row for live in self.lifecycle.lives.all() if live.row.owner_id == owner.id]
-        if len(mine) >= quotas.live_instances:
+        instances, memory_mb = self.lifecycle.lives.load_of(owner.id)
+        if instances >= quotas.live_instances:
             raise ItemError(Code.QUOTA, f"Quota of {quotas.live_instances} live instances exceeded")
-        if sum(its.memory_mb for its in mine) + row.memory_mb > quotas.live_memory_mb:
+        if memory_mb + row.memory_mb > quotas.live_memory_mb:
             raise ItemError(Code.QUOTA, f"Quota of {quotas.live_memory_mb} MB live exceeded")
 
     async def wait(self, row: InstanceRow, state: State, timeout_s: float) -> tuple[State, bool]:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from torpor.controller.errors import Code, ItemError, from_store, invalid, not_supported
 from torpor.controller.events import now_ms
-from torpor.controller.model import Config, Facts, Lineage, config_of, encode, facts_of
+from torpor.controller.model import Config, Facts, Lineage, config_of, encode, facts_of, started
 from torpor.controller.quotas import Quotas
 from torpor.controller.requests import CreateInstance, ImageSpec, Reference
 from torpor.controller.rules import (
@@ -25,7 +25,15 @@ from torpor.controller.rules import (
     random_name,
 )
 from torpor.controller.vm import Saved
-from torpor.store import InstanceRow, Kind, NewInstance, Owner, StoreError
+from torpor.store import (
+    InstanceRow,
+    Kind,
+    NewInstance,
+    NewService,
+    Owner,
+    ServiceRow,
+    StoreError,
+)
 
 if TYPE_CHECKING:
     from torpor.controller.controller import Controller
@@ -68,60 +76,100 @@ class Creation:
     async def create(
         self, owner: Owner, requests: Sequence[CreateInstance]
     ) -> list[InstanceRow | ItemError]:
-        """Records instances, all those without a service in one change. Starts none."""
-        store = self._controller.store
-        answers: list[InstanceRow | ItemError | None] = []
-        simple: list[tuple[int, NewInstance]] = []
+        """Records instances with their service groups, most of them in one change. Starts none.
+
+        Those that are to be started are recorded as `starting`.
+        """
+        answers: list[InstanceRow | ItemError] = []
+        waiting: list[NewInstance] = []
         images: dict[str, str] = {}
-        quota = Quotas.of(owner).instances
+        services: dict[str, int] = {}
+
+        async def record() -> None:
+            answers.extend(await self._record(owner, waiting, services))
+            waiting.clear()
+
         for request in requests:
+            service: int | NewService | None = None
             for number in range((request.replicas or 0) + 1):
                 try:
                     planned = await self._plan(owner, request, number, images)
-                    if request.service_group is None and planned.content is None:
-                        simple.append((len(answers), _new(planned, None)))
-                        answers.append(None)
-                    else:
-                        answers.append(await self._create_one(owner, request, planned))
+                    # Replicas share their service group.
+                    if service is None and request.service_group is not None:
+                        if request.service_group.services is None:
+                            await record()  # it may name the group of an earlier one
+                        service = await self._service(owner, request)
+                    if planned.content is None:
+                        waiting.append(_new(planned, service, starts=bool(request.autostart)))
+                        continue
+                    await record()
+                    answers.append(await self._branched(owner, planned, service, services))
                 except ItemError as error:
+                    await record()
                     error.name = error.name or (request.name or "")
                     answers.append(error)
-        if simple:
-            added = await store.instances.add(owner.id, [new for _, new in simple], quota)
-            for (position, new), row in zip(simple, added, strict=True):
-                failed = isinstance(row, StoreError)
-                answers[position] = from_store(row, name=new.name) if failed else row  # type: ignore[arg-type, assignment]
-        return [answer for answer in answers if answer is not None]
+        await record()
+        return answers
 
-    async def _create_one(
-        self, owner: Owner, request: CreateInstance, planned: Planned
-    ) -> InstanceRow:
-        controller = self._controller
-        service_id = None
-        if request.service_group is not None:
-            service_id = await self._service(owner, request)
-        quota = Quotas.of(owner).instances
-        (row,) = await controller.store.instances.add(owner.id, [_new(planned, service_id)], quota)
-        try:
+    async def _record(
+        self, owner: Owner, new: Sequence[NewInstance], services: dict[str, int]
+    ) -> list[InstanceRow | ItemError]:
+        """Records instances. `services` are the ids of the request's new groups so far, by uuid."""
+        if not new:
+            return []
+        controller, quotas = self._controller, Quotas.of(owner)
+        wanted = [
+            replace(its, service=None, service_id=services[its.service.uuid])
+            if its.service is not None and its.service.uuid in services
+            else its
+            for its in new
+        ]
+        added = await controller.store.instances.add(
+            owner.id, wanted, quotas.instances, quotas.service_groups
+        )
+        made: list[ServiceRow] = []
+        answers: list[InstanceRow | ItemError] = []
+        for its, row in zip(wanted, added, strict=True):
             if isinstance(row, StoreError):
-                raise from_store(row, name=planned.name) from row
-            if planned.content is not None:
-                wanted = replace(row, state="standby")
-                saved, origin = planned.content
-                row = await controller.saved.commit(
-                    wanted, saved, image=planned.config.image_digest, origin=origin
-                )
-        except (ItemError, StoreError) as error:
-            if isinstance(row, InstanceRow):
-                await controller.store.remove_instances([row])
-            if service_id is not None:
-                await controller.groups.release(service_id)
-            if isinstance(error, ItemError):
-                raise
-            raise from_store(error, name=planned.name) from error
-        return row
+                answers.append(from_store(row, name=its.name))
+                continue
+            answers.append(row)
+            service, service_id = its.service, row.service_id
+            if service is not None and service_id is not None and service.uuid not in services:
+                services[service.uuid] = service_id
+                made.append(service.recorded(service_id, owner.id))
+        controller.groups.created(made)
+        return answers
 
-    async def _service(self, owner: Owner, request: CreateInstance) -> int:
+    async def _branched(
+        self,
+        owner: Owner,
+        planned: Planned,
+        service: int | NewService | None,
+        services: dict[str, int],
+    ) -> InstanceRow:
+        """Records an instance that begins with another's memory."""
+        controller = self._controller
+        (row,) = await self._record(owner, [_new(planned, service, starts=False)], services)
+        if isinstance(row, ItemError):
+            raise row
+        assert planned.content is not None  # noqa: S101 -- the caller looked
+        saved, origin = planned.content
+        try:
+            return await controller.saved.commit(
+                replace(row, state="standby"),
+                saved,
+                image=planned.config.image_digest,
+                origin=origin,
+            )
+        except StoreError as error:
+            await controller.store.remove_instances([row])
+            if row.service_id is not None:
+                await controller.groups.release(row.service_id)
+            raise from_store(error, name=planned.name) from error
+
+    async def _service(self, owner: Owner, request: CreateInstance) -> int | NewService:
+        """The id of the service group that a request names, or the new one that it describes."""
         spec = request.service_group
         assert spec is not None  # noqa: S101 -- the caller looked
         controller = self._controller
@@ -129,17 +177,14 @@ class Creation:
             return controller.service(owner, Reference(uuid=spec.uuid, name=spec.name)).id
         if spec.services is None:
             raise invalid("service_group", "must have 'services', or name one that exists")
-        row = await controller.groups.create(
-            owner.id,
+        return await controller.groups.planned(
             name=spec.name,
             services=spec.services,
             domains=spec.domains,
             soft_limit=spec.soft_limit,
             hard_limit=spec.hard_limit,
             persistent=False,
-            quota=Quotas.of(owner).service_groups,
         )
-        return row.id
 
     async def _plan(
         self, owner: Owner, request: CreateInstance, number: int, images: dict[str, str]
@@ -290,16 +335,18 @@ def _configured(config: Config, request: CreateInstance) -> Config:
     return replace(config, **changes)
 
 
-def _new(planned: Planned, service_id: int | None) -> NewInstance:
+def _new(planned: Planned, service: int | NewService | None, *, starts: bool) -> NewInstance:
+    facts = started(planned.facts) if starts else planned.facts
     return NewInstance(
         uuid=str(uuid4()),
         name=planned.name,
-        state="stopped",
+        state="starting" if starts else "stopped",
         memory_mb=planned.config.memory_mb,
         vcpus=planned.config.vcpus,
         created_ms=now_ms(),
         config=encode(planned.config),
-        facts=encode(planned.facts),
+        facts=encode(facts),
         tags=planned.tags,
-        service_id=service_id,
+        service_id=service if isinstance(service, int) else None,
+        service=service if isinstance(service, NewService) else None,
     )

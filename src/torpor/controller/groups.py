@@ -47,9 +47,17 @@ class ServiceGroups:
         self._routes: dict[str, int] = {}
         """Ids of groups by host name, as far as they were asked for."""
 
-    async def create(
+    async def create(self, owner_id: int, new: NewService, quota: int | None = None) -> ServiceRow:
+        """Records a service group that `planned` made. Raises ItemError."""
+        try:
+            row = await self._store.services.add(owner_id, new, quota)
+        except StoreError as error:
+            raise from_store(error, name=new.name) from error
+        self.created([row])
+        return row
+
+    async def planned(
         self,
-        owner_id: int,
         *,
         name: str | None,
         services: Sequence[Service],
@@ -58,9 +66,11 @@ class ServiceGroups:
         hard_limit: int | None = None,
         autokill: Autokill | None = None,
         persistent: bool = True,
-        quota: int | None = None,
-    ) -> ServiceRow:
-        """Makes a service group; without domains it gets a generated one. Raises ItemError."""
+    ) -> NewService:
+        """A service group that is in order, and whose ports are listened on.
+
+        Without domains it gets a generated one. Raises ItemError.
+        """
         generated = name or random_name()
         check_name(generated)
         config = ServiceConfig(
@@ -72,16 +82,23 @@ class ServiceGroups:
         )
         check_limits(config)
         fqdns = self.fqdns(domains or [Domain(name=_domain_of(generated, own=name is not None))])
-        new = NewService(
+        await self._listen(config)
+        return NewService(
             str(uuid4()), generated, now_ms(), fqdns, len(config.services), encode(config)
         )
-        await self._listen(config)
-        try:
-            row = await self._store.services.add(owner_id, new, quota)
-        except StoreError as error:
-            raise from_store(error, name=generated) from error
-        self._changed(row, fqdns)
-        return row
+
+    def created(self, rows: Sequence[ServiceRow]) -> None:
+        """New groups were recorded: what was known of their host names is void."""
+        hosts = [host for row in rows for host in row.domains]
+        if any(host.startswith("*.") for host in hosts):
+            self._routes.clear()
+        else:
+            for host in hosts:
+                self._routes.pop(host, None)
+        for row in rows:
+            self._know(row)
+        if hosts:
+            self._links.forget(hosts)
 
     async def _listen(self, config: ServiceConfig) -> None:
         """Opens the ports of services where nobody listens yet. Raises ItemError."""
@@ -105,15 +122,20 @@ class ServiceGroups:
             self._links.group(known.document)
         return known.uuid
 
-    def _known(self, service_id: int) -> "_Known | None":
+    def _known(self, service_id: int) -> _Known | None:
         known = self._groups.get(service_id)
         if known is None:
             row = self._store.services.by_id(service_id)
             if row is None:
                 return None
-            self._bound(self._groups)
-            ports = frozenset(service.port for service in service_of(row.document).services)
-            known = self._groups[service_id] = _Known(row.uuid, ports, _document(row))
+            known = self._know(row)
+        return known
+
+    def _know(self, row: ServiceRow) -> _Known:
+        self._bound(self._groups)
+        config = service_of(row.document)
+        ports = frozenset(service.port for service in config.services)
+        known = self._groups[row.id] = _Known(row.uuid, ports, _document(row, config))
         return known
 
     def ports(self, service_id: int) -> frozenset[int]:
@@ -235,9 +257,8 @@ class ServiceGroups:
             self._gone(row)
 
 
-def _document(row: ServiceRow) -> dict[str, Any]:
+def _document(row: ServiceRow, config: ServiceConfig) -> dict[str, Any]:
     """A group in the words of the proxy's socket."""
-    config = service_of(row.document)
     return {
         "group": row.uuid,
         "hosts": list(row.domains),

@@ -105,10 +105,11 @@ class Lifecycle:
 
     # Transitions that are asked for -------------------------------------------------------------
 
-    async def start(self, row: InstanceRow, origin: Origin) -> State:
+    async def start(self, row: InstanceRow, origin: Origin, *, created: bool = False) -> State:
         """Begins to start an instance, and returns the state that it was in.
 
-        One that is starting or running is left alone. Raises ItemError.
+        One that is starting or running is left alone. `created`: it was just recorded, as
+        `starting`. Raises ItemError.
         """
         async with self._lives.lock(row.id):
             live = self._lives.get(row.id)
@@ -117,6 +118,9 @@ class Lifecycle:
                     return live.state
                 raise _wrong_state(row, live.state, "start")
             row = self._lives.current(row)
+            if created and row.state == "starting":
+                await self._starter.start(row, origin, recorded=True)
+                return "stopped"
             if row.kind != "instance" or row.state not in ("stopped", "standby"):
                 raise _wrong_state(row, row.state, "start")
             self._abort_restart(row.id)

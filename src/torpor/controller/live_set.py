@@ -1,6 +1,7 @@
 """All instances that are live, their locks, and how what becomes of them is recorded and told."""
 
 import asyncio
+from collections import Counter
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -24,6 +25,10 @@ class LiveSet:
         self._live: dict[int, Live] = {}
         self._by_uuid: dict[str, Live] = {}
         self._of_service: dict[int, dict[int, Live]] = {}
+        self._of_owner: dict[int, dict[int, int]] = {}
+        """MiB of those of each owner, by the instance's id."""
+        self._memory_mb: Counter[int] = Counter()
+        """The sum of that."""
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
     def lock(self, instance_id: int) -> asyncio.Lock:
@@ -53,6 +58,10 @@ class LiveSet:
         """Those of one service group."""
         return list(self._of_service.get(service_id, {}).values())
 
+    def load_of(self, owner_id: int) -> tuple[int, int]:
+        """How many of an owner's are live, and their memory in MiB."""
+        return len(self._of_owner.get(owner_id, ())), self._memory_mb[owner_id]
+
     def state(self, row: InstanceRow) -> State:
         """The state of an instance now."""
         live = self._live.get(row.id)
@@ -74,11 +83,22 @@ class LiveSet:
         self._live[live.row.id] = self._by_uuid[live.row.uuid] = live
         if live.row.service_id is not None:
             self._of_service.setdefault(live.row.service_id, {})[live.row.id] = live
+        self._uncount(live.row)
+        self._of_owner.setdefault(live.row.owner_id, {})[live.row.id] = live.row.memory_mb
+        self._memory_mb[live.row.owner_id] += live.row.memory_mb
+
+    def _uncount(self, row: InstanceRow) -> None:
+        mine = self._of_owner.get(row.owner_id, {})
+        self._memory_mb[row.owner_id] -= mine.pop(row.id, 0)
+        if not mine:
+            self._of_owner.pop(row.owner_id, None)
+            self._memory_mb.pop(row.owner_id, None)
 
     def leave(self, row: InstanceRow) -> Live | None:
         """It is not; what it was."""
         live = self._live.pop(row.id, None)
         self._by_uuid.pop(row.uuid, None)
+        self._uncount(row)
         if row.service_id is not None:
             mine = self._of_service.get(row.service_id, {})
             mine.pop(row.id, None)

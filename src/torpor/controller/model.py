@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
+from torpor.controller.events import now_ms
 from torpor.store import InstanceRow, State
 
 RestartPolicy = Literal["never", "always", "on-failure"]
@@ -170,6 +171,19 @@ def with_documents(row: InstanceRow, config: Config, facts: Facts, state: State)
 def facts_of(document: bytes) -> Facts:
     """Reads what became of an instance."""
     return _facts.decode(document)
+
+
+def started(facts: Facts, *, again: bool = False) -> Facts:
+    """What is recorded when an instance is started, or started again after it failed."""
+    return replace(
+        facts,
+        start_count=facts.start_count + 1,
+        restart_count=facts.restart_count + again,
+        started_ms=now_ms(),
+        stop_reason=None,
+        stop_code=None,
+        exit_code=None,
+    )
 
 
 def service_of(document: bytes) -> ServiceConfig:

@@ -15,13 +15,13 @@ from torpor.controller.links import Attachment, Links
 from torpor.controller.live import DEFAULT_POLICY, Beginning, Live
 from torpor.controller.live_set import LiveSet
 from torpor.controller.machines import Machines
-from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, with_documents
+from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, started, with_documents
 from torpor.controller.saved import SavedStates
 from torpor.controller.templates import Templates
 from torpor.controller.vm import Exit, Identity, Machine, VmHost, VmProcess
 from torpor.controller.vm import State as SavedState
 from torpor.errors import TorporError
-from torpor.store import InstanceRow, Store, StoreError
+from torpor.store import InstanceRow, State, Store, StoreError
 from torpor.tasks import Tasks
 
 READY_S = 10.0
@@ -85,9 +85,11 @@ class Starter:
         attempt: int = 0,
         *,
         soon: Callable[[Live], None] | None = None,
+        recorded: bool = False,
     ) -> None:
         """Starts an instance, cold or from a saved state; its lock is held. Raises ItemError.
 
+        `recorded`: its row says already that it was stopped and is starting.
         `soon` is told of one that wakes when the proxy has its link and it is about to run: what
         is sent to it meanwhile waits in the link. If that fails after all the link is lost, and
         the next wake is told when it is over, and why.
@@ -95,6 +97,7 @@ class Starter:
         config, facts = config_of(row.config), facts_of(row.facts)
         live = Live(row, config, facts, "starting", attempt=attempt)
         live.woken = row.state == "standby"
+        previous: State = "stopped" if recorded else row.state
         machine: Machine | None = None
         try:
             state = await self._saved.state(row, config)
@@ -104,28 +107,22 @@ class Starter:
                 state = live.beginning.clone_of
                 self._say(row, live.beginning.why_no_template)
         except StoreError as error:
+            if recorded:
+                await self._lives.write_state(row, previous, LOST)
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         except ItemError as error:
-            if error.code is Code.NOT_FOUND:
-                reason, code = NO_IMAGE
-                await self._lives.write_state(row, row.state, reason, stop_code=code)
+            if recorded or error.code is Code.NOT_FOUND:
+                reason, code = NO_IMAGE if error.code is Code.NOT_FOUND else (LOST, None)
+                await self._lives.write_state(row, previous, reason, stop_code=code)
             self._lives.start_failed(row, origin, error)
             raise
-        if not live.woken:
-            live.facts = msgspec.structs.replace(
-                facts,
-                start_count=facts.start_count + 1,
-                restart_count=facts.restart_count + (attempt > 0),
-                started_ms=now_ms(),
-                stop_reason=None,
-                stop_code=None,
-                exit_code=None,
-            )
+        if not (live.woken or recorded):
+            live.facts = started(facts, again=attempt > 0)
             live.row = await self._lives.write(
                 with_documents(row, config, live.facts, "starting"), row
             )
         self._lives.enter(live)
-        self._lives.announce(live.row, row.state, "starting", origin)
+        self._lives.announce(live.row, previous, "starting", origin)
         try:
             if state is not None:
                 await self._restore(live, state, soon)

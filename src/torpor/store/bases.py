@@ -36,6 +36,9 @@ class Bases:
         self._database = database
         self._files = files
         self._cache: dict[int, Base] = {}
+        self._serving: dict[bytes, int] = {}
+        """Ids of templates by what they serve, as far as they were asked for."""
+        self._dropping: set[int] = set()
         self._pins: Counter[int] = Counter()
 
     async def add(self, new: NewBase, content: bytes) -> Base:
@@ -77,14 +80,32 @@ class Bases:
         if cached is None:
             cached = self._one("a.id = ?", base_id)
             if cached is not None:
-                if len(self._cache) >= CACHED:
-                    self._cache.clear()
-                self._cache[base_id] = cached
+                self._remember(cached)
         return cached
+
+    def _remember(self, base: Base) -> None:
+        if base.id in self._dropping:
+            return
+        if len(self._cache) >= CACHED:
+            self._cache.clear()
+            self._serving.clear()
+        self._cache[base.id] = base
+        if base.key is not None:
+            self._serving[base.key] = base.id
+
+    def _forget(self, base_id: int) -> None:
+        base = self._cache.pop(base_id, None)
+        if base is not None and base.key is not None:
+            self._serving.pop(base.key, None)
 
     def by_key(self, key: bytes) -> Base | None:
         """The template that serves a configuration, or None."""
-        return self._one("a.key = ?", key)
+        known = self._cache.get(self._serving.get(key, -1))
+        if known is None:
+            known = self._one("a.key = ?", key)
+            if known is not None:
+                self._remember(known)
+        return known
 
     def by_family(self, family: bytes) -> Base | None:
         """The newest template of a family, or None: older ones may be of an older kernel."""
@@ -141,9 +162,13 @@ class Bases:
         def change(connection: apsw.Connection) -> list[bytes]:
             return self._drop(connection, base.id)
 
-        digests = await self._database.write(change)
-        self._cache.pop(base.id, None)
-        return digests
+        # Nobody is to find it in memory when it is gone from the disk.
+        self._dropping.add(base.id)
+        self._forget(base.id)
+        try:
+            return await self._database.write(change)
+        finally:
+            self._dropping.discard(base.id)
 
     async def drop_unneeded(self, template_id: int) -> list[bytes]:
         """Removes a template without a key, and its warm bases, if no snapshot needs them."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 
 from torpor.store.blobs import BlobFiles
-from torpor.store.instances import uuid_text
+from torpor.store.uuids import uuid_text
 
 
 def check(database: Path, files: BlobFiles, *, repair: bool = False) -> Iterator[str]:
@@ -79,6 +79,11 @@ def _derived(connection: apsw.Connection, repair: bool) -> Iterator[str]:
         "SELECT owner_id, kind, state, count(*), sum(memory_mb), sum(vcpus) FROM instances "
         "GROUP BY owner_id, kind, state",
         kept="SELECT * FROM totals WHERE instances <> 0 OR memory_mb <> 0 OR vcpus <> 0",
+    )  # fmt: skip
+    yield from _derived_table(
+        connection, repair, "the counters of service groups are wrong", "service_totals",
+        "SELECT owner_id, count(*), sum(ports) FROM services GROUP BY owner_id",
+        kept="SELECT * FROM service_totals WHERE services <> 0 OR ports <> 0",
     )  # fmt: skip
     yield from _derived_table(
         connection, repair, "the index of tags is wrong", "instance_tags",

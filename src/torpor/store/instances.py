@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import apsw
 from msgspec import Struct
@@ -20,6 +19,8 @@ from torpor.store.errors import (
     StoreError,
 )
 from torpor.store.records import InstanceRow, Kind, NewInstance, State, Total
+from torpor.store.services import insert_service
+from torpor.store.uuids import uuid_bounds, uuid_bytes, uuid_text
 
 _COLUMNS = (
     "i.id, i.uuid, i.owner_id, i.kind, i.name, i.state, i.revision, i.generation, i.memory_mb, "
@@ -50,21 +51,27 @@ class Instances:
         self._database = database
 
     async def add(
-        self, owner_id: int, new: Sequence[NewInstance], quota: int | None = None
+        self,
+        owner_id: int,
+        new: Sequence[NewInstance],
+        quota: int | None = None,
+        service_quota: int | None = None,
     ) -> list[InstanceRow | StoreError]:
         """Records new instances; what could not be recorded has its error in its place.
 
-        `quota` is how many of that kind the owner may have, templates and checkpoints aside.
+        `quota` is how many of that kind the owner may have, templates and checkpoints aside, and
+        `service_quota` how many service groups.
         """
 
         def change(connection: apsw.Connection) -> list[InstanceRow | StoreError]:
             room = None if quota is None else quota - _instances(connection, owner_id)
             answers: list[InstanceRow | StoreError] = []
+            services: dict[str, int] = {}
             for item in new:
                 if room is not None and room <= 0:
                     answers.append(QuotaError(f"Quota of {quota} instances exceeded"))
                     continue
-                answer = _insert(connection, owner_id, item)
+                answer = _insert_attached(connection, owner_id, item, service_quota, services)
                 if room is not None and isinstance(answer, InstanceRow):
                     room -= 1
                 answers.append(answer)
@@ -75,7 +82,7 @@ class Instances:
     def find(self, owner_id: int, kind: Kind, *, uuid: str = "", name: str = "") -> InstanceRow:
         """The one of this uuid or name. Raises MissingError."""
         if uuid:
-            where, value = "i.uuid = ?", _uuid_bytes(uuid)
+            where, value = "i.uuid = ?", uuid_bytes(uuid)
             sql = f"SELECT {_COLUMNS} FROM instances i WHERE {where} AND owner_id = ? AND kind = ?"
             found = self._database.reader.execute(sql, (value, owner_id, kind)).fetchone()
         else:
@@ -108,7 +115,7 @@ class Instances:
     def by_uuid(self, uuid: str) -> InstanceRow | None:
         """The one of this uuid, whoever owns it, or None."""
         sql = f"SELECT {_COLUMNS} FROM instances i WHERE i.uuid = ?"
-        found = self._database.reader.execute(sql, (_uuid_bytes(uuid),)).fetchone()
+        found = self._database.reader.execute(sql, (uuid_bytes(uuid),)).fetchone()
         return None if found is None else _row(found)
 
     def page(self, owner_id: int, kind: Kind, page: Page) -> list[InstanceRow]:
@@ -161,7 +168,7 @@ class Instances:
 
     def _position(self, start: str, descending: bool) -> tuple[int, int] | None:
         try:
-            uuid = _uuid_bytes(start)
+            uuid = uuid_bytes(start)
         except MissingError:
             try:
                 moment = datetime.fromisoformat(start)
@@ -260,6 +267,34 @@ def _instances(connection: apsw.Connection, owner_id: int) -> int:
     return int(connection.execute(sql, (owner_id,)).get)
 
 
+def _insert_attached(
+    connection: apsw.Connection,
+    owner_id: int,
+    new: NewInstance,
+    quota: int | None,
+    services: dict[str, int],
+) -> InstanceRow | StoreError:
+    """Records an instance with its new service group, if it has one: both or neither.
+
+    `services` are the ids of those that were recorded in this change, by uuid.
+    """
+    if new.service is None:
+        return _insert(connection, owner_id, new)
+    known = services.get(new.service.uuid)
+    if known is not None:
+        return _insert(connection, owner_id, replace(new, service_id=known))
+    try:
+        with connection:
+            service = insert_service(connection, owner_id, new.service, quota)
+            row = _insert(connection, owner_id, replace(new, service_id=service.id))
+            if isinstance(row, StoreError):
+                raise row
+    except StoreError as error:
+        return error
+    services[new.service.uuid] = service.id
+    return row
+
+
 def _insert(
     connection: apsw.Connection, owner_id: int, new: NewInstance
 ) -> InstanceRow | StoreError:
@@ -268,7 +303,7 @@ def _insert(
             "INSERT INTO instances(uuid, owner_id, kind, name, state, memory_mb, vcpus, "
             "service_id, created_ms, tags, config, facts) VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
             (
-                _uuid_bytes(new.uuid),
+                uuid_bytes(new.uuid),
                 owner_id,
                 new.kind,
                 new.name,
@@ -313,40 +348,32 @@ def write_row(
     With `commits` it gets the next generation, unless it is at another one than `row` says.
     """
     tags = json.dumps(row.tags) if row.tags else ""
-    generation = row.generation + commits
-    values = (
-        row.kind,
-        row.name,
-        row.state,
-        row.memory_mb,
-        row.vcpus,
-        row.service_id,
-        tags,
-        row.config,
-        row.facts,
-        commits,
-        row.id,
-        row.revision,
-        row.generation if commits else None,
-    )
+    which = (row.id, row.revision, row.generation if commits else None)
+    shape = (row.kind, row.name, row.memory_mb, row.vcpus, row.service_id, tags)
+    changes = (row.state, row.config, row.facts, commits)
     try:
-        # Tags hardly ever change, and then their index needs no look.
-        connection.execute(f"{_UPDATE} AND kind=? AND tags=?", (*values, row.kind, tags))
+        connection.execute(_UPDATE, (*changes, *which, *shape))
         if connection.changes() != 1:
-            connection.execute(_UPDATE, values)
+            connection.execute(_RESHAPE, (*changes, *shape, *which))
             if connection.changes() != 1:
                 return ConflictError(f"{row.kind} '{row.name}' changed meanwhile, or is gone")
             connection.execute("DELETE FROM instance_tags WHERE instance_id = ?", (row.id,))
             _index_tags(connection, row)
     except apsw.ConstraintError as error:
         return _constraint(error, row.kind, row.name)
-    return replace(row, revision=row.revision + 1, generation=generation)
+    return replace(row, revision=row.revision + 1, generation=row.generation + commits)
 
 
+# What is set, changed or not, has its indexes written anew, and most columns hardly ever change.
+_CHANGES = "state=?, config=?, facts=?, generation=generation+?, revision=revision+1"
+_WHICH = "id=? AND revision=? AND generation=ifnull(?, generation)"
 _UPDATE = (
-    "UPDATE instances SET kind=?, name=?, state=?, revision=revision+1, memory_mb=?, vcpus=?, "
-    "service_id=?, tags=?, config=?, facts=?, generation=generation+? "
-    "WHERE id=? AND revision=? AND generation=ifnull(?, generation)"
+    f"UPDATE instances SET {_CHANGES} WHERE {_WHICH} "
+    "AND kind=? AND name=? AND memory_mb=? AND vcpus=? AND service_id IS ? AND tags=?"
+)
+_RESHAPE = (
+    f"UPDATE instances SET {_CHANGES}, kind=?, name=?, memory_mb=?, vcpus=?, service_id=?, tags=? "
+    f"WHERE {_WHICH}"
 )
 
 
@@ -364,27 +391,6 @@ def _constraint(error: apsw.ConstraintError, kind: str, name: str) -> StoreError
 
 
 _A = {"instance": "An instance", "template": "A template", "checkpoint": "A checkpoint"}
-
-
-def _uuid_bytes(text: str) -> bytes:
-    try:
-        return UUID(text).bytes
-    except ValueError as error:
-        raise MissingError(f"Invalid uuid '{text}'") from error
-
-
-def uuid_bounds(prefix: str) -> tuple[bytes, bytes] | None:
-    """The lowest and highest uuid that begins with some digits; None if none can."""
-    digits = prefix.lower().replace("-", "")
-    if not 4 <= len(digits) <= 32 or not set(digits) <= set("0123456789abcdef"):
-        return None
-    return bytes.fromhex(digits.ljust(32, "0")), bytes.fromhex(digits.ljust(32, "f"))
-
-
-def uuid_text(raw: bytes) -> str:
-    """A uuid as everybody writes it."""
-    digits = raw.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def _row(found: Any) -> InstanceRow:

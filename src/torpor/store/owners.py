@@ -8,8 +8,8 @@ import apsw
 
 from torpor.store.database import Database
 from torpor.store.errors import MissingError, NameTakenError
-from torpor.store.instances import uuid_text
 from torpor.store.records import Owner, Token
+from torpor.store.uuids import uuid_text
 
 KNOWN_MAX = 10_000
 

@@ -19,6 +19,44 @@ State = Literal[
 ]
 
 
+class ServiceRow(Struct, frozen=True):
+    """A service group."""
+
+    id: int
+    uuid: str
+    owner_id: int
+    name: str
+    revision: int
+    created_ms: int
+    domains: tuple[str, ...]
+    document: bytes
+
+
+class NewService(Struct, frozen=True):
+    """What is to be recorded of a new service group."""
+
+    uuid: str
+    name: str
+    created_ms: int
+    domains: tuple[str, ...]
+    ports: int
+    """How many ports it has, for the quota."""
+    document: bytes
+
+    def recorded(self, service_id: int, owner_id: int) -> ServiceRow:
+        """Its row, just after it was recorded."""
+        return ServiceRow(
+            service_id,
+            self.uuid,
+            owner_id,
+            self.name,
+            1,
+            self.created_ms,
+            self.domains,
+            self.document,
+        )
+
+
 class NewInstance(Struct, frozen=True):
     """What is to be recorded of a new instance, template or checkpoint."""
 
@@ -34,6 +72,8 @@ class NewInstance(Struct, frozen=True):
     """What became of it, as JSON."""
     tags: tuple[str, ...] = ()
     service_id: int | None = None
+    service: NewService | None = None
+    """A service group that is recorded with it; several new instances can have the same."""
     kind: Kind = "instance"
 
 
@@ -119,31 +159,6 @@ class Snapshot(Struct, frozen=True):
     size_bytes: int
     tier: str | None
     """None if it is inline in the database."""
-
-
-class ServiceRow(Struct, frozen=True):
-    """A service group."""
-
-    id: int
-    uuid: str
-    owner_id: int
-    name: str
-    revision: int
-    created_ms: int
-    domains: tuple[str, ...]
-    document: bytes
-
-
-class NewService(Struct, frozen=True):
-    """What is to be recorded of a new service group."""
-
-    uuid: str
-    name: str
-    created_ms: int
-    domains: tuple[str, ...]
-    ports: int
-    """How many ports it has, for the quota."""
-    document: bytes
 
 
 class Owner(Struct, frozen=True):

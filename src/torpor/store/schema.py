@@ -186,7 +186,30 @@ ALTER TABLE bases ADD COLUMN family BLOB CHECK(family IS NULL OR length(family) 
 CREATE INDEX bases_of_family ON bases(family) WHERE family IS NOT NULL;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS, _FAMILIES)
+# As `totals` of instances: how many groups an owner has, and ports in them.
+_SERVICE_TOTALS = """
+CREATE TABLE service_totals(
+    owner_id INTEGER PRIMARY KEY,
+    services INTEGER NOT NULL,
+    ports INTEGER NOT NULL
+) STRICT;
+INSERT INTO service_totals SELECT owner_id, count(*), sum(ports) FROM services GROUP BY owner_id;
+CREATE TRIGGER count_service_insert AFTER INSERT ON services BEGIN
+    INSERT INTO service_totals VALUES(new.owner_id, 1, new.ports)
+    ON CONFLICT DO UPDATE SET services = services + 1, ports = ports + new.ports;
+END;
+CREATE TRIGGER count_service_delete AFTER DELETE ON services BEGIN
+    UPDATE service_totals SET services = services - 1, ports = ports - old.ports
+    WHERE owner_id = old.owner_id;
+END;
+CREATE TRIGGER count_service_update AFTER UPDATE OF ports ON services
+    WHEN old.ports IS NOT new.ports BEGIN
+    UPDATE service_totals SET ports = ports - old.ports + new.ports
+    WHERE owner_id = old.owner_id;
+END;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS, _FAMILIES, _SERVICE_TOTALS)
 
 
 def migrate(connection: apsw.Connection) -> None:

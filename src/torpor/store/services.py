@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from torpor.store.database import Database
 from torpor.store.errors import ConflictError, InUseError, MissingError, NameTakenError, QuotaError
-from torpor.store.instances import uuid_bounds, uuid_text
 from torpor.store.records import NewService, ServiceRow
+from torpor.store.uuids import uuid_bounds, uuid_text
 
 _COLUMNS = "s.id, s.uuid, s.owner_id, s.name, s.revision, s.created_ms, s.document"
 
@@ -23,28 +23,9 @@ class Services:
     async def add(self, owner_id: int, new: NewService, quota: int | None = None) -> ServiceRow:
         """Records a service group. Raises NameTakenError (also for a domain) or QuotaError."""
 
-        def change(connection: apsw.Connection) -> ServiceRow:
-            sql = "SELECT count(*) FROM services WHERE owner_id = ?"
-            if quota is not None and connection.execute(sql, (owner_id,)).get >= quota:
-                raise QuotaError(f"Quota of {quota} service groups exceeded")
-            try:
-                connection.execute(
-                    "INSERT INTO services(uuid, owner_id, name, created_ms, ports, document) "
-                    "VALUES(?,?,?,?,?,?)",
-                    (UUID(new.uuid).bytes, owner_id, new.name, new.created_ms, new.ports,
-                     new.document),
-                )  # fmt: skip
-            except apsw.ConstraintError as error:
-                raise NameTakenError(
-                    f"A service group with the name '{new.name}' already exists"
-                ) from error
-            id_ = connection.last_insert_rowid()
-            _set_domains(connection, id_, new.domains)
-            return ServiceRow(
-                id_, new.uuid, owner_id, new.name, 1, new.created_ms, new.domains, new.document
-            )
-
-        return await self._database.write(change)
+        return await self._database.write(
+            lambda connection: insert_service(connection, owner_id, new, quota)
+        )
 
     def find(self, owner_id: int, *, uuid: str = "", name: str = "") -> ServiceRow:
         """The one of this uuid or name. Raises MissingError."""
@@ -115,7 +96,7 @@ class Services:
     def totals(self, owner_id: int) -> tuple[int, int]:
         """How many service groups and how many ports the owner has."""
         found = self._database.reader.execute(
-            "SELECT count(*), total(ports) FROM services WHERE owner_id = ?", (owner_id,)
+            "SELECT services, ports FROM service_totals WHERE owner_id = ?", (owner_id,)
         ).fetchone()
         return (int(found[0]), int(found[1])) if found else (0, 0)
 
@@ -166,6 +147,30 @@ class Services:
         return ServiceRow(
             id_, uuid_text(uuid), owner_id, name, revision, created_ms, domains, document
         )
+
+
+def insert_service(
+    connection: apsw.Connection, owner_id: int, new: NewService, quota: int | None
+) -> ServiceRow:
+    """Within a change: records a service group. Raises NameTakenError or QuotaError."""
+    if quota is not None:
+        sql = "SELECT services FROM service_totals WHERE owner_id = ?"
+        found = connection.execute(sql, (owner_id,)).fetchone()
+        if found is not None and found[0] >= quota:
+            raise QuotaError(f"Quota of {quota} service groups exceeded")
+    try:
+        connection.execute(
+            "INSERT INTO services(uuid, owner_id, name, created_ms, ports, document) "
+            "VALUES(?,?,?,?,?,?)",
+            (UUID(new.uuid).bytes, owner_id, new.name, new.created_ms, new.ports, new.document),
+        )
+    except apsw.ConstraintError as error:
+        raise NameTakenError(
+            f"A service group with the name '{new.name}' already exists"
+        ) from error
+    id_ = connection.last_insert_rowid()
+    _set_domains(connection, id_, new.domains)
+    return new.recorded(id_, owner_id)
 
 
 def _set_domains(connection: apsw.Connection, service_id: int, domains: tuple[str, ...]) -> None:

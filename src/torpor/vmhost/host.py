@@ -57,7 +57,7 @@ class Host:
         self._used_bytes = 0
         self._workers: set[Worker] = set()
         self._tasks = Tasks()
-        self._pool = Pool(limits, self._prepared)
+        self._pool = Pool(limits, self._another, lambda template: self._warm(template))
         self._pool.room = self.has_room
         self._templates: Templates
         self._warm: WarmBases
@@ -135,7 +135,11 @@ class Host:
     ) -> VmProcess:
         template = state.template
         warm = state.warm or self._warm(template)
-        worker = await self._pool.take(template, None if warm is None else warm.id)
+        worker: Worker | None
+        try:
+            worker = await self._pool.take(template, warm)
+        except _EXPECTED as error:
+            raise _failed(error) from error
         restore = Restore(
             uuid=who.instance.replace("-", ""),
             generation=who.generation,
@@ -148,8 +152,6 @@ class Host:
         try:
             if state.delta is not None:
                 delta = memory_file("delta", state.delta)
-            if worker is None:
-                worker = await self._another(template, warm)
             is_last = False
             while True:
                 worker.listener = listener
@@ -180,9 +182,9 @@ class Host:
                 worker.listener = None
                 worker.kill()
             self._pool.done(template.id)
-            if isinstance(error, ItemError) or not isinstance(error, _EXPECTED):
+            if not isinstance(error, _EXPECTED):
                 raise
-            raise ItemError(Code.FAILED, f"The state could not be restored: {error}") from error
+            raise _failed(error) from error
         finally:
             if delta is not None:
                 os.close(delta)
@@ -220,10 +222,9 @@ class Host:
         raise AssertionError  # the last round ends the loop
 
     async def _prepared(
-        self, template: Base, warm: Base | None = None, *, never_run: bool = False
+        self, template: Base, warm: Base | None, *, never_run: bool = False
     ) -> Worker:
-        """A process at rest on a template, with the warm base given or else the newest."""
-        warm = warm or self._warm(template)
+        """A process at rest on a template and a warm base, or none."""
         worker = await self._launched()
         try:
             loaded = await self._templates.load(template, worker.process)
@@ -428,6 +429,12 @@ class Host:
 
 _EXPECTED = (Refused, OSError, TorporError)
 """What may become of a restore."""
+
+
+def _failed(error: Exception) -> ItemError:
+    if isinstance(error, ItemError):
+        return error
+    return ItemError(Code.FAILED, f"The state could not be restored: {error}")
 
 
 class _Once:

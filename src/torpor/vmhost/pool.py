@@ -2,17 +2,21 @@
 
 How many a template keeps follows from how many were busy at once lately; a template that nobody
 wakes any more loses them. What bounds them all is memory; a number can be set besides. Whoever
-finds none at rest takes the next one that comes back, if there is one: that is sooner than a new
-process, and costs a tenth of it. What is taken is replaced in the background.
+finds none at rest gets the next one that comes back or is made, in the order in which they came. A
+process that comes back costs a tenth of a new one, so few are made at a time, and only one while
+others come back quickly: many that come at once are served sooner so. What is taken is replaced in
+the background.
 """
 
 import asyncio
 import contextlib
+import os
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from torpor.store import Base
+from torpor.tasks import Tasks
 from torpor.vmhost.worker import Rest, Worker
 
 
@@ -26,7 +30,7 @@ class Limits:
     """And for all."""
     spare: int = 1
     """Processes that rest beyond what was busy at once lately."""
-    keep_s: float = 60.0
+    keep_s: float = 300.0
     """After the last wake of a template, its processes are let go of."""
     reuse: bool = True
     """False: every wake gets a process that no instance has been in."""
@@ -39,7 +43,10 @@ class Waiter:
     """A wake that gets the next process that comes to rest there."""
 
     rest: Rest
-    given: "asyncio.Future[Worker | None]"
+    warm: Base | None
+    given: "asyncio.Future[Worker]"
+    patient: bool = True
+    """It lets those that are being reset come first."""
 
 
 @dataclass(slots=True)
@@ -54,6 +61,10 @@ class Demand:
     peak: float = 0.0
     """The most in use or coming at once, forgotten by and by."""
     used_s: float = 0.0
+    came_s: float = -1.0
+    """When one came back last."""
+    hired: int = 0
+    """Processes that are being made for those that wait."""
     resting: list[Worker] = field(default_factory=list)
     waiting: deque[Waiter] = field(default_factory=deque)
 
@@ -65,17 +76,32 @@ class Demand:
 
 PATIENCE_S = 0.1
 """How long a wake waits for a process that is being reset; a guest may hold that up."""
+MAKING_S = 0.02
+"""About what making one takes: while others come back within this, one is made at a time."""
+MAKERS = 2 * len(os.sched_getaffinity(0))
+"""Processes that are made at once, for one template, for those that wait."""
 TICK_S = 1.0
-FORGET = 0.97
-"""What is left of a peak after a tick: half after 23 s."""
+FORGET = 0.995
+"""What is left of a peak after a tick: half after 140 s. To end a process takes about 10 ms of
+processor time, which is to be no load of its own.
+"""
 
 
 class Pool:
     """The processes that rest, of all templates."""
 
-    def __init__(self, limits: Limits, make: Callable[[Base], Awaitable[Worker]]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        make: Callable[[Base, Base | None], Awaitable[Worker]],
+        warm: Callable[[Base], Base | None],
+    ) -> None:
         self.limits = limits
         self._make = make
+        """One that rests at a template and this warm base; its errors are told to who waits."""
+        self._warm = warm
+        """The warm base at which processes of a template are to rest now."""
+        self._tasks = Tasks()
         self._demands: dict[int, Demand] = {}
         self._resting = 0
         self._refilling: asyncio.Task[None] | None = None
@@ -95,15 +121,15 @@ class Pool:
 
     # Taking and giving --------------------------------------------------------------------------
 
-    async def take(self, base: Base, warm_id: int | None) -> Worker | None:
-        """A process that rests there; None if there is none and none comes.
+    async def take(self, base: Base, warm: Base | None) -> Worker:
+        """A process that rests there. Raises what making one raises.
 
-        Counts as a use in any case.
+        Counts as a use, unless it raises.
         """
         demand = self._demand(base)
         demand.in_use += 1
         demand.note()
-        rest = Rest(base.id, warm_id)
+        rest = Rest.at(base, warm)
         while demand.resting:
             worker = self._pop(demand)
             if worker.alive and worker.rest == rest:
@@ -113,23 +139,57 @@ class Pool:
             # It rests where nothing is restored any more.
             worker.kill()
         self._refill_wanted.set()
-        if demand.coming <= len(demand.waiting):
-            return None
         loop = asyncio.get_running_loop()
-        waiter = Waiter(rest, loop.create_future())
+        waiter = Waiter(rest, warm, loop.create_future())
         demand.waiting.append(waiter)
-        patience = loop.call_later(PATIENCE_S, _give_up, demand, waiter)
+        self._hire(demand)
+        patience = loop.call_later(PATIENCE_S, self._lose_patience, demand, waiter)
         try:
             return await waiter.given
-        except asyncio.CancelledError:
+        except BaseException as error:
+            demand.in_use -= 1
             if waiter in demand.waiting:
                 demand.waiting.remove(waiter)
-            elif not waiter.given.cancelled() and (given := waiter.given.result()) is not None:
-                self._give(demand, given)
-            demand.in_use -= 1
+            elif isinstance(error, asyncio.CancelledError) and _has_worker(waiter):
+                self._give(demand, waiter.given.result())
             raise
         finally:
             patience.cancel()
+
+    def _lose_patience(self, demand: Demand, waiter: Waiter) -> None:
+        waiter.patient = False
+        self._hire(demand)
+
+    def _hire(self, demand: Demand) -> None:
+        """Has processes made for those that wait and get none of those that come back."""
+        hopeful = demand.coming
+        short = -demand.hired
+        for waiter in demand.waiting:
+            if waiter.patient and hopeful > 0:
+                hopeful -= 1
+            else:
+                short += 1
+        quickly = asyncio.get_running_loop().time() - demand.came_s < MAKING_S
+        for _ in range(min(short, (1 if quickly else MAKERS) - demand.hired)):
+            demand.hired += 1
+            self._tasks.start(self._make_for(demand))
+
+    async def _make_for(self, demand: Demand) -> None:
+        """One process, for whoever has waited longest by then."""
+        try:
+            if demand.waiting:
+                first = demand.waiting[0]
+                try:
+                    worker = await self._make(demand.base, first.warm)
+                except Exception as error:  # noqa: BLE001, RUF100 -- it belongs to who waits
+                    if first in demand.waiting:
+                        demand.waiting.remove(first)
+                        first.given.set_exception(error)
+                else:
+                    self._give(demand, worker)
+        finally:
+            demand.hired -= 1
+            self._hire(demand)
 
     def adopted(self, base: Base) -> None:
         """A process of that template was in use before this torpord began."""
@@ -154,9 +214,9 @@ class Pool:
         demand = self._demand(base)
         demand.coming -= 1
         if worker is not None:
+            demand.came_s = asyncio.get_running_loop().time()
             self._give(demand, worker)
-        while len(demand.waiting) > demand.coming:
-            _answer(demand.waiting.popleft(), None)
+        self._hire(demand)
 
     def give(self, worker: Worker) -> None:
         """A process that rests: for whoever waits, else kept if there is room, else ended."""
@@ -217,7 +277,7 @@ class Pool:
         """How many rest or are in use, by template."""
         count: dict[int, int] = defaultdict(int)
         for base_id, demand in self._demands.items():
-            busy = demand.in_use + demand.coming + demand.making
+            busy = demand.in_use + demand.coming + demand.making + demand.hired
             count[base_id] = len(demand.resting) + busy
         return count
 
@@ -247,7 +307,7 @@ class Pool:
             wanted = self._wanted(demand)
             while len(demand.resting) > wanted:
                 self._pop(demand, 0).kill()
-            busy = demand.in_use or demand.coming or demand.making or demand.waiting
+            busy = demand.in_use or demand.coming or demand.making or demand.hired
             if not demand.resting and not busy and wanted == 0:
                 del self._demands[base_id]
 
@@ -261,7 +321,7 @@ class Pool:
                 return
             demand.making += 1
             try:
-                worker = await self._make(demand.base)
+                worker = await self._make(demand.base, self._warm(demand.base))
             except Exception:  # noqa: BLE001, S112, RUF100 -- the next wake meets it and says so
                 continue
             finally:
@@ -275,17 +335,13 @@ class Pool:
         if self._refilling is not None:
             self._refilling.cancel()
             await asyncio.gather(self._refilling, return_exceptions=True)
+        await self._tasks.cancel()
         for demand in self._demands.values():
             while demand.resting:
                 self._pop(demand).kill()
 
 
-def _give_up(demand: Demand, waiter: Waiter) -> None:
-    if waiter in demand.waiting:
-        demand.waiting.remove(waiter)
-        _answer(waiter, None)
-
-
-def _answer(waiter: Waiter, worker: Worker | None) -> None:
-    if not waiter.given.done():  # whoever waits may have been cancelled
-        waiter.given.set_result(worker)
+def _has_worker(waiter: Waiter) -> bool:
+    """Whether it was given one, though it is not there to take it."""
+    given = waiter.given
+    return given.done() and not given.cancelled() and given.exception() is None

@@ -42,16 +42,16 @@ class UpdateItem(Reference, frozen=True, kw_only=True):
            body_needed=True, support="partial", note="no udp, ip or certificate")  # fmt: skip
 async def create_service_group(call: Call, item: CreateServiceGroup) -> ServiceGroupAnswer:
     owner = call.principal.owner
-    row = await call.service.controller.groups.create(
-        owner.id,
+    groups = call.service.controller.groups
+    new = await groups.planned(
         name=item.name,
         services=item.services,
         domains=item.domains,
         soft_limit=item.soft_limit,
         hard_limit=item.hard_limit,
         autokill=item.autokill,
-        quota=Quotas.of(owner).service_groups,
     )
+    row = await groups.create(owner.id, new, Quotas.of(owner).service_groups)
     return rendering.service_group(call.service, row)
 
 
