@@ -29,6 +29,7 @@ from tests.snapshot.vms import (
     vm_process,
 )
 from torpor.bench import Bar, Report, WrongAnswerError, refuse_debug_build
+from torpor.controller.templates import SIBLINGS
 from torpor.vmprocess import Prepare, VMProcess
 
 PYTHON = """
@@ -147,8 +148,8 @@ async def turn(
 
 
 async def warm_base_of(process: VMProcess, vm: Sibling) -> bytes:
-    """A warm base of five siblings after one request each."""
-    deltas = [await turn(vm, Times(), secrets.token_hex(16), 0, None, 0) for _ in range(5)]
+    """A warm base of siblings after one request each."""
+    deltas = [await turn(vm, Times(), secrets.token_hex(16), 0, None, 0) for _ in range(SIBLINGS)]
     files = [memory_file(delta) for delta in deltas]
     template = vm.template
     learnt = await process.learn(

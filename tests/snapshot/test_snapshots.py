@@ -26,6 +26,7 @@ from torpor.vmprocess import Refused
 
 pytestmark = pytest.mark.kvm
 
+LARGE_BYTES = 64 << 20
 PROGRAM = (Path(__file__).parent / "programs/obey.py").read_text()
 
 
@@ -216,6 +217,27 @@ def test_a_bad_delta_is_refused_and_the_vm_still_usable(
         assert (await vm.process.query()).state == "resting"
         await vm.wake(uuid, 1, delta)
         assert (await check(vm))["count"] == 1
+
+    in_sibling(directory, template, test)
+
+
+def test_what_does_not_compress_is_kept_whole(directory: Path, template: Template) -> None:
+    """64 MiB of random bytes: each way of putting them back gives the program what it had."""
+
+    async def test(vm: Sibling) -> None:
+        uuid = secrets.token_hex(16)
+        await vm.wake(uuid, 0)
+        digest = await ask(vm, f"noise {LARGE_BYTES}")
+        delta = read_descriptor((await vm.process.standby(1, within_s=TIMEOUT_S)).descriptor)
+        assert len(delta) > LARGE_BYTES
+        # It has outgrown what may rest, so others take the state.
+        assert not await vm.process.reset()
+        for never_run in (False, True):
+            async with vm_process(directory) as process:
+                other = await Sibling.prepare(process, template, never_run=never_run)
+                await other.wake(uuid, 1, delta)
+                assert await ask(other, "noise") == digest
+                other.peer.close()
 
     in_sibling(directory, template, test)
 

@@ -21,9 +21,9 @@ Usage: torpor-vmm run [OPTIONS] --image FILE -- PROGRAM [ARGUMENT...]
 
 Runs PROGRAM from an EROFS image in a microVM in the foreground.
 
-       torpor-vmm inspect FILE
+       torpor-vmm inspect FILE [WARM-BASE]
 
-What a snapshot holds, as JSON.
+What a snapshot holds, as JSON. Deltas that name a warm base need its file.
 
        torpor-vmm serve --control-fd N --kvm-fd N
 
@@ -117,8 +117,8 @@ pub enum Command {
         /// `--kvm-fd`
         kvm: i32,
     },
-    /// `inspect`, with a file.
-    Inspect(PathBuf),
+    /// `inspect`, with a file, and that of the warm base which it names.
+    Inspect(PathBuf, Option<PathBuf>),
     /// `--help`
     Help,
     /// `--version`
@@ -137,9 +137,14 @@ pub fn parse(
     match parser.next().map_err(usage)? {
         Some(Arg::Value(command)) if command == "run" => {}
         Some(Arg::Value(command)) if command == "inspect" => {
-            let file = parser.value().map_err(usage)?;
+            let file = parser.value().map_err(usage)?.into();
+            let warm_base = match parser.next().map_err(usage)? {
+                None => return Ok(Command::Inspect(file, None)),
+                Some(Arg::Value(warm_base)) => warm_base.into(),
+                Some(other) => return Err(usage(other.unexpected())),
+            };
             return match parser.next().map_err(usage)? {
-                None => Ok(Command::Inspect(file.into())),
+                None => Ok(Command::Inspect(file, Some(warm_base))),
                 Some(other) => Err(usage(other.unexpected())),
             };
         }

@@ -50,7 +50,7 @@ class Options:
     """How long the server is watched at rest, at each step."""
     faults_s: float = 0.0
     """About this often a process of the server is killed; 0 for never."""
-    in_flight: int = 32
+    in_flight: int = 16
 
 
 def steps(count: int) -> list[int]:

@@ -15,7 +15,7 @@ from torpor.bench.server import Target
 
 BURST = 8
 """Instances of one creation request."""
-CREATORS = 4
+CREATORS = 2
 AUDIT_AFTER_MS = 2000
 """Instances are audited, by chance, from this long after their cool-down on."""
 RECENT = 11

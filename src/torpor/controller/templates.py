@@ -24,8 +24,10 @@ from torpor.tasks import Tasks
 
 SEEN_MAX = 10_000
 """Configurations of which is remembered that they were started once."""
-SIBLINGS = 5
-"""How many instances' deltas teach a warm base."""
+SIBLINGS = 14
+"""How many instances' deltas teach a warm base; no more go into one command to a VM process."""
+SIBLINGS_LEAST = 5
+"""So many do where one of them sleeps again before there are more."""
 SIBLING_MAX_BYTES = 4 << 20
 """Larger deltas teach nothing."""
 LEARNING_MAX = 256
@@ -148,8 +150,10 @@ class Templates:
             siblings = self._siblings[template.id] = _Siblings(template)
             if len(self._siblings) > LEARNING_MAX:
                 self._siblings.popitem(last=False)
+        slept_before = live.row.uuid in siblings.deltas
         siblings.deltas[live.row.uuid] = saved.content
-        if len(siblings.deltas) >= SIBLINGS and not siblings.learning:
+        wanted = SIBLINGS_LEAST if slept_before else SIBLINGS
+        if len(siblings.deltas) >= wanted and not siblings.learning:
             siblings.learning = True
             self._tasks.start(self._learn(siblings))
 
@@ -157,10 +161,11 @@ class Templates:
         template = siblings.template
         try:
             with self._saved.pinned(template):
-                content = await self._host.learn(template, list(siblings.deltas.values()))
+                deltas = list(siblings.deltas.values())[:SIBLINGS]
+                content = await self._host.learn(template, deltas)
                 self._warm[template.id] = await self._saved.add_warm(template, content)
         except (ItemError, StoreError):
-            # Without a warm base all goes on, only with larger deltas; the next five try again.
+            # Without a warm base all goes on, only with larger deltas; those that follow try again.
             siblings.deltas.clear()
         finally:
             siblings.learning = False

@@ -4,6 +4,7 @@ It keeps a counter and a growing map in memory, and a model of what it has mappe
 """
 
 import ctypes
+import hashlib
 import json
 import mmap
 import os
@@ -155,6 +156,10 @@ def obey(line):
     if command == "dirty":
         held.append(os.urandom(int(args[0]) << 20))
         return len(held)
+    if command == "noise":
+        if args:
+            held.append(os.urandom(int(args[0])))
+        return hashlib.sha256(held[-1]).hexdigest()
     if command == "spin":
         threading.Thread(target=spin, daemon=True).start()
         return True

@@ -33,7 +33,10 @@ pub fn main() -> ExitCode {
     let result =
         cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)).and_then(|command| match command {
             Command::Run(options) => run(&options),
-            Command::Inspect(file) => Ok(print(&format!("{:#}\n", crate::snapshot::inspect::inspect(&file)?))),
+            Command::Inspect(file, warm_base) => {
+                let found = crate::snapshot::inspect::inspect(&file, warm_base.as_deref())?;
+                Ok(print(&format!("{found:#}\n")))
+            }
             Command::Serve { control, kvm } => serve(control, kvm),
             Command::Help => Ok(print(USAGE)),
             Command::Version => Ok(print(if cfg!(debug_assertions) {

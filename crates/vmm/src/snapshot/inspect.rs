@@ -1,20 +1,27 @@
 //! `torpor-vmm inspect`: what a snapshot file holds, as JSON.
 
 use super::pages::{Coding, PAGE};
-use super::{Kind, Reader};
+use super::{Dictionary, Kind, Reader, decompressor};
 use crate::error::Failure;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Reads a file whole, all of its chunks included.
+/// Reads a file whole, all of its chunks included. A delta that names a warm base needs the file of that.
 ///
 /// # Errors
 /// A [`Failure`] that names the file and what is wrong with it.
-pub fn inspect(path: &Path) -> Result<Value, Failure> {
+pub fn inspect(path: &Path, warm_base: Option<&Path>) -> Result<Value, Failure> {
     let fail = |what: String| Failure::new(format!("{}: {what}", path.display()));
     let file = std::fs::read(path).map_err(|error| fail(error.to_string()))?;
     let reader = Reader::new(&file).map_err(|bad| fail(bad.to_string()))?;
-    let mut decompressor = zstd::bulk::Decompressor::new().map_err(|error| fail(error.to_string()))?;
+    let dictionary = match (reader.metadata().warm_base, warm_base) {
+        (None, _) => None,
+        (Some(digest), None) => {
+            return Err(fail(format!("it is coded against warm base {digest}: name its file as well")));
+        }
+        (Some(_), Some(path)) => dictionary_of(path)?,
+    };
+    let mut decompressor = decompressor(dictionary.as_ref()).map_err(|bad| fail(bad.to_string()))?;
     let mut raw = Vec::new();
     let (mut pages, mut changed) = ([0_u64; Coding::COUNT], [0_u64; Coding::COUNT]);
     for chunk in reader.chunks() {
@@ -35,6 +42,7 @@ pub fn inspect(path: &Path) -> Result<Value, Failure> {
             Kind::Delta => "delta",
         },
         "bytes": file.len(),
+        "dictionary_bytes": reader.dictionary().len(),
         "chunks": reader.chunks().len(),
         "pages": by_coding(pages),
         "changed_bytes": by_coding(changed),
@@ -42,4 +50,11 @@ pub fn inspect(path: &Path) -> Result<Value, Failure> {
         "checksums": "good",
         "metadata": reader.metadata(),
     }))
+}
+
+fn dictionary_of(warm_base: &Path) -> Result<Option<Dictionary>, Failure> {
+    let fail = |what: String| Failure::new(format!("{}: {what}", warm_base.display()));
+    let file = std::fs::read(warm_base).map_err(|error| fail(error.to_string()))?;
+    let reader = Reader::new(&file).and_then(|reader| reader.expect(Kind::WarmBase));
+    reader.and_then(|reader| Dictionary::new(reader.dictionary())).map_err(|bad| fail(bad.to_string()))
 }

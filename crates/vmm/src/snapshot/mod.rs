@@ -7,40 +7,45 @@
 //!       16  u64 length of the file in bytes
 //!       24  u32 number of chunks, at most MAX_CHUNKS
 //!       28  u32 length M of the metadata in bytes, at most MAX_METADATA_BYTES
-//!       32  u32 crc32c of bytes 0 to 31, the metadata and the index
-//!       36  u32 0
+//!       32  u32 crc32c of bytes 0 to 31 and 36 to 39, the metadata, the index and the dictionary
+//!       36  u32 length D of the dictionary in bytes, at most MAX_DICTIONARY_BYTES; 0 but in a warm base
 //!       40   M  metadata: JSON (Metadata), nothing behind it
 //!    40+M      index: 24 bytes a chunk
 //!                u32 first page's number    u32 number of pages
 //!                u32 length in the file     u32 length uncompressed
 //!                u32 crc32c in the file     u32 0
+//!        D     dictionary (module `dictionary`)
 //!       ...    chunks, one behind the other to the end of the file; each a zstd frame, of (module `pages`):
 //!                a page:  u32 number, u8 coding, u8 0, u16 number of runs
 //!                then all runs: u16 offset in the page, u16 length
 //!                then the bytes of all runs
 //! ```
 //! All numbers are little endian. Page numbers rise through the file; a page that is not in it is as in the base. The
-//! coding of a page says what its runs are XORed with: nothing (zeros), the template's page, or the warm base's.
+//! coding of a page says what it is beyond its runs: zeros, the template's page, or the warm base's. Runs hold the page's own
+//! bytes: XORed with those of the base, pointers and dead objects that are in them more than once would not be found again.
+//! Chunks of a delta that names a warm base are compressed with that one's dictionary, if it has one.
 //!
 //! The reader trusts no length: each is compared with what is left and with its cap before it is used, and checksums are
 //! compared before anything is decompressed. A checksum guards against damage, not against malice: where a file comes from
 //! is for a MAC outside of the VM process to say.
 
+pub mod dictionary;
 pub mod inspect;
 pub mod metadata;
 pub mod pages;
 mod reader;
 mod writer;
 
+pub use dictionary::Dictionary;
 pub use metadata::{CpuFeatures, Metadata};
-pub use reader::{Chunk, Reader};
+pub use reader::{Chunk, Reader, decompressor};
 use thiserror::Error;
 pub use writer::Writer;
 
 /// First bytes of a file.
 pub const MAGIC: [u8; 8] = *b"TORPORSN";
 /// Version of the format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Size of the fixed part.
 pub const HEADER_BYTES: usize = 40;
 /// Size of a chunk's entry in the index.
@@ -49,6 +54,10 @@ pub const INDEX_ENTRY_BYTES: usize = 24;
 pub const MAX_METADATA_BYTES: usize = 1 << 20;
 /// Cap of the number of chunks: 64 GiB in pieces of 1 MiB.
 pub const MAX_CHUNKS: usize = 1 << 16;
+/// Cap of a dictionary.
+pub const MAX_DICTIONARY_BYTES: usize = 64 << 10;
+/// So many siblings have to agree on what is learnt from them.
+pub const AGREE: usize = 3;
 /// Cap of a chunk's length uncompressed.
 pub const MAX_CHUNK_BYTES: usize = 4 << 20;
 

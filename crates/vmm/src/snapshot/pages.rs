@@ -17,12 +17,12 @@ const RUN_BYTES: usize = 4;
 const WORD: usize = 8;
 const MAX_RUNS: usize = PAGE / WORD / 2;
 
-/// What a page's runs are XORed with.
+/// What a page is beyond its runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Coding {
     /// All zero; there are no runs.
     Zero = 0,
-    /// Nothing: bytes as they are, between zeros.
+    /// Zeros.
     Raw = 1,
     /// The template's page.
     Template = 2,
@@ -137,12 +137,12 @@ impl Encoder {
         let [best, other] = &mut self.scratch;
         // The likeliest first: it bounds what the others may cost.
         let candidates = [(Coding::WarmBase, warm_base), (Coding::Template, template), (Coding::Raw, Some(&ZEROS))];
-        let (mut coding, mut base, mut least) = (Coding::Raw, &ZEROS, usize::MAX);
+        let (mut coding, mut least) = (Coding::Raw, usize::MAX);
         for (candidate, page_of) in candidates.into_iter().filter_map(|(c, page)| Some((c, page?))) {
             if least > SMALL
                 && let Some(cost) = differences(page, page_of, other, least - 1)
             {
-                (coding, base, least) = (candidate, page_of, cost);
+                (coding, least) = (candidate, cost);
                 std::mem::swap(best, other);
             }
         }
@@ -158,7 +158,7 @@ impl Encoder {
             self.runs.extend_from_slice(&run.offset.to_le_bytes());
             self.runs.extend_from_slice(&run.len.to_le_bytes());
             let range = run.range();
-            self.bytes.extend(page[range.clone()].iter().zip(&base[range]).map(|(a, b)| a ^ b));
+            self.bytes.extend_from_slice(&page[range]);
         }
         (coding, best)
     }
@@ -178,7 +178,7 @@ impl Encoder {
 pub struct CodedPage<'a> {
     /// Its number.
     pub number: u32,
-    /// What its runs are XORed with.
+    /// What it is beyond its runs.
     pub coding: Coding,
     runs: &'a [u8],
     bytes: &'a [u8],
@@ -199,7 +199,7 @@ impl<'a> CodedPage<'a> {
     /// Puts the page together over `base`, which holds what [`CodedPage::coding`] says.
     pub fn apply(&self, base: &mut Page) {
         for (offset, piece) in self.runs() {
-            base[offset..offset + piece.len()].iter_mut().zip(piece).for_each(|(to, byte)| *to ^= byte);
+            base[offset..offset + piece.len()].copy_from_slice(piece);
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::pages::{self, CodedPage, MAX_PAGES};
 use super::{
-    BadSnapshot, HEADER_BYTES, INDEX_ENTRY_BYTES, Kind, MAGIC, MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_METADATA_BYTES,
-    Metadata, VERSION,
+    BadSnapshot, Dictionary, HEADER_BYTES, INDEX_ENTRY_BYTES, Kind, MAGIC, MAX_CHUNK_BYTES, MAX_CHUNKS,
+    MAX_DICTIONARY_BYTES, MAX_METADATA_BYTES, Metadata, VERSION,
 };
 use crc32c::{crc32c, crc32c_append};
 use torpor_abi::layout::PAGE_BYTES;
@@ -13,6 +13,7 @@ use torpor_abi::layout::PAGE_BYTES;
 pub struct Reader<'a> {
     kind: Kind,
     metadata: Metadata,
+    dictionary: &'a [u8],
     chunks: Vec<Chunk<'a>>,
 }
 
@@ -59,11 +60,17 @@ impl<'a> Reader<'a> {
         }
         let (metadata, rest) =
             rest.split_at_checked(metadata_len).ok_or_else(|| BadSnapshot::format("metadata beyond the end"))?;
-        let (index, chunks) = rest
+        let (index, rest) = rest
             .split_at_checked(count * INDEX_ENTRY_BYTES)
             .ok_or_else(|| BadSnapshot::format("index beyond the end"))?;
-        let checksum = crc32c_append(crc32c_append(crc32c(&header[..32]), metadata), index);
-        if checksum != word(header, 32) || word(header, 36) != 0 {
+        let dictionary_len = word(header, 36) as usize;
+        if dictionary_len > MAX_DICTIONARY_BYTES {
+            return Err(BadSnapshot::format(format!("a dictionary of {dictionary_len} bytes")));
+        }
+        let (dictionary, chunks) =
+            rest.split_at_checked(dictionary_len).ok_or_else(|| BadSnapshot::format("dictionary beyond the end"))?;
+        let checked = [&header[36..], metadata, index, dictionary];
+        if checked.iter().fold(crc32c(&header[..32]), |sum, part| crc32c_append(sum, part)) != word(header, 32) {
             return Err(BadSnapshot::Checksum("header, metadata and index".into()));
         }
         let kind = match word(header, 12) {
@@ -72,10 +79,13 @@ impl<'a> Reader<'a> {
             3 => Kind::Delta,
             other => return Err(BadSnapshot::format(format!("kind {other}"))),
         };
+        if kind != Kind::WarmBase && !dictionary.is_empty() {
+            return Err(BadSnapshot::format("a dictionary that belongs into a warm base"));
+        }
         let metadata = Metadata::decode(metadata)?;
         let limit = metadata.machine.ram_bytes / PAGE_BYTES;
         let chunks = split(index, chunks, limit)?;
-        Ok(Self { kind, metadata, chunks })
+        Ok(Self { kind, metadata, dictionary, chunks })
     }
 
     /// What the file holds.
@@ -98,6 +108,12 @@ impl<'a> Reader<'a> {
         &self.metadata
     }
 
+    /// Of a warm base: what the chunks of deltas against it are compressed with, for [`Dictionary::new`].
+    #[must_use]
+    pub fn dictionary(&self) -> &'a [u8] {
+        self.dictionary
+    }
+
     /// Its chunks in order.
     #[must_use]
     pub fn chunks(&self) -> &[Chunk<'a>] {
@@ -109,6 +125,18 @@ impl<'a> Reader<'a> {
     pub fn pages(&self) -> u64 {
         self.chunks.iter().map(|chunk| u64::from(chunk.pages)).sum()
     }
+}
+
+/// For the chunks of a file whose warm base has the dictionary, if there is one.
+///
+/// # Errors
+/// [`BadSnapshot::Format`] where there is no memory for it.
+pub fn decompressor(dictionary: Option<&Dictionary>) -> Result<zstd::bulk::Decompressor<'_>, BadSnapshot> {
+    let made = match dictionary {
+        Some(dictionary) => zstd::bulk::Decompressor::with_prepared_dictionary(dictionary.decoder()),
+        None => zstd::bulk::Decompressor::new(),
+    };
+    made.map_err(|_| BadSnapshot::format("no memory for zstd"))
 }
 
 fn split<'a>(index: &[u8], mut rest: &'a [u8], limit: u64) -> Result<Vec<Chunk<'a>>, BadSnapshot> {

@@ -37,7 +37,11 @@ fn base(number: u32, salt: u8) -> Page {
 }
 
 fn write(pages: &BTreeMap<u32, Page>) -> Vec<u8> {
-    let mut writer = Writer::new().expect("memory");
+    write_with(pages, None)
+}
+
+fn write_with(pages: &BTreeMap<u32, Page>, dictionary: Option<&Dictionary>) -> Vec<u8> {
+    let mut writer = Writer::new(dictionary).expect("memory");
     for (number, page) in pages {
         writer.push(*number, page, Some(&base(*number, 0)), Some(&base(*number, 9))).expect("compressed");
     }
@@ -46,9 +50,13 @@ fn write(pages: &BTreeMap<u32, Page>) -> Vec<u8> {
 
 /// Reads all of a file, as a restore does.
 fn read(file: &[u8]) -> Result<BTreeMap<u32, Page>, BadSnapshot> {
+    read_with(file, None)
+}
+
+fn read_with(file: &[u8], dictionary: Option<&Dictionary>) -> Result<BTreeMap<u32, Page>, BadSnapshot> {
     let reader = Reader::new(file)?.expect(Kind::Delta)?;
     reader.metadata().check_family(&metadata().machine, Digest([3; 32]))?;
-    let mut decompressor = zstd::bulk::Decompressor::new().expect("memory");
+    let mut decompressor = decompressor(dictionary)?;
     let (mut raw, mut out) = (Vec::new(), BTreeMap::new());
     for chunk in reader.chunks() {
         for page in chunk.pages(&mut decompressor, &mut raw)? {
@@ -89,7 +97,7 @@ fn small() -> BTreeMap<u32, Page> {
 
 #[test]
 fn the_cheapest_coding_is_taken() {
-    let mut writer = Writer::new().expect("memory");
+    let mut writer = Writer::new(None).expect("memory");
     let (template, warm) = (base(1, 0), base(1, 9));
     for (number, page) in
         [ZEROS, page(1, 0, &[(9, 1)]), page(1, 1, &[(9, 1)]), page(1, 2, &[(9, 1)])].iter().enumerate()
@@ -139,6 +147,55 @@ fn any_changed_byte_is_refused() {
     }
 }
 
+fn dictionary() -> Vec<u8> {
+    let sibling =
+        |own: u32| [own].into_iter().chain((0..500).flat_map(|n| [n, n * n])).flat_map(u32::to_le_bytes).collect();
+    let content = dictionary::learn(&[7, 8, 9].map(sibling));
+    assert!(content.len() > 1000, "{} bytes", content.len());
+    content
+}
+
+/// A warm base with the dictionary.
+fn warm_base() -> Vec<u8> {
+    let mut writer = Writer::new(None).expect("memory");
+    writer.push(1, &base(1, 9), Some(&base(1, 0)), None).expect("compressed");
+    writer.finish_with(Kind::WarmBase, &metadata(), &dictionary()).expect("within caps")
+}
+
+#[test]
+fn a_delta_needs_its_dictionary() {
+    let file = warm_base();
+    let ready = Dictionary::new(Reader::new(&file).expect("whole").dictionary()).expect("learnt").expect("there");
+    let mut pages = small();
+    pages.insert(1, {
+        let mut page = ZEROS;
+        page[..1024].copy_from_slice(&dictionary()[1..1025]);
+        page
+    });
+    let (with, without) = (write_with(&pages, Some(&ready)), write(&pages));
+    assert!(with.len() < without.len(), "{} {}", with.len(), without.len());
+    assert_eq!(read_with(&with, Some(&ready)).expect("whole"), pages);
+    assert_ne!(read(&with).ok(), Some(pages));
+}
+
+#[test]
+fn any_changed_byte_of_a_warm_base_is_refused() {
+    let file = warm_base();
+    let read = |file: &[u8]| {
+        let reader = Reader::new(file)?.expect(Kind::WarmBase)?;
+        Dictionary::new(reader.dictionary())?;
+        let mut raw = Vec::new();
+        reader.chunks().iter().try_for_each(|chunk| chunk.pages(&mut decompressor(None)?, &mut raw).map(|_| ()))
+    };
+    read(&file).expect("whole");
+    for at in 0..file.len() {
+        read(&file[..at]).expect_err("cut");
+        let mut bad = file.clone();
+        bad[at] ^= 0x81;
+        assert!(read(&bad).is_err(), "byte {at} changed went unnoticed");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     let own = metadata();
@@ -153,8 +210,8 @@ fn what_does_not_fit_is_named() {
     assert!(error(&|m| m.cpu.words[2] = 0, 3).contains("processor features"));
     assert!(error(&|m| m.image = Digest([9; 32]), 3).contains("image"));
     let mut other = write(&small());
-    other[8] = 2;
-    assert_eq!(read(&other), Err(BadSnapshot::Version(2)));
+    other[8] = 1;
+    assert_eq!(read(&other), Err(BadSnapshot::Version(1)));
     assert_eq!(read(b"PK"), Err(BadSnapshot::Magic));
 }
 
@@ -163,7 +220,9 @@ proptest! {
 
     #[test]
     fn what_is_written_is_read(pages in any_pages()) {
-        prop_assert_eq!(read(&write(&pages)), Ok(pages));
+        prop_assert_eq!(read(&write(&pages)), Ok(pages.clone()));
+        let ready = Dictionary::new(&dictionary()).expect("learnt").expect("there");
+        prop_assert_eq!(read_with(&write_with(&pages, Some(&ready)), Some(&ready)), Ok(pages));
     }
 
     /// A chunk that passes its checksum may still say anything.

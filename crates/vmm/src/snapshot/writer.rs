@@ -1,7 +1,7 @@
 //! Writes a snapshot.
 
 use super::pages::{Coding, Encoder, Page, Run};
-use super::{HEADER_BYTES, Kind, MAGIC, MAX_CHUNKS, MAX_METADATA_BYTES, Metadata, VERSION};
+use super::{Dictionary, HEADER_BYTES, Kind, MAGIC, MAX_CHUNKS, MAX_METADATA_BYTES, Metadata, VERSION};
 use crc32c::{crc32c, crc32c_append};
 use std::io;
 use zstd::zstd_safe::CParameter;
@@ -19,6 +19,7 @@ const DEFAULT_LOG: u32 = 0;
 pub struct Writer<'d> {
     encoder: Encoder,
     compressor: zstd::bulk::Compressor<'d>,
+    has_dictionary: bool,
     index: Vec<u8>,
     chunks: Vec<u8>,
     /// The least number that the next page may have.
@@ -27,15 +28,20 @@ pub struct Writer<'d> {
     pub counts: [u32; Coding::COUNT],
 }
 
-impl Writer<'_> {
-    /// An empty one.
+impl<'d> Writer<'d> {
+    /// An empty one, of a file whose chunks are compressed with a dictionary if one is given.
     ///
     /// # Errors
     /// What zstd gives: no memory.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(dictionary: Option<&'d Dictionary>) -> io::Result<Self> {
+        let compressor = match dictionary {
+            Some(dictionary) => zstd::bulk::Compressor::with_prepared_dictionary(dictionary.encoder())?,
+            None => zstd::bulk::Compressor::new(LEVEL)?,
+        };
         Ok(Self {
             encoder: Encoder::default(),
-            compressor: zstd::bulk::Compressor::new(LEVEL)?,
+            compressor,
+            has_dictionary: dictionary.is_some(),
             index: Vec::new(),
             chunks: Vec::new(),
             least: 0,
@@ -68,7 +74,8 @@ impl Writer<'_> {
 
     fn end_chunk(&mut self) -> io::Result<()> {
         let Some((first, pages, raw)) = self.encoder.take() else { return Ok(()) };
-        let log = if raw.len() <= SMALL_CHUNK_BYTES { SMALL_TABLE_LOG } else { DEFAULT_LOG };
+        // A dictionary brings its own tables.
+        let log = if !self.has_dictionary && raw.len() <= SMALL_CHUNK_BYTES { SMALL_TABLE_LOG } else { DEFAULT_LOG };
         self.compressor.set_parameter(CParameter::HashLog(log))?;
         self.compressor.set_parameter(CParameter::ChainLog(log))?;
         let packed = self.compressor.compress(&raw)?;
@@ -84,14 +91,22 @@ impl Writer<'_> {
     ///
     /// # Errors
     /// What zstd gives, or that a cap of the format is exceeded.
-    pub fn finish(mut self, kind: Kind, metadata: &Metadata) -> io::Result<Vec<u8>> {
+    pub fn finish(self, kind: Kind, metadata: &Metadata) -> io::Result<Vec<u8>> {
+        self.finish_with(kind, metadata, &[])
+    }
+
+    /// The same with the dictionary of a warm base, for the deltas against it.
+    ///
+    /// # Errors
+    /// As [`Writer::finish`].
+    pub fn finish_with(mut self, kind: Kind, metadata: &Metadata, dictionary: &[u8]) -> io::Result<Vec<u8>> {
         self.end_chunk()?;
         let metadata = metadata.encode();
         let chunks = self.index.len() / super::INDEX_ENTRY_BYTES;
         if chunks > MAX_CHUNKS || metadata.len() > MAX_METADATA_BYTES {
             return Err(io::Error::other(format!("{chunks} chunks, {} bytes of metadata", metadata.len())));
         }
-        let total = HEADER_BYTES + metadata.len() + self.index.len() + self.chunks.len();
+        let total = HEADER_BYTES + metadata.len() + self.index.len() + dictionary.len() + self.chunks.len();
         let mut out = Vec::with_capacity(total);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
@@ -99,11 +114,11 @@ impl Writer<'_> {
         out.extend_from_slice(&(total as u64).to_le_bytes());
         out.extend_from_slice(&(chunks as u32).to_le_bytes());
         out.extend_from_slice(&(metadata.len() as u32).to_le_bytes());
-        let checksum = crc32c_append(crc32c_append(crc32c(&out), &metadata), &self.index);
+        let dictionary_len = (dictionary.len() as u32).to_le_bytes();
+        let checked = [&dictionary_len, &metadata[..], &self.index, dictionary];
+        let checksum = checked.iter().fold(crc32c(&out), |sum, part| crc32c_append(sum, part));
         out.extend_from_slice(&checksum.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&metadata);
-        out.append(&mut self.index);
+        checked.iter().for_each(|part| out.extend_from_slice(part));
         out.append(&mut self.chunks);
         Ok(out)
     }

@@ -141,30 +141,6 @@ impl GuestMemory {
         self.mapping.len as u64
     }
 
-    /// XORs bytes into memory.
-    ///
-    /// # Errors
-    /// [`OutOfRange`].
-    pub(super) fn xor(&self, gpa: Gpa, with: &[u8]) -> Result<(), OutOfRange> {
-        let at = self.range(gpa, with.len() as u64)?;
-        let (words, rest) = with.as_chunks::<8>();
-        for (index, word) in words.iter().enumerate() {
-            // SAFETY: `range` checked all of it; the vCPU does not run, so nobody changes the bytes between the two.
-            unsafe {
-                let at = at.as_ptr().add(index * 8).cast::<u64>();
-                at.write_unaligned(at.read_unaligned() ^ u64::from_ne_bytes(*word));
-            }
-        }
-        for (index, byte) in rest.iter().enumerate() {
-            // SAFETY: as above.
-            unsafe {
-                let at = at.as_ptr().add(words.len() * 8 + index);
-                at.write(at.read() ^ byte);
-            }
-        }
-        Ok(())
-    }
-
     /// Whether memory holds `what`.
     ///
     /// # Errors

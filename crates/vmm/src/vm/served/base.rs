@@ -2,7 +2,7 @@
 
 use super::super::Fatal;
 use crate::snapshot::pages::{CodedPage, Coding, Page, Run, ZEROS, differing};
-use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader, metadata::Digest};
+use crate::snapshot::{BadSnapshot, Dictionary, Kind, Metadata, Reader, decompressor, metadata::Digest};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -58,6 +58,8 @@ pub(super) struct Base {
     /// Numbers of the warm base's pages, rising, and the pages.
     warm_numbers: Vec<u32>,
     warm: Vec<Warm>,
+    /// The warm base's, for deltas against it.
+    pub(super) dictionary: Option<Dictionary>,
 }
 
 /// A page of the warm base.
@@ -75,7 +77,7 @@ impl Base {
     }
 
     fn over(digest: Option<Digest>, template: TemplateView) -> Self {
-        Self { digest, warm_digest: None, template, warm_numbers: Vec::new(), warm: Vec::new() }
+        Self { digest, warm_digest: None, template, warm_numbers: Vec::new(), warm: Vec::new(), dictionary: None }
     }
 
     /// Of a VM of a template; `memory` holds the template's pages and is sealed.
@@ -142,7 +144,8 @@ impl Base {
     /// [`BadSnapshot`].
     pub(super) fn add_warm(&mut self, digest: Digest, file: &Reader<'_>) -> Result<(), BadSnapshot> {
         let (mut numbers, mut pages) = (Vec::new(), Vec::new());
-        each_page(file, |coded| {
+        let dictionary = Dictionary::new(file.dictionary())?;
+        each_page(file, None, |coded| {
             if coded.coding == Coding::WarmBase {
                 return Err(BadSnapshot::Format("a warm base that needs a warm base".into()));
             }
@@ -152,19 +155,19 @@ impl Base {
             pages.push(Warm { page, differs });
             Ok(())
         })?;
-        (self.warm_numbers, self.warm) = (numbers, pages);
+        (self.warm_numbers, self.warm, self.dictionary) = (numbers, pages, dictionary);
         self.warm_digest = Some(digest);
         Ok(())
     }
 }
 
-/// Calls `f` for all pages of a file.
+/// Calls `f` for all pages of a file; `dictionary` is that of the warm base which the file names.
 pub(super) fn each_page(
     file: &Reader<'_>,
+    dictionary: Option<&Dictionary>,
     mut f: impl FnMut(&CodedPage<'_>) -> Result<(), BadSnapshot>,
 ) -> Result<(), BadSnapshot> {
-    let no_memory = |_| BadSnapshot::Format("no memory for zstd".into());
-    let mut decompressor = zstd::bulk::Decompressor::new().map_err(no_memory)?;
+    let mut decompressor = decompressor(dictionary)?;
     let mut raw = Vec::new();
     for chunk in file.chunks() {
         for page in chunk.pages(&mut decompressor, &mut raw)? {
@@ -187,7 +190,7 @@ pub fn unpack_template(file: &[u8], into: &File) -> Result<(u64, Metadata), Unpa
     let reader = Reader::new(file)?.expect(Kind::Template)?;
     let mut last = 0;
     let mut failed = None;
-    each_page(&reader, |coded| {
+    each_page(&reader, None, |coded| {
         let number = coded.number;
         if !matches!(coded.coding, Coding::Raw | Coding::Zero) {
             return Err(BadSnapshot::Format(format!("page {number:#x} of a template needs a base")));

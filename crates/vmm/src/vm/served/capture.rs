@@ -139,7 +139,7 @@ impl Vm {
         let mut free = FreePages::new(stopped.free);
         let mut survey = Survey { private: numbers.len(), changed: Vec::new(), runs: Vec::new() };
         let host = |error: std::io::Error| Refusal::Host(format!("the snapshot: {error}"));
-        let mut writer = Writer::new().map_err(host)?;
+        let mut writer = Writer::new(self.base.dictionary.as_ref()).map_err(host)?;
         let mut page = Box::new(ZEROS);
         for &number in numbers {
             if is_scratch(number) || free.contains(number) {

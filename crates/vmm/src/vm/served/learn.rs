@@ -3,17 +3,18 @@
 //! Only bytes on which at least [`AGREE`] siblings agree are taken, the template's elsewhere: nothing of a single instance,
 //! or of two, is in it. Of page tables whole entries are taken, under the same rule. What they map together is no one's
 //! address space, but a VM that rests uses the boot page tables alone, and none of their entries that it uses ever changes.
+//! What the siblings still differ by is in part the same in some of them: that makes the dictionary.
 
 use super::base::{Base, each_page, is_scratch};
 use crate::snapshot::metadata::Machine as Family;
-use crate::snapshot::pages::{Page, ZEROS};
-use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader, Writer, metadata::Digest, metadata::Uuid};
+use crate::snapshot::pages::{Encoder, Page, ZEROS};
+use crate::snapshot::{
+    AGREE, BadSnapshot, Kind, Metadata, Reader, Writer, dictionary, metadata::Digest, metadata::Uuid,
+};
 use std::collections::BTreeMap;
 use std::fs::File;
 use torpor_abi::layout::PAGE_BYTES;
 
-/// So many siblings have to agree on a byte.
-const AGREE: usize = 3;
 /// Of an entry of a page table.
 const ENTRY_BYTES: usize = 8;
 
@@ -29,8 +30,8 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
     let bytes = memory.metadata().map_err(super::Fatal::system("fstat of the template's memory"))?.len();
     let base = Base::of_template(digest, memory, bytes)?;
     let mut instances = Vec::<Uuid>::new();
-    // By page, what each delta that has it makes of it.
-    let mut contents = BTreeMap::<u32, Vec<Box<Page>>>::new();
+    // By page, what each delta that has it makes of it, and the delta's place among all.
+    let mut contents = BTreeMap::<u32, Vec<(usize, Box<Page>)>>::new();
     for delta in deltas {
         let delta = Reader::new(delta)?.expect(Kind::Delta)?;
         let metadata = delta.metadata();
@@ -41,10 +42,11 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         if instances.contains(&metadata.uuid) {
             return Err(BadSnapshot::Mismatch("two deltas are of one instance".into()).into());
         }
+        let sibling = instances.len();
         instances.push(metadata.uuid);
-        each_page(&delta, |coded| {
+        each_page(&delta, None, |coded| {
             if !is_scratch(coded.number) {
-                contents.entry(coded.number).or_default().push(Box::new(base.decode(coded)));
+                contents.entry(coded.number).or_default().push((sibling, Box::new(base.decode(coded))));
             }
             Ok(())
         })?;
@@ -54,7 +56,8 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         return Err(BadSnapshot::Mismatch(text).into());
     }
     let host = |error: std::io::Error| super::Refusal::Host(format!("the warm base: {error}"));
-    let mut writer = Writer::new().map_err(host)?;
+    let mut writer = Writer::new(None).map_err(host)?;
+    let mut rests = instances.iter().map(|_| Rest::default()).collect::<Vec<_>>();
     for (number, pages) in &contents {
         let template_page = base.template(*number).unwrap_or(&ZEROS);
         let agreed = if is_table(&family, *number) {
@@ -64,6 +67,10 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         };
         if agreed != *template_page {
             writer.push(*number, &agreed, Some(template_page), None).map_err(host)?;
+        }
+        for (sibling, rest) in rests.iter_mut().enumerate() {
+            let own = pages.iter().find(|(of, _)| *of == sibling).map_or(template_page, |(_, page)| page);
+            rest.push(*number, own, template_page, &agreed);
         }
     }
     let pages = writer.counts.iter().sum();
@@ -76,7 +83,39 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         streams: String::new(),
         ..reader.metadata().clone()
     };
-    Ok((writer.finish(Kind::WarmBase, &metadata).map_err(host)?, pages))
+    let rests: Vec<_> = rests.into_iter().map(Rest::finish).collect();
+    let file = writer.finish_with(Kind::WarmBase, &metadata, &dictionary::learn(&rests)).map_err(host)?;
+    Ok((file, pages))
+}
+
+/// What a sibling differs by from the new warm base: the bytes of its chunks before compression.
+#[derive(Default)]
+struct Rest {
+    encoder: Encoder,
+    bytes: Vec<u8>,
+}
+
+impl Rest {
+    fn push(&mut self, number: u32, page: &Page, template: &Page, warm_base: &Page) {
+        if page == warm_base {
+            return;
+        }
+        if !self.encoder.has_room() {
+            self.end_chunk();
+        }
+        self.encoder.push(number, page, Some(template), (warm_base != template).then_some(warm_base));
+    }
+
+    fn end_chunk(&mut self) {
+        if let Some((_, _, mut raw)) = self.encoder.take() {
+            self.bytes.append(&mut raw);
+        }
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.end_chunk();
+        self.bytes
+    }
 }
 
 fn is_table(family: &Family, number: u32) -> bool {
@@ -86,12 +125,12 @@ fn is_table(family: &Family, number: u32) -> bool {
 
 /// Each part of `N` bytes that at least [`AGREE`] of the pages have, the template's elsewhere. Siblings that do not have the
 /// page in their deltas agree with the template, and so with nobody else.
-fn agreed_parts<const N: usize>(pages: &[Box<Page>], template: &Page) -> Page {
+fn agreed_parts<const N: usize>(pages: &[(usize, Box<Page>)], template: &Page) -> Page {
     let mut out = *template;
     for (at, part) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
         let mut best = 0;
-        for candidate in pages.iter().map(|page| &page.as_chunks::<N>().0[at]) {
-            let votes = pages.iter().filter(|page| page.as_chunks::<N>().0[at] == *candidate).count();
+        for candidate in pages.iter().map(|(_, page)| &page.as_chunks::<N>().0[at]) {
+            let votes = pages.iter().filter(|(_, page)| page.as_chunks::<N>().0[at] == *candidate).count();
             if votes >= AGREE && votes > best {
                 best = votes;
                 *part = *candidate;
@@ -111,7 +150,7 @@ mod tests {
             let mut page = Box::new(ZEROS);
             page[0] = secret;
             page[1] = common;
-            page
+            (0, page)
         };
         let template = ZEROS;
         let all = [page(7, 1), page(7, 1), page(9, 1), page(8, 2)];

@@ -118,7 +118,8 @@ impl Vm {
                 on_warm_base = true;
             }
             let mut failed = None;
-            each_page(reader, |coded| {
+            let dictionary = self.base.dictionary.as_ref().filter(|_| on_warm_base);
+            each_page(reader, dictionary, |coded| {
                 if !on_warm_base {
                     covered.insert(coded.number);
                 }
@@ -168,9 +169,9 @@ impl Vm {
         if coded.coding != self.base.rests_at(number) || self.is_table(number) {
             return self.put_content(number, &self.base.decode(coded), entries);
         }
-        // Memory holds what the runs are against: only the words that differ are touched.
+        // Memory holds the page that it is beyond its runs: only the words that differ are touched.
         for (offset, bytes) in coded.runs() {
-            self.machine.memory.xor(Gpa(u64::from(number) * PAGE_BYTES + offset as u64), bytes)?;
+            self.machine.memory.write(Gpa(u64::from(number) * PAGE_BYTES + offset as u64), bytes)?;
         }
         Ok(())
     }
