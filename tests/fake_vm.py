@@ -90,7 +90,7 @@ class FakeVm:
         self.end(Exit("signal", 9) if force else Exit("exit", 0))
 
     async def query(self) -> Usage:
-        return Usage(rss_bytes=4096, cpu_time_ms=5, rx_bytes=1, tx_bytes=2)
+        return Usage(rss_bytes=4096, cpu_time_ms=5)
 
     async def link(self, end: socket.socket) -> None:
         self.unlink()
@@ -141,7 +141,7 @@ class FakeHost:
     def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
         self._read, self._warm, self._find = read, warm, find
 
-    def start(self) -> None:
+    def start(self, on_shortage: Callable[[int], None]) -> None:  # noqa: ARG002
         return
 
     async def boot(

@@ -111,7 +111,12 @@ class Server:
         token = (self.data / "token").read_text().strip()
         try:
             content = None if body is None else json.dumps(body)
-            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            json_type = "application/json"
+            headers = {
+                "Authorization": f"Bearer {token}",
+                "Content-Type": json_type,
+                "Accept": json_type,
+            }
             connection.request(method, path, content, headers)
             return json.loads(connection.getresponse().read())["data"]
         finally:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.harness import REPOSITORY
@@ -56,6 +57,31 @@ async def test_a_session(server: Service, data_dir: Path) -> None:
     assert refused == "torpor: No instance is 'nobody'\n"
     removed = await torpor(data_dir, "instance", "rm", "-y", "a", "b")
     assert removed == "a removed\nb removed\n"
+
+
+async def test_what_is_our_own_of_a_service(data_dir: Path, http: httpx.AsyncClient) -> None:
+    ports = ("-p", "8443:443/passthrough", "-p", "80:8080", "-p", "6379/tcp", "-p", "5432/tls")
+    flags = ("--wake-on-timer", "--retry-idempotent")
+    urls = await torpor(data_dir, "deploy", "web", "-n", "own", *flags, *ports)
+    assert [url.partition(":")[0] for url in urls.split()] == ["https", "http", "tcp", "https"]
+    for _ in range(2):
+        answer = (await http.get("/v1/instances?name=own&details=true")).json()
+        (instance,) = answer["data"]["instances"]
+        assert instance["scale_to_zero"]["wake_on_timer"] is True
+        uuid = instance["service_group"]["uuid"]
+        answer = (await http.get(f"/v1/services/{uuid}")).json()
+        (group,) = answer["data"]["service_groups"]
+        found = {one["port"]: one for one in group["services"]}
+        handlers = {port: set(service["handlers"]) for port, service in found.items()}
+        assert handlers == {8443: set(), 80: {"http"}, 6379: set(), 5432: {"tls"}}
+        passed = [port for port, service in found.items() if service.get("tls_passthrough")]
+        assert passed == [8443]
+        assert all(service["retry_idempotent"] for service in found.values())
+        # A new version keeps its ports.
+        assert urls == await torpor(data_dir, "deploy", "web", "-n", "own", *flags, *ports)
+    for word in ("6379/", "6379:x/tcp", "/tcp"):
+        refused = await torpor(data_dir, "deploy", "web", "-p", word, status=125)
+        assert "option '-p' needs PORT[:DESTINATION][/HANDLERS]" in refused
 
 
 async def test_services_tokens_quotas_and_deploy(server: Service, data_dir: Path) -> None:

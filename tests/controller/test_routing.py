@@ -1,14 +1,19 @@
 """What torpord answers the proxy: wakes by host name, standby by silence, races of both."""
 
 import asyncio
+from typing import Any
 
+import msgspec
 import pytest
 
 from tests.controller.conftest import running
 from tests.fake_vm import FakeHost
 from tests.proxy_peer import ProxyPeer, Refused
 from torpor.controller import Controller
-from torpor.store import Owner
+from torpor.controller.errors import ItemError
+from torpor.controller.model import Service, service_of
+from torpor.controller.requests import CreateInstance, ServiceGroupSpec
+from torpor.store import InstanceRow, Owner, ServiceRow, Store
 
 pytestmark = pytest.mark.anyio
 
@@ -74,6 +79,63 @@ async def test_names_that_lead_nowhere(served: Controller, owner: Owner, peer: P
     await served.wait(row, "stopped", 30)
     with pytest.raises(Refused, match="stopped"):
         await peer.wake(host="a.apps.localhost", port=80)
+
+
+async def test_a_port_of_ones_own(
+    served: Controller, owner: Owner, store: Store, peer: ProxyPeer
+) -> None:
+    """Plain TCP: clients name no host, so that one group has the port."""
+
+    async def make(name: str, owner: Owner = owner, **service: Any) -> ServiceRow:
+        services = [msgspec.convert(service, Service)]
+        planned = await served.groups.planned(name=name, services=services, domains=None)
+        return await served.groups.create(owner.id, planned)
+
+    def listened() -> dict[str, Any]:
+        return [fields for name, fields in peer.asked if name == "listen"][-1]
+
+    plain = await make("plain", port=6379, handlers=[])
+    assert listened() == {"port": 6379, "alone": True}
+    assert not any(domain.startswith(":") for domain in plain.domains)
+    request = CreateInstance(
+        image="web",
+        name="store",
+        autostart=True,
+        service_group=ServiceGroupSpec(uuid=plain.uuid),
+    )
+    (row,) = await served.create(owner, [request])
+    assert isinstance(row, InstanceRow), row
+    assert await served.wait(row, "running", 30) == ("running", True)
+    assert (await peer.wake(host=":6379", port=6379)).instance == row.uuid
+    (group,) = [fields for name, fields in peer.asked if name == "group"][-1:]
+    assert ":6379" in group["hosts"]
+    other = await store.owners.add("bob")
+    passthrough: dict[str, Any] = {"handlers": [], "tls_passthrough": True}
+    others: list[dict[str, Any]] = [{"handlers": []}, {"handlers": ["tls"]}, passthrough]
+    for service in others:
+        with pytest.raises(ItemError, match="6379 is in use by service group 'plain'"):
+            await make("second", port=6379, **service)
+        with pytest.raises(ItemError, match="6379 is in use by another owner"):
+            await make("second", other, port=6379, **service)
+    # Shared by server name, and then nobody's alone.
+    await make("named", port=5432)
+    passed = await make("passed", other, port=5432, **passthrough)
+    assert listened() == {"port": 5432, "alone": False}
+    with pytest.raises(ItemError, match="5432 is in use"):
+        await make("third", port=5432, handlers=[])
+    change = [{"port": 5433, "handlers": []}]
+    passed = await served.groups.update(passed, "services", "set", change)
+    with pytest.raises(ItemError, match="5433 is in use by another owner"):
+        await served.groups.update(plain, "services", "add", change)
+    await served.groups.remove(passed)
+    async with asyncio.timeout(30):
+        forget = {"hosts": [*passed.domains, ":5433"]}
+        while {"forget": forget} not in peer.told:  # noqa: ASYNC110 -- filled by what torpord sends
+            await asyncio.sleep(0.01)
+    plain = await served.groups.update(plain, "services", "add", change)
+    assert [service.handlers for service in service_of(plain.document).services] == [(), ()]
+    with pytest.raises(ItemError, match="tls_passthrough"):
+        await make("wrong", port=5434, handlers=["tls"], tls_passthrough=True)
 
 
 async def test_a_request_takes_a_standby_back_that_is_not_committed(

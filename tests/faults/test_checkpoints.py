@@ -43,13 +43,14 @@ class Lost(Exception):  # noqa: N818 -- what has happened
 class Client:
     """A client of PostgreSQL (protocol 3.0, simple queries), over TLS that ends at the proxy."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, tls: bool = True) -> None:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         plain = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
         self._socket = plain
         try:
-            self._socket = context.wrap_socket(plain, server_hostname=f"{NAME}.localhost")
+            if tls:
+                self._socket = context.wrap_socket(plain, server_hostname=f"{NAME}.localhost")
             words = b"".join(
                 word.encode() + b"\0" for word in ("user", "app", "database", "postgres", "")
             )

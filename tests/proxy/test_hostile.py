@@ -176,6 +176,26 @@ def test_pipelined_requests_are_answered_in_order(proxy: Proxy, seen: list[bytes
     assert [head.split()[1] for head in seen] == [b"/%d" % n for n in range(50)]
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"x" * (128 << 10) + b" HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * (128 << 10) + b"\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 128,
+    ],
+    ids=["target", "field", "fields"],
+)
+def test_a_head_that_is_too_large(proxy: Proxy, seen: list[bytes], head: bytes) -> None:
+    """It is refused, its connection ends, and the guest hears nothing of it."""
+    with Client(proxy.address) as client:
+        with contextlib.suppress(OSError):  # it need not be read to its end
+            client.send(head + b"Host: app.localhost\r\n\r\n")
+        assert client.answer().status in (414, 431)
+        assert client.ended()
+    assert seen == []
+    assert get(proxy.address, HOST).status == 200
+
+
 def test_a_slow_head_is_given_up(proxy: Proxy, seen: list[bytes]) -> None:  # noqa: ARG001
     """Ten seconds for a head, however steadily it drips; an idle connection may be silent."""
     with Client(proxy.address) as idle, Client(proxy.address) as client:

@@ -187,6 +187,45 @@ def test_other_ports_end_tls_or_pass_it_through(
     assert sent.startswith(hello[:50])
 
 
+def test_a_port_that_one_group_has_alone(proxy: Proxy, torpord: Torpord) -> None:
+    """Clients name nobody, and the server may speak first; a connection attempt wakes."""
+    port = listening(torpord)
+    services = [{"port": port, "destination_port": 6379, "handlers": []}]
+    torpord.ask("listen", port=port, alone=True)
+    guest = Guest(greet)
+
+    def wake(fields: dict[str, Any]) -> dict[str, Any]:
+        assert fields == {"host": f":{port}", "port": port}
+        group = torpord.group(["app.localhost", f":{port}"], services=services)
+        instance = torpord.attach(guest, group)
+        return {"group": group, "instance": instance, "generation": guest.generation}
+
+    def nobody(_: dict[str, Any]) -> dict[str, Any]:
+        raise Refusal("unknown")
+
+    torpord.on["wake"] = nobody
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        assert client.recv(100) == b"", "nobody has it"
+    torpord.tell("forget", hosts=[f":{port}"])
+    torpord.on["wake"] = wake
+    for _ in range(2):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert client.recv(100) == b"hello\n"
+            client.sendall(b"\x16abc")
+            assert client.recv(100) == b"\x16ABC"
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(100) == b""
+    assert torpord.count("wake") == 2
+    # No name that a client can give leads there.
+    assert get(proxy.address, f":{port}", "/").status == 400
+    # It is not its alone any more: what has no name is plain HTTP there.
+    torpord.ask("listen", port=port, alone=False)
+    torpord.on["wake"] = nobody
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: nobody\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 404 ")
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -118,6 +118,9 @@ async fn opening(socket: &mut TcpStream, read: &mut Vec<u8>) -> io::Result<Openi
 
 /// Serves a client of a service port.
 pub async fn serve(proxy: Rc<Proxy>, mut socket: TcpStream, peer: SocketAddr, port: u16) {
+    if proxy.is_alone(port) {
+        return serve_plain(proxy, socket, peer, port).await;
+    }
     let mut read = Vec::new();
     let opening = tokio::time::timeout(HEAD_TIME, opening(&mut socket, &mut read)).await;
     let prefixed = Prefixed { prefix: read.into(), inner: socket };
@@ -147,14 +150,29 @@ async fn serve_https(proxy: Rc<Proxy>, socket: Prefixed<TcpStream>, peer: Socket
     }
 }
 
+/// An instance for a connection; where there is none the log says why.
+async fn admit(proxy: &Rc<Proxy>, name: &Host, port: u16) -> Result<Admitted, StatusCode> {
+    proxy.admit(name, port, Kind::Connection).await.map_err(|refused| {
+        let reason = refused.reason.as_deref().unwrap_or(refused.text);
+        eprintln!("torpor-proxy: {name} on port {port}: {reason}");
+        refused.status
+    })
+}
+
+/// A port that one group has alone: nothing is read before there is an instance that it is for, since it may be the
+/// server who speaks first.
+async fn serve_plain(proxy: Rc<Proxy>, socket: TcpStream, peer: SocketAddr, port: u16) {
+    // Closed where nobody takes it: there is no word that every protocol has for that.
+    let Ok(admitted) = admit(&proxy, &Host::of_port(port), port).await else { return };
+    pass(admitted, socket, peer).await;
+}
+
 /// A service whose instance is known by the name alone.
 async fn serve_named(proxy: Rc<Proxy>, socket: Prefixed<TcpStream>, peer: SocketAddr, port: u16, name: Host) {
-    let admitted = match proxy.admit(&name, port, Kind::Connection).await {
+    let admitted = match admit(&proxy, &name, port).await {
         Ok(admitted) => admitted,
-        Err(refused) => {
-            let reason = refused.reason.as_deref().unwrap_or(refused.text);
-            eprintln!("torpor-proxy: {name} on port {port}: {reason}");
-            let found = refused.status != StatusCode::NOT_FOUND;
+        Err(status) => {
+            let found = status != StatusCode::NOT_FOUND;
             return refuse(socket, if found { INTERNAL_ERROR } else { UNRECOGNIZED_NAME }).await;
         }
     };

@@ -49,6 +49,13 @@ impl Host {
         Ok(Self(name.to_ascii_lowercase().into()))
     }
 
+    /// What stands for a port of the proxy that one group has alone, where clients name no host: `:PORT`, which no client
+    /// can name.
+    #[must_use]
+    pub fn of_port(port: u16) -> Self {
+        Self(format!(":{port}").into())
+    }
+
     /// As text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -81,8 +88,22 @@ mod tests {
         assert_eq!(Host::parse("127.0.0.1:80").expect("an address").as_str(), "127.0.0.1");
         let long = format!("{}.example", "a".repeat(64));
         let longer = format!("{}a", "a.".repeat(127));
-        let bad =
-            ["", ".", "a..b", "a b", "a\tb", "a/b", "a:b", "a:123456", "a@b", "[::1", "[::1]x", "[zz]", "ä.example"];
+        let bad = [
+            "",
+            ":80",
+            ".",
+            "a..b",
+            "a b",
+            "a\tb",
+            "a/b",
+            "a:b",
+            "a:123456",
+            "a@b",
+            "[::1",
+            "[::1]x",
+            "[zz]",
+            "ä.example",
+        ];
         for text in bad.iter().copied().chain([long.as_str(), longer.as_str()]) {
             assert_eq!(Host::parse(text), Err(BadHost), "{text}");
         }

@@ -75,6 +75,8 @@ pub struct Instance {
     /// Since when nothing is in flight.
     quiet_since: Cell<Instant>,
     attached_at: Cell<Instant>,
+    /// Since when torpord wants its memory for others: nothing is waited for any more but the end of what is in flight.
+    pressed_at: Cell<Option<Instant>>,
     /// Until when the watcher waits; it looks by itself then.
     looks_at: Cell<Option<Instant>>,
     /// The notice that it is about to sleep, as long as it is under way: the number of its connection.
@@ -114,7 +116,7 @@ impl Busy {
     /// The same as another kind.
     #[must_use]
     pub fn into_kind(self, kind: Kind) -> Self {
-        self.instance.busy(kind)
+        self.instance.hold(kind)
     }
 }
 
@@ -160,6 +162,7 @@ impl Instance {
             served: Cell::new(0),
             quiet_since: Cell::new(Instant::now()),
             attached_at: Cell::new(Instant::now()),
+            pressed_at: Cell::new(None),
             looks_at: Cell::new(None),
             notice: Cell::new(None),
             noticed: Cell::new(None),
@@ -184,6 +187,7 @@ impl Instance {
         self.phase.set(Phase::Running);
         self.quiet_since.set(Instant::now());
         self.attached_at.set(Instant::now());
+        self.pressed_at.set(None);
         self.used.set(false);
         self.changed.notify_one();
         Ok(())
@@ -227,7 +231,7 @@ impl Instance {
         self.connections.get()
     }
 
-    /// Requests so far.
+    /// Requests and connections so far.
     #[must_use]
     pub fn served(&self) -> u64 {
         self.served.get()
@@ -250,12 +254,17 @@ impl Instance {
     /// Holds it awake.
     #[must_use]
     pub fn busy(self: &Rc<Self>, kind: Kind) -> Busy {
-        let count = self.count(kind);
-        count.set(count.get() + 1);
-        if kind == Kind::Request {
+        if kind != Kind::Waiter {
             self.served.set(self.served.get() + 1);
         }
+        self.hold(kind)
+    }
+
+    fn hold(self: &Rc<Self>, kind: Kind) -> Busy {
+        let count = self.count(kind);
+        count.set(count.get() + 1);
         self.used.set(self.used.get() || kind != Kind::Waiter);
+        self.pressed_at.set(None);
         Busy { instance: self.clone(), kind }
     }
 
@@ -271,24 +280,38 @@ impl Instance {
         self.settings.borrow().scale_to_zero
     }
 
-    /// When it may sleep, if nothing happens until then.
-    fn sleep_at(&self) -> Option<Instant> {
-        let ScaleToZero { policy, cooldown_ms, .. } = self.scale_to_zero();
+    /// Since when it is silent, if nothing holds it awake.
+    #[must_use]
+    pub fn silent_since(&self) -> Option<Instant> {
         let in_use = self.requests.get() > 0 || self.waiters.get() > 0 || self.link.is_held();
         if self.phase.get() != Phase::Running || in_use {
             return None;
         }
-        let since = match policy {
-            Sleep::Off => return None,
-            Sleep::On if self.connections.get() > 0 || self.link.outgoing() > 0 => return None,
-            Sleep::On => self.quiet_since.get(),
-            Sleep::Idle if self.link.outgoing() > PARKED_MAX => return None,
-            Sleep::Idle => self.quiet_since.get().max(self.link.last_traffic()),
-        };
-        let at = since + Duration::from_millis(cooldown_ms);
+        match self.scale_to_zero().policy {
+            Sleep::Off => None,
+            Sleep::On if self.connections.get() > 0 || self.link.outgoing() > 0 => None,
+            Sleep::On => Some(self.quiet_since.get()),
+            Sleep::Idle if self.link.outgoing() > PARKED_MAX => None,
+            Sleep::Idle => Some(self.quiet_since.get().max(self.link.last_traffic())),
+        }
+    }
+
+    /// When it may sleep, if nothing happens until then.
+    fn sleep_at(&self) -> Option<Instant> {
+        let since = self.silent_since()?;
+        let cooled = since + Duration::from_millis(self.scale_to_zero().cooldown_ms);
+        let at = self.pressed_at.get().map_or(cooled, |pressed| cooled.min(pressed.max(since)));
         let used = self.used.get() || self.link.last_traffic() > self.attached_at.get();
         // Whoever it was woken for is about to come.
         Some(if used { at } else { at.max(self.attached_at.get() + UNUSED_TIME) })
+    }
+
+    /// Its memory is wanted for others: it does not wait for its cool-down, unless it is asked for something before it sleeps.
+    pub fn press(&self) {
+        if self.pressed_at.get().is_none() {
+            self.pressed_at.set(Some(Instant::now()));
+            self.touch();
+        }
     }
 
     /// What is next if nothing happens, and when.
@@ -356,6 +379,7 @@ impl Instance {
 
     async fn fall_asleep(self: &Rc<Self>) {
         let Some(proxy) = self.proxy.upgrade() else { return };
+        self.pressed_at.set(None);
         self.be_quiet();
         let which = self.which();
         let slept: Slept = loop {

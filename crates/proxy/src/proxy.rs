@@ -61,6 +61,8 @@ pub struct Proxy {
     pub certificates: Arc<Certificates>,
     public_ports: RefCell<BTreeMap<u16, u16>>,
     listeners: RefCell<HashMap<u16, AbortHandle>>,
+    /// Ports where whatever comes is for one group.
+    alone: RefCell<HashSet<u16>>,
     waking: RefCell<HashSet<Uuid>>,
     address: IpAddr,
 }
@@ -96,6 +98,7 @@ impl Proxy {
             certificates,
             public_ports: RefCell::default(),
             listeners: RefCell::default(),
+            alone: RefCell::default(),
             waking: RefCell::default(),
             address: options.http.ip(),
         }))
@@ -227,6 +230,16 @@ impl Proxy {
         instance.end();
     }
 
+    /// So many instances are to sleep soon, those first that have had nothing to do for longest.
+    pub fn relieve(&self, instances: usize) {
+        let routes = self.routes.borrow();
+        let silent = routes.instances().filter_map(|instance| Some((instance.silent_since()?, instance)));
+        let mut silent: Vec<_> = silent.collect();
+        silent.sort_unstable_by_key(|(since, _)| *since);
+        // Those that were told before and have not begun to sleep yet are among the first.
+        silent.iter().take(instances).for_each(|(_, instance)| instance.press());
+    }
+
     /// Takes in a group.
     pub fn set_group(&self, group: Group) {
         self.routes.borrow_mut().set_group(group);
@@ -254,15 +267,27 @@ impl Proxy {
         });
     }
 
-    /// Accepts connections for a service port, on the port of that number.
+    /// Accepts connections for a service port, on the port of that number, from now on for one group `alone` or for those
+    /// that clients name.
     ///
     /// # Errors
     /// What bind(2) gives.
-    pub fn listen(self: &Rc<Self>, port: u16) -> io::Result<()> {
+    pub fn listen(self: &Rc<Self>, port: u16, alone: bool) -> io::Result<()> {
+        if alone {
+            self.alone.borrow_mut().insert(port);
+        } else {
+            self.alone.borrow_mut().remove(&port);
+        }
         if self.listeners.borrow().contains_key(&port) {
             return Ok(());
         }
         self.accept_at(SocketAddr::new(self.address, port), port).map(|_| ())
+    }
+
+    /// Whether one group has a port alone.
+    #[must_use]
+    pub fn is_alone(&self, port: u16) -> bool {
+        self.alone.borrow().contains(&port)
     }
 
     fn accept_at(self: &Rc<Self>, address: SocketAddr, port: u16) -> io::Result<SocketAddr> {

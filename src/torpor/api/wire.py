@@ -181,6 +181,12 @@ class MetricsAnswer(Item):
     boot_time_us: int | None = None
     rx_bytes: int | None = None
     tx_bytes: int | None = None
+    nconns: int | None = None
+    """Connections that are open and not HTTP."""
+    nreqs: int | None = None
+    """Requests in flight."""
+    ntotal: int | None = None
+    """Requests and connections since the proxy has known it; it forgets those that sleep."""
     start_count: int | None = None
     uptime_ms: int | None = None
 

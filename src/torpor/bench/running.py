@@ -33,14 +33,18 @@ class Running:
     target: Target
 
     async def measure(self, app: App, shape: Shape) -> None:
-        """All of them."""
-        host = f"{NAME}.{self.target.suffix}"
+        """All of them, of an instance that is gone afterwards: others are waited for to sleep."""
         api = Api(self.target)
         try:
             (made,) = await api.create([replace(shape, policy="off").spec(NAME)])
             raise_unless_made(made)
+            await self._measured(app)
+            await api.delete([made.uuid])
         finally:
             api.close()
+
+    async def _measured(self, app: App) -> None:
+        host = f"{NAME}.{self.target.suffix}"
         address, _, port = self.target.proxy.rpartition(":")
         behind = await _one_connection(address, int(port), host)
         with native.scratch() as scratch, native.mounted(app.image, scratch) as root:

@@ -1,6 +1,8 @@
 """The cases of `torpor bench wake`, and what they are held against."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -11,11 +13,11 @@ from torpor.bench import meters, wake
 from torpor.bench.apps import App
 from torpor.bench.audit import Audit
 from torpor.bench.counter import Counters
-from torpor.bench.http import Client
+from torpor.bench.http import Client, LostError
 from torpor.bench.ledger import Ledger
 from torpor.bench.population import Population, raise_unless_made
 from torpor.bench.report import Bar, Report, WrongAnswerError
-from torpor.bench.server import BUSY_STATES, Api, Shape, Target
+from torpor.bench.server import BUSY_STATES, Api, Shape, Target, WrongServerError
 
 UNDER_LOAD = 300.0
 """Cycles a second beside which wakes are measured."""
@@ -26,7 +28,14 @@ TEMPLATES = 200
 RESTING = 20
 FRESH_CONFIG = "[vms]\nreuse = false\n"
 TEMPLATES_CONFIG = f"[vms]\nresting = {RESTING}\n"
+COOL_S = 180.0
+"""Until snapshots that nobody uses are looked for, which is once a minute, and moved."""
 MB = 1e6
+
+
+def lower_config(tier: Path) -> str:
+    """config.toml of a server whose snapshots go to the lower tier as soon as may be."""
+    return f'[server]\nlower_tier = "{tier}"\n[keep]\nlower_after_s = 0.5\n'
 
 
 @dataclass(slots=True)
@@ -82,11 +91,50 @@ class Cases:
     async def templates(self, shape: Shape) -> None:
         """Many templates, of which few have VM processes at rest at a time."""
         async with self._population("templates", shape) as population:
-            population.environment = lambda index: {"TEMPLATE": str(index % TEMPLATES)}
+            templates = min(TEMPLATES, self.instances)
+            population.environment = lambda index: {"TEMPLATE": str(index % templates)}
             # The second instance of a configuration is the first that a template is made for.
-            await wake.populate(population, 2 * TEMPLATES)
+            await wake.populate(population, 2 * templates)
             woken = await self._checked(population, lambda: wake.alone(population, self.few))
-            self._row(f"{TEMPLATES} templates, {RESTING} processes at rest", woken)
+            self._row(f"{templates} templates, {RESTING} processes at rest", woken)
+
+    async def lower(self, shape: Shape) -> None:
+        """Instances with a whole state of their own each, which went to the lower tier."""
+        async with self._population("lower", shape) as population:
+            population.environment = lambda index: {"STATE": str(index)}
+            await wake.populate(population, OTHER_INSTANCES)
+            await self._cooled()
+            # What is unpacked already stays in memory otherwise.
+            torpord = self.target.parts().torpord
+            assert torpord is not None  # noqa: S101 -- a server of the benchmark's own
+            os.kill(torpord.pid, signal.SIGKILL)
+            await self._answers(population)
+            # Each at most once: it is unpacked after that.
+            wakes = min(self.few, OTHER_INSTANCES // 2)
+            woken = await self._checked(population, lambda: wake.alone(population, wakes))
+            self._row("whole states on the lower tier, first wake", woken)
+
+    async def _cooled(self) -> None:
+        """Until all that is in files is on the lower tier."""
+        assert self.target.data_dir is not None  # noqa: S101 -- a server of the benchmark's own
+        upper, ends_s = self.target.data_dir / "blobs", time.monotonic() + COOL_S
+        while any(path.is_file() for path in upper.glob("[0-9a-f][0-9a-f]/*")):
+            if time.monotonic() > ends_s:
+                raise WrongAnswerError("snapshots that nobody uses stay on the upper tier")
+            await asyncio.sleep(0.5)
+
+    async def _answers(self, population: Population) -> None:
+        """Until torpord is there again."""
+        ends_s = time.monotonic() + COOL_S
+        while time.monotonic() < ends_s:
+            try:
+                await population.api.counts()
+                await population.api.wakes()
+            except (LostError, OSError, WrongServerError):
+                await asyncio.sleep(0.1)
+            else:
+                return
+        raise WrongAnswerError("torpord does not come back")
 
     async def other(self, app: App, shape: Shape) -> None:
         """Another program: one after the other, each answer as the first."""

@@ -199,7 +199,7 @@ def wake(
     from torpor.bench.plots import histogram
     from torpor.bench.running import Running
     from torpor.bench.server import Shape, own_server
-    from torpor.bench.wake_cases import FRESH_CONFIG, TEMPLATES_CONFIG, Cases
+    from torpor.bench.wake_cases import FRESH_CONFIG, TEMPLATES_CONFIG, Cases, lower_config
 
     refuse_debug_build()
     directory = _directory(out, "wake")
@@ -222,6 +222,7 @@ def wake(
         ("", all_cases),
         (FRESH_CONFIG, lambda cases: cases.fresh(shape)),
         (TEMPLATES_CONFIG, lambda cases: cases.templates(shape)),
+        (lower_config(own / "lower"), lambda cases: cases.lower(shape)),
     ]
     for config, work in servers:
         with own_server(own, config) as target:

@@ -8,7 +8,7 @@ import click
 from torpor.cli.client import Server, run
 from torpor.cli.instance import environment
 from torpor.cli.output import say
-from torpor.cli.service import parse_port
+from torpor.cli.service import PORT, parse_port
 from torpor.datadir import data_dir
 from torpor.errors import ImageNotFoundError, TorporError, UsageError
 from torpor.images import ImageStore
@@ -20,7 +20,7 @@ START_TIMEOUT_S = 60
 @click.command()
 @click.argument("source", metavar="DIR|IMAGE")
 @click.option("-n", "--name")
-@click.option("-p", "--port", "ports", multiple=True, metavar="PORT:DESTINATION")
+@click.option("-p", "--port", "ports", multiple=True, metavar=PORT)
 @click.option("-M", "--memory", "memory_mb", type=int, default=256, show_default=True)
 @click.option("-e", "--env", "env", multiple=True, metavar="K=V")
 @click.option(
@@ -29,6 +29,11 @@ START_TIMEOUT_S = 60
 )  # fmt: skip
 @click.option("--stateful", type=bool, default=True, show_default=True)
 @click.option("--cooldown", default="1000ms", show_default=True)
+@click.option("--wake-on-timer", is_flag=True, help="Its program's next timer wakes it as well.")
+@click.option(
+    "--retry-idempotent", is_flag=True,
+    help="Send idempotent HTTP requests without a body once more if they got no answer.",
+)  # fmt: skip
 @click.pass_obj
 def deploy(
     data: str | None,
@@ -40,6 +45,8 @@ def deploy(
     policy: str,
     stateful: bool,
     cooldown: str,
+    wake_on_timer: bool,
+    retry_idempotent: bool,
 ) -> None:
     """Build DIR, or take IMAGE, and run it behind a URL.
 
@@ -59,6 +66,8 @@ def deploy(
         raise UsageError(f"{source} exposes no port: give -p 443:PORT")
     wanted = ports or (f"443:{exposed[0]}", f"80:{exposed[0]}")
     services = [parse_port(port) for port in wanted]
+    if retry_idempotent:
+        services = [{**service, "retry_idempotent": True} for service in services]
     spec: dict[str, Any] = {
         "image": image,
         "memory_mb": memory_mb,
@@ -67,6 +76,7 @@ def deploy(
             "policy": policy,
             "stateful": stateful,
             "cooldown_time_ms": _milliseconds(cooldown),
+            **({"wake_on_timer": True} if wake_on_timer else {}),
         },
     }
     if env:
@@ -94,7 +104,7 @@ def deploy(
     say(f"{made.name} {made.state}")
     for domain in made.service_group.domains:
         for service in services:
-            click.echo(_url(domain.fqdn, service["port"], public_ports))
+            click.echo(_url(domain.fqdn, service, public_ports))
 
 
 async def _deployed(server: Server, name: str) -> dict[str, Any] | None:
@@ -131,11 +141,14 @@ async def _start(server: Server, uuid: str) -> None:
     await made.wait(state="running", timeout_seconds=START_TIMEOUT_S)
 
 
-def _url(host: str, port: int, public_ports: dict[str, int]) -> str:
+def _url(host: str, service: dict[str, Any], public_ports: dict[str, int]) -> str:
     """Where clients find a service."""
-    scheme = "http" if port == 80 else "https"
+    port = service["port"]
     public = public_ports.get(str(port), port)
-    default = {"http": 80, "https": 443}[scheme]
+    scheme = "http" if port == 80 else "https"
+    if service.get("handlers") == [] and not service.get("tls_passthrough"):
+        scheme = "tcp"
+    default = {"http": 80, "https": 443}.get(scheme)
     return f"{scheme}://{host}" if public == default else f"{scheme}://{host}:{public}"
 
 

@@ -19,12 +19,26 @@ COLUMNS = (
 )
 
 
+PORT = "PORT[:DESTINATION][/HANDLERS]"
+HANDLERS: dict[str, dict[str, Any]] = {
+    "tcp": {"handlers": []},
+    "passthrough": {"handlers": [], "tls_passthrough": True},
+}
+
+
 def parse_port(word: str) -> dict[str, Any]:
-    """`443:8080`, or `8080` for both, as a service. Raises UsageError."""
-    port, _, destination = word.partition(":")
-    if not port.isdigit() or not (destination or port).isdigit():
-        raise UsageError(f"option '-p' needs PORT[:DESTINATION], as 443:8080, not '{word}'")
-    return {"port": int(port), "destination_port": int(destination or port)}
+    """`443:8080`, or `8080` for both, as a service. Raises UsageError.
+
+    Behind it `/http+tls` and so on as the API has them, `/tcp` for none, or `/passthrough`.
+    """
+    ports, slash, handlers = word.partition("/")
+    port, _, destination = ports.partition(":")
+    if not port.isdigit() or not (destination or port).isdigit() or (slash and not handlers):
+        raise UsageError(f"option '-p' needs {PORT}, as 443:8080 or 6379/tcp, not '{word}'")
+    service: dict[str, Any] = {"port": int(port), "destination_port": int(destination or port)}
+    if handlers:
+        service |= HANDLERS.get(handlers, {"handlers": handlers.split("+")})
+    return service
 
 
 @click.group()
@@ -61,7 +75,7 @@ def get(data: str | None, references: tuple[str, ...], format_: str) -> None:
 
 @service.command()
 @click.argument("name", required=False)
-@click.option("-p", "--port", "ports", multiple=True, required=True, metavar="PORT[:DESTINATION]")
+@click.option("-p", "--port", "ports", multiple=True, required=True, metavar=PORT)
 @click.option("-d", "--domain", "domains", multiple=True, help="With a final dot: as it is.")
 @output_option
 @click.pass_obj

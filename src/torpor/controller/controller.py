@@ -112,7 +112,7 @@ class Controller:
         """Takes over what an earlier torpord left. Before this nothing may be started."""
         self.store.sweep_staging()
         await self.lifecycle.adopt()
-        self._host.start()
+        self._host.start(self.links.relieve)
         self._keep(asyncio.create_task(self.console.run()))
         self._keep(asyncio.create_task(self.upkeep.run()))
 

@@ -138,7 +138,7 @@ class Creation:
             if service is not None and service_id is not None and service.uuid not in services:
                 services[service.uuid] = service_id
                 made.append(service.recorded(service_id, owner.id))
-        controller.groups.created(made)
+        await controller.groups.created(made)
         return answers
 
     async def _branched(

@@ -15,7 +15,7 @@ from torpor.controller.links import Links
 from torpor.controller.model import Autokill, Handler, Service, ServiceConfig, encode, service_of
 from torpor.controller.requests import Domain
 from torpor.controller.rules import check_name, full_domain, random_name
-from torpor.store import NewService, ServiceRow, Store, StoreError
+from torpor.store import NewService, PortClaim, ServiceRow, Store, StoreError
 
 MAX_SERVICES = 64
 MAX_DOMAINS = 64
@@ -53,7 +53,7 @@ class ServiceGroups:
             row = await self._store.services.add(owner_id, new, quota)
         except StoreError as error:
             raise from_store(error, name=new.name) from error
-        self.created([row])
+        await self.created([row])
         return row
 
     async def planned(
@@ -82,30 +82,32 @@ class ServiceGroups:
         )
         check_limits(config)
         fqdns = self.fqdns(domains or [Domain(name=_domain_of(generated, own=name is not None))])
-        await self._listen(config)
+        claims = _claims(config)
+        await self._listen(claim.port for claim in claims)
         return NewService(
-            str(uuid4()), generated, now_ms(), fqdns, len(config.services), encode(config)
+            str(uuid4()), generated, now_ms(), fqdns, len(config.services), encode(config), claims
         )
 
-    def created(self, rows: Sequence[ServiceRow]) -> None:
-        """New groups were recorded: what was known of their host names is void."""
-        hosts = [host for row in rows for host in row.domains]
+    async def created(self, rows: Sequence[ServiceRow]) -> None:
+        """New groups were recorded: what was known of their hosts is void. Raises ItemError."""
+        groups = [self._know(row) for row in rows]
+        hosts = [host for group in groups for host in group.document["hosts"]]
         if any(host.startswith("*.") for host in hosts):
             self._routes.clear()
         else:
             for host in hosts:
                 self._routes.pop(host, None)
-        for row in rows:
-            self._know(row)
+        for group in groups:
+            await self._listen(group.ports)
         if hosts:
             self._links.forget(hosts)
 
-    async def _listen(self, config: ServiceConfig) -> None:
-        """Opens the ports of services where nobody listens yet. Raises ItemError."""
-        for service in config.services:
-            if service.port not in (HTTP, HTTPS):
-                await self._links.listen(service.port)
-                await self._store.services.listen(service.port)
+    async def _listen(self, ports: Iterable[int]) -> None:
+        """Opens ports where nobody listens yet, for whoever has them now. Raises ItemError."""
+        for port in ports:
+            if port not in (HTTP, HTTPS):
+                await self._store.services.listen(port)
+                await self._links.listen(port, alone=self._store.services.is_alone(port))
 
     # What the proxy knows -----------------------------------------------------------------------
 
@@ -164,7 +166,7 @@ class ServiceGroups:
         self._groups.clear()
         for port in self._store.services.listened():
             with contextlib.suppress(ItemError):
-                await self._links.listen(port)
+                await self._links.listen(port, alone=self._store.services.is_alone(port))
 
     def _changed(self, row: ServiceRow, hosts: Iterable[str]) -> None:
         self._routes.clear()
@@ -178,7 +180,7 @@ class ServiceGroups:
         known = self._groups.pop(row.id, None)
         if known is not None and known.told:
             self._links.group({"group": row.uuid, "gone": True})
-        self._links.forget(row.domains)
+        self._links.forget((*row.domains, *_alone(_claims(service_of(row.document)))))
 
     def _bound(self, known: dict[Any, Any]) -> None:
         """A dictionary that grows with what is asked for is begun anew when it is large."""
@@ -217,12 +219,15 @@ class ServiceGroups:
             raise invalid("value", f"of '{prop}': {error}") from error
         check_limits(config)
         try:
-            await self._listen(config)
+            claims = _claims(config)
+            await self._listen(claim.port for claim in claims)
             wanted_row = replace(row, domains=domains, document=encode(config))
-            written = await self._store.services.update(wanted_row, len(config.services))
+            written = await self._store.services.update(wanted_row, len(config.services), claims)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
-        self._changed(written, {*row.domains, *written.domains})
+        await self._listen(claim.port for claim in claims)
+        former = _claims(service_of(row.document))
+        self._changed(written, {*row.domains, *written.domains, *_alone((*former, *claims))})
         return written
 
     def _with_domains(self, current: tuple[str, ...], op: str, value: object) -> tuple[str, ...]:
@@ -261,12 +266,12 @@ def _document(row: ServiceRow, config: ServiceConfig) -> dict[str, Any]:
     """A group in the words of the proxy's socket."""
     return {
         "group": row.uuid,
-        "hosts": list(row.domains),
+        "hosts": [*row.domains, *_alone(_claims(config))],
         "services": [
             {
                 "port": service.port,
                 "destination_port": service.destination_port or service.port,
-                "handlers": list(service.handlers),
+                "handlers": list(service.handlers or ()),
                 "retry_idempotent": service.retry_idempotent,
             }
             for service in config.services
@@ -274,6 +279,20 @@ def _document(row: ServiceRow, config: ServiceConfig) -> dict[str, Any]:
         "soft_limit": config.soft_limit,
         "hard_limit": config.hard_limit,
     }
+
+
+def _claims(config: ServiceConfig) -> tuple[PortClaim, ...]:
+    """The ports that a group has beside 80 and 443."""
+    return tuple(
+        PortClaim(service.port, alone=not service.handlers and not service.tls_passthrough)
+        for service in config.services
+        if service.port not in (HTTP, HTTPS)
+    )
+
+
+def _alone(claims: Iterable[PortClaim]) -> tuple[str, ...]:
+    """What stands for ports of its own among the hosts of a group."""
+    return tuple(claim.host for claim in claims if claim.alone)
 
 
 def checked_services(services: Sequence[Service]) -> tuple[Service, ...]:
@@ -294,9 +313,11 @@ def _checked(service: Service) -> Service:
             raise invalid(f"services.{field}", "must be 1 to 65535")
     if service.protocol != "tcp" or service.ip is not None:
         raise not_supported("'services' with protocol udp or an ip")
-    handlers: set[str] = set(service.handlers)
-    if not handlers:
-        handlers = {HTTP: {"http"}, HTTPS: {"http", "tls"}}.get(port, {"tls"})
+    handlers: set[str] = set(service.handlers or ())
+    if not handlers and port in (HTTP, HTTPS):
+        handlers = {"http"} if port == HTTP else {"http", "tls"}
+    elif service.handlers is None and not service.tls_passthrough:
+        handlers = {"tls"}
     rule = ""
     if port == HTTP and ("http" not in handlers or "tls" in handlers):
         rule = "port 80 must have handler http and not tls"
@@ -304,8 +325,10 @@ def _checked(service: Service) -> Service:
         rule = "port 443 must have handlers http and tls"
     elif "redirect" in handlers and (port != HTTP or service.destination_port != HTTPS):
         rule = "handler redirect is for port 80 to port 443 only"
-    elif port not in (HTTP, HTTPS) and handlers != {"tls"}:
-        rule = f"port {port} must have handler tls and no other"
+    elif port not in (HTTP, HTTPS) and handlers not in (set(), {"tls"}):
+        rule = f"port {port} must have handler tls, or none for plain TCP"
+    elif service.tls_passthrough and handlers:
+        rule = "tls_passthrough is for ports without handlers, other than 80 and 443"
     if rule:
         raise invalid("services.handlers", f"breaks a rule: {rule}")
     ordered = tuple(one for one in get_args(Handler) if one in handlers)

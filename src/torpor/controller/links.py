@@ -64,14 +64,20 @@ class Links(Protocol):
     def go_on(self, instance: str, generation: int) -> None:
         """Takes that back."""
 
-    async def listen(self, port: int) -> None:
-        """Has the proxy listen on a port. Raises ItemError if it is occupied."""
+    async def listen(self, port: int, *, alone: bool) -> None:
+        """Has the proxy listen on a port. Raises ItemError if it is occupied.
+
+        With `alone` whatever comes there is for the one group that has it.
+        """
 
     def group(self, document: dict[str, Any]) -> None:
         """Says what a service group is now."""
 
     def forget(self, hosts: Sequence[str]) -> None:
         """Has the proxy ask again what these host names lead to."""
+
+    def relieve(self, instances: int) -> None:
+        """So many instances that are idle are to go to standby without their cool-down."""
 
     async def stats(self, after: str | None) -> dict[str, Any] | None:
         """A page of the proxy's counters, that behind an instance; None where there is no proxy."""
@@ -103,13 +109,16 @@ class NoLinks:
     def go_on(self, instance: str, generation: int) -> None:  # noqa: ARG002
         return
 
-    async def listen(self, port: int) -> None:  # noqa: ARG002
+    async def listen(self, port: int, *, alone: bool) -> None:  # noqa: ARG002
         return
 
     def group(self, document: dict[str, Any]) -> None:  # noqa: ARG002
         return
 
     def forget(self, hosts: Sequence[str]) -> None:  # noqa: ARG002
+        return
+
+    def relieve(self, instances: int) -> None:  # noqa: ARG002
         return
 
     async def stats(self, after: str | None) -> dict[str, Any] | None:  # noqa: ARG002

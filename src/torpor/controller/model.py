@@ -40,7 +40,10 @@ class Service(Model, frozen=True, forbid_unknown_fields=True):
     destination_port: int | None = None
     protocol: Literal["tcp", "udp"] = "tcp"
     ip: str | None = None
-    handlers: tuple[Handler, ...] = ()
+    handlers: tuple[Handler, ...] | None = None
+    """None for those that are usual at the port; without any, bytes are passed as they come."""
+    tls_passthrough: bool = False
+    """Those bytes are TLS, and its server name says whose: others may have the port as well."""
     retry_idempotent: bool = False
     """Idempotent HTTP requests without a body that got no answer are sent once more."""
 

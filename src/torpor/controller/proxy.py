@@ -403,10 +403,10 @@ class ProxyClient:
         """See Links."""
         self.post("go_on", {"instance": instance, "generation": generation})
 
-    async def listen(self, port: int) -> None:
+    async def listen(self, port: int, *, alone: bool) -> None:
         """See Links."""
         with contextlib.suppress(ProxyGoneError, TimeoutError):
-            await self.ask("listen", {"port": port})
+            await self.ask("listen", {"port": port, "alone": alone})
 
     def group(self, document: dict[str, Any]) -> None:
         """See Links."""
@@ -416,6 +416,10 @@ class ProxyClient:
         """See Links."""
         if hosts:
             self.tell("forget", {"hosts": list(hosts)})
+
+    def relieve(self, instances: int) -> None:
+        """See Links."""
+        self.tell("relieve", {"instances": instances})
 
     async def stats(self, after: str | None) -> dict[str, Any] | None:
         """See Links."""

@@ -92,8 +92,9 @@ class Upkeep:
 
     async def _timers(self) -> None:
         """Wakes instances for timers of their own."""
+        pause_s = TIMERS_S
         while True:
-            await asyncio.sleep(TIMERS_S)
+            await asyncio.sleep(pause_s)
             lives, now = self._lifecycle.lives, steady_ms()
             self._put_off = {one: until for one, until in self._put_off.items() if until > now}
             # Those that were woken since have the same committed state.
@@ -101,6 +102,10 @@ class Upkeep:
             due = self._store.snapshots.due(now, limit)
             asleep = [one for one in due if lives.get(one) is None and one not in self._put_off]
             await asyncio.gather(*(self._wake(one) for one in asleep[:WAKES_AT_ONCE]))
+            following = self._store.snapshots.due_after(steady_ms())
+            pause_s = TIMERS_S
+            if following is not None:
+                pause_s = min(max(following - steady_ms(), 0) / 1000, TIMERS_S)
 
     async def _wake(self, instance_id: int) -> None:
         row = self._store.instances.by_id(instance_id)

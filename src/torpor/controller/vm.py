@@ -90,8 +90,6 @@ class Usage(Struct, frozen=True):
 
     rss_bytes: int
     cpu_time_ms: int
-    rx_bytes: int = 0
-    tx_bytes: int = 0
 
 
 class VmListener(Protocol):
@@ -186,8 +184,12 @@ class VmHost(Protocol):
     def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
         """Once, before all else: where bases come from."""
 
-    def start(self) -> None:
-        """Once, after `adopt`: begins what goes on in the background."""
+    def start(self, on_shortage: Callable[[int], None]) -> None:
+        """Once, after `adopt`: begins what goes on in the background.
+
+        `on_shortage` is called, now and again, while VMs have more memory than they may: with how
+        many idle instances are to go to standby.
+        """
 
     async def boot(
         self, machine: Machine, listener: VmListener, link: socket.socket | None
@@ -233,7 +235,7 @@ class NoVmHost:
     def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:  # noqa: ARG002
         return
 
-    def start(self) -> None:
+    def start(self, on_shortage: Callable[[int], None]) -> None:  # noqa: ARG002
         return
 
     async def boot(

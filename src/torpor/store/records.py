@@ -32,6 +32,19 @@ class ServiceRow(Struct, frozen=True):
     document: bytes
 
 
+class PortClaim(Struct, frozen=True):
+    """A port other than 80 and 443 that a service group has."""
+
+    port: int
+    alone: bool
+    """No other group may have it: clients of it name no host."""
+
+    @property
+    def host(self) -> str:
+        """What stands for the port among the host names of the group that has it alone."""
+        return f":{self.port}"
+
+
 class NewService(Struct, frozen=True):
     """What is to be recorded of a new service group."""
 
@@ -42,6 +55,7 @@ class NewService(Struct, frozen=True):
     ports: int
     """How many ports it has, for the quota."""
     document: bytes
+    claims: tuple[PortClaim, ...] = ()
 
     def recorded(self, service_id: int, owner_id: int) -> ServiceRow:
         """Its row, just after it was recorded."""

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from torpor.store.database import Database
 from torpor.store.errors import ConflictError, InUseError, MissingError, NameTakenError, QuotaError
-from torpor.store.records import NewService, ServiceRow
+from torpor.store.records import NewService, PortClaim, ServiceRow
 from torpor.store.uuids import uuid_bounds, uuid_text
 
 _COLUMNS = "s.id, s.uuid, s.owner_id, s.name, s.revision, s.created_ms, s.document"
@@ -21,7 +21,10 @@ class Services:
         self._database = database
 
     async def add(self, owner_id: int, new: NewService, quota: int | None = None) -> ServiceRow:
-        """Records a service group. Raises NameTakenError (also for a domain) or QuotaError."""
+        """Records a service group.
+
+        Raises NameTakenError (also for a domain), InUseError for a port, or QuotaError.
+        """
 
         return await self._database.write(
             lambda connection: insert_service(connection, owner_id, new, quota)
@@ -110,8 +113,17 @@ class Services:
         sql = "INSERT INTO ports VALUES(?) ON CONFLICT DO NOTHING"
         await self._database.write(lambda connection: connection.execute(sql, (port,)))
 
-    async def update(self, row: ServiceRow, ports: int) -> ServiceRow:
-        """Writes a row back with its domains. Raises ConflictError or NameTakenError."""
+    def is_alone(self, port: int) -> bool:
+        """Whether a service group has this port alone."""
+        return self.by_domain(PortClaim(port, alone=True).host) is not None
+
+    async def update(
+        self, row: ServiceRow, ports: int, claims: tuple[PortClaim, ...]
+    ) -> ServiceRow:
+        """Writes a row back with its domains and ports.
+
+        Raises ConflictError, NameTakenError or InUseError.
+        """
 
         def change(connection: apsw.Connection) -> ServiceRow:
             connection.execute(
@@ -123,6 +135,7 @@ class Services:
                 raise ConflictError(f"service group '{row.name}' changed meanwhile, or is gone")
             connection.execute("DELETE FROM domains WHERE service_id = ?", (row.id,))
             _set_domains(connection, row.id, row.domains)
+            _set_claims(connection, row.id, row.owner_id, claims)
             return replace(row, revision=row.revision + 1)
 
         return await self._database.write(change)
@@ -142,7 +155,7 @@ class Services:
 
     def _row(self, found: Any) -> ServiceRow:
         id_, uuid, owner_id, name, revision, created_ms, document = found
-        sql = "SELECT fqdn FROM domains WHERE service_id = ? ORDER BY fqdn"
+        sql = "SELECT fqdn FROM domains WHERE service_id = ? AND fqdn NOT GLOB ':*' ORDER BY fqdn"
         domains = tuple(fqdn for (fqdn,) in self._database.reader.execute(sql, (id_,)))
         return ServiceRow(
             id_, uuid_text(uuid), owner_id, name, revision, created_ms, domains, document
@@ -152,7 +165,7 @@ class Services:
 def insert_service(
     connection: apsw.Connection, owner_id: int, new: NewService, quota: int | None
 ) -> ServiceRow:
-    """Within a change: records a service group. Raises NameTakenError or QuotaError."""
+    """Within a change: records a service group. Raises NameTakenError, InUseError, QuotaError."""
     if quota is not None:
         sql = "SELECT services FROM service_totals WHERE owner_id = ?"
         found = connection.execute(sql, (owner_id,)).fetchone()
@@ -170,7 +183,26 @@ def insert_service(
         ) from error
     id_ = connection.last_insert_rowid()
     _set_domains(connection, id_, new.domains)
+    _set_claims(connection, id_, owner_id, new.claims)
     return new.recorded(id_, owner_id)
+
+
+def _set_claims(
+    connection: apsw.Connection, service_id: int, owner_id: int, claims: tuple[PortClaim, ...]
+) -> None:
+    """Records ports beside the domains: `:PORT` where it is one's alone, else `:PORT/ID`."""
+    sql = "SELECT s.name, s.owner_id FROM domains d JOIN services s ON s.id = d.service_id WHERE "
+    # What begins with ':PORT/' lies before ':PORT0'.
+    alone, shared = "d.fqdn = ?1", "d.fqdn > ?1 || '/' AND d.fqdn < ?1 || '0'"
+    for claim in claims:
+        taken = f"{alone} OR {shared}" if claim.alone else alone
+        holder = connection.execute(sql + taken, (claim.host,)).fetchone()
+        if holder is not None:
+            name, holders_owner_id = holder
+            who = f"service group '{name}'" if holders_owner_id == owner_id else "another owner"
+            raise InUseError(f"Port {claim.port} is in use by {who}")
+        entry = claim.host if claim.alone else f"{claim.host}/{service_id}"
+        connection.execute("INSERT INTO domains VALUES(?, ?)", (entry, service_id))
 
 
 def _set_domains(connection: apsw.Connection, service_id: int, domains: tuple[str, ...]) -> None:

@@ -123,6 +123,12 @@ class Snapshots:
         )
         return [int(found) for (found,) in self._database.reader.execute(sql, (now_ms, limit))]
 
+    def due_after(self, now_ms: int) -> int | None:
+        """When the next committed state behind `now_ms` asks for a wake, of a VM that runs too."""
+        sql = "SELECT min(wake_ms) FROM snapshots WHERE wake_ms > ?"
+        found = self._database.reader.execute(sql, (now_ms,)).get
+        return None if found is None else int(found)
+
     async def read(self, instance_id: int) -> tuple[Snapshot, bytes] | None:
         """The committed state of an instance with its content, its checksum verified.
 

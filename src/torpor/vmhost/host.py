@@ -37,6 +37,11 @@ LOADED_MAX_BYTES = 2 << 30
 """Memory of templates that stay unpacked though no VM process is to be made of them."""
 MEMORY_SHARE = 0.75
 MEASURE_S = 1.0
+ROOM_S = 2.0
+"""How long a VM waits for room before whoever wants it is told to try again."""
+ROOM_PAUSE_S = 0.01
+WANT_S = 0.05
+"""Between two looks for instances that could make room."""
 MEMORY_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Between attempts to make a VM for which the host's kernel has no memory."""
 DEFAULT_ENV = {
@@ -55,6 +60,8 @@ class Host:
         self._limits = limits
         self._budget_bytes = limits.memory_bytes or int(_host_memory_bytes() * MEMORY_SHARE)
         self._used_bytes = 0
+        self._wanted_s = 0.0
+        self._on_shortage: Callable[[int], None] = lambda _instances: None
         self._workers: set[Worker] = set()
         self._tasks = Tasks()
         self._pool = Pool(limits, self._another, lambda template: self._warm(template))
@@ -68,8 +75,9 @@ class Host:
         self._warm = warm
         self._find = find
 
-    def start(self) -> None:
+    def start(self, on_shortage: Callable[[int], None]) -> None:
         """Begins what goes on in the background."""
+        self._on_shortage = on_shortage
         self._pool.start()
         self._tasks.start(self._measure())
 
@@ -78,7 +86,7 @@ class Host:
     async def boot(
         self, machine: Machine, listener: VmListener, link: socket.socket | None
     ) -> VmProcess:
-        self._check_room()
+        await self._make_room()
         environment = {**DEFAULT_ENV, **machine.env}
         boot = Boot(
             owner=owner_digest(machine.owner),
@@ -210,7 +218,7 @@ class Host:
         KVM wants pieces of 64 KiB for a VM; a host that has none just then is making some.
         """
         for pause_s in (*MEMORY_PAUSES_S, None):
-            self._check_room()
+            await self._make_room()
             try:
                 return await self._prepared(template, warm)
             except Refused as error:
@@ -294,17 +302,38 @@ class Host:
         """Whether the VM processes are within their memory budget."""
         return self._used_bytes < self._budget_bytes
 
-    def _check_room(self) -> None:
+    async def _make_room(self) -> None:
+        """Waits until another VM has room; idle ones make it. Raises BusyError after a while."""
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + ROOM_S
         while not self.has_room():
-            if not self._pool.evict_one():
+            if self._pool.evict_one():
+                self._count()
+                continue
+            if loop.time() >= ends_s:
                 raise BusyError(
                     f"VMs use {self._used_bytes >> 20} MiB, and {self._budget_bytes >> 20} are "
                     "allowed: try again later, or raise 'memory_mb' of [vms] in config.toml"
                 )
-            self._count()
+            self._want_room()
+            await asyncio.sleep(ROOM_PAUSE_S)
+        # Those that wait as well are not to take the same room; measured anew before long.
+        self._used_bytes += self._used_bytes // max(len(self._workers), 1)
 
     def _count(self) -> None:
         self._used_bytes = sum(worker.measured() for worker in self._workers if not worker.killed)
+
+    def _want_room(self) -> None:
+        """Has as many instances go to standby as their VMs have memory too much, on average."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._wanted_s + WANT_S:
+            return
+        self._wanted_s = now_s
+        self._count()
+        alive = sum(not worker.killed for worker in self._workers)
+        excess_bytes = self._used_bytes - self._budget_bytes
+        if excess_bytes >= 0 and alive:
+            self._on_shortage(excess_bytes * alive // max(self._used_bytes, 1) + 1)
 
     async def _measure(self) -> None:
         while True:
@@ -312,6 +341,8 @@ class Host:
             self._count()
             while not self.has_room() and self._pool.evict_one():
                 self._count()
+            if not self.has_room():
+                self._want_room()
             self._unload()
 
     def _unload(self) -> None:

@@ -63,6 +63,11 @@ pub enum Tell {
         /// Names.
         hosts: Vec<String>,
     },
+    /// VMs have more memory than they may: idle ones are to sleep.
+    Relieve {
+        /// How many.
+        instances: usize,
+    },
 }
 
 /// See the document.
@@ -227,6 +232,9 @@ pub struct Park {
 pub struct Listen {
     /// A service port.
     pub port: u16,
+    /// Whatever comes there is for the group that has `:PORT` among its hosts.
+    #[serde(default)]
+    pub alone: bool,
 }
 
 /// What a group is, or that it is no more.
@@ -235,7 +243,7 @@ pub struct Listen {
 pub struct Group {
     /// Its name.
     pub group: Uuid,
-    /// Full names, or `*.` and a suffix.
+    /// Full names, or `*.` and a suffix, or `:` and a port that it has alone.
     #[serde(default)]
     pub hosts: Vec<String>,
     /// What it offers.

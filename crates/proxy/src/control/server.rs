@@ -137,6 +137,10 @@ fn take(proxy: &Rc<Proxy>, connection: &Rc<Connection>, received: Received) -> i
             proxy.routes.borrow_mut().forget(hosts);
             Ok(())
         }
+        (0, None, false, Some(Tell::Relieve { instances })) if received.descriptors.is_empty() => {
+            proxy.relieve(*instances);
+            Ok(())
+        }
         _ => Err(invalid("a message that is neither request nor answer nor notice".into())),
     }
 }
@@ -172,7 +176,7 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
                 Err(refusal("unknown", "no such link"))
             }
         }
-        Ask::Listen(listen) => match proxy.listen(listen.port) {
+        Ask::Listen(listen) => match proxy.listen(listen.port, listen.alone) {
             Ok(()) => Ok(json!({})),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 Err(refusal("in_use", format!("port {} of the host is taken", listen.port)))

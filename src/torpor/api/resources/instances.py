@@ -10,6 +10,7 @@ from torpor.api import listing, rendering
 from torpor.api.dispatch import JSON, RequestError, failed
 from torpor.api.listing import ListQuery, OneQuery, References
 from torpor.api.operations import MAX_ITEMS, Call, operation
+from torpor.api.resources.load import traffic
 from torpor.api.wire import (
     HistoryAnswer,
     HistoryEntry,
@@ -33,7 +34,7 @@ MAX_WAIT_S = 86400
 LOG_LIMIT_BYTES = 1 << 20
 DRAIN_MAX_MS = 10_000
 """How long requests in flight are waited for at most, before a standby that was asked for."""
-_NO_PROXY = "no packets, connections, requests or wake-up latencies"
+_NO_LATENCIES = "no packets, queues or wake-up latencies"
 
 PROPS = Literal[
     "image",
@@ -318,21 +319,22 @@ async def get_log(call: Call, item: LogItem) -> LogAnswer:
 @operation("GET", PATH + "/metrics", "get_instance_metrics", "Metrics of instances",
            group="Instances", key="instances", answer=MetricsAnswer, query=References,
            body=Reference, array=True, support="partial",
-           note=_NO_PROXY)  # fmt: skip
+           note=_NO_LATENCIES)  # fmt: skip
 @operation("GET", PATH + "/{uuid:str}/metrics", "get_instance_metrics_by_uuid",
            "Metrics of an instance", group="Instances", key="instances", answer=MetricsAnswer,
            query=References, support="partial",
-           note=_NO_PROXY)  # fmt: skip
+           note=_NO_LATENCIES)  # fmt: skip
 async def get_metrics(call: Call) -> Any:
     named = listing.references(call)
+    links, _ = await traffic(call)
     answers: list[Any] = []
     if named is None:  # all that run: a million that sleep use nothing
         lives = call.service.controller.lifecycle.lives.all()
         mine = [live.row for live in lives if live.row.owner_id == call.principal.owner.id]
-        answers = [await _metrics(call, row) for row in mine]
+        answers = [await _metrics(call, row, links) for row in mine]
     for reference in named or ():
         try:
-            answers.append(await _metrics(call, find(call, reference)))
+            answers.append(await _metrics(call, find(call, reference), links))
         except ItemError as error:
             answers.append(failed(error, reference))
     if JSON in call.request.headers.get("accept", ""):
@@ -340,7 +342,7 @@ async def get_metrics(call: Call) -> Any:
     return Response(_prometheus(answers), media_type="text/plain; version=0.0.4")
 
 
-async def _metrics(call: Call, row: InstanceRow) -> MetricsAnswer:
+async def _metrics(call: Call, row: InstanceRow, links: dict[str, dict[str, int]]) -> MetricsAnswer:
     live = call.service.controller.lifecycle.lives.get(row.id)
     facts = facts_of(row.facts) if live is None else live.facts
     state = row.state if live is None else live.state
@@ -359,7 +361,12 @@ async def _metrics(call: Call, row: InstanceRow) -> MetricsAnswer:
     if live is not None and live.vm is not None:
         usage = await live.vm.query()
         answer.rss_bytes, answer.cpu_time_ms = usage.rss_bytes, usage.cpu_time_ms
-        answer.rx_bytes, answer.tx_bytes = usage.rx_bytes, usage.tx_bytes
+    link = links.get(row.uuid)
+    if link is not None:
+        # The proxy counts from its own side.
+        answer.rx_bytes, answer.tx_bytes = link["tx_bytes"], link["rx_bytes"]
+        answer.nconns, answer.nreqs = link["connections"], link["in_flight"]
+        answer.ntotal = link["requests"]
     return answer
 
 
@@ -373,8 +380,8 @@ _STATE_NUMBERS = {
     "template": 6,
     "deleted": 7,
 }
-_GAUGES = ("rss_bytes", "cpu_time_ms", "boot_time_us", "rx_bytes", "tx_bytes", "start_count",
-           "uptime_ms")  # fmt: skip
+_GAUGES = ("rss_bytes", "cpu_time_ms", "boot_time_us", "rx_bytes", "tx_bytes", "nconns", "nreqs",
+           "ntotal", "start_count", "uptime_ms")  # fmt: skip
 
 
 def _prometheus(answers: list[Any]) -> bytes:

@@ -11,7 +11,7 @@ MAX_LINKS = 2000
 @operation("GET", "/torpor/v1/load", "get_load", "What runs, wakes, and the store's size",
            group="Torpor", scope="admin")  # fmt: skip
 async def get_load(call: Call) -> dict[str, Any]:
-    links, counters = await _traffic(call)
+    links, counters = await traffic(call)
     running = []
     for live in call.service.controller.lifecycle.lives.all():
         if live.row.owner_id != call.principal.owner.id or live.vm is None:
@@ -39,7 +39,7 @@ async def get_load(call: Call) -> dict[str, Any]:
     }
 
 
-async def _traffic(call: Call) -> tuple[dict[str, dict[str, int]], dict[str, Any] | None]:
+async def traffic(call: Call) -> tuple[dict[str, dict[str, int]], dict[str, Any] | None]:
     """Counters of running instances by uuid, and those of the proxy as a whole."""
     links: dict[str, dict[str, int]] = {}
     after: str | None = None
