@@ -47,3 +47,22 @@ def test_signal_storm() -> None:
 def test_memory_exhaustion() -> None:
     result = run("memory", "1", "4")
     assert (result.status, result.stdout) == (0, b"memory again: 1\n"), str(result)
+
+
+def test_results_when_memory_is_used_up() -> None:
+    """What a call has done is not lost because nothing is left for what it says of it."""
+    result = vm_run("programs", "memory_used_up", timeout_s=TIMEOUT_S)
+    results = [line.split(", ") for line in result.stdout.decode().splitlines()]
+    assert [done for done, _ in results] == [
+        "wait4 1 7",
+        "accept 0 1",
+        "recvfrom 0 datagram",
+        "recvmsg 0 datagram",
+        "SCM_RIGHTS 0 1",
+        "sigtimedwait 0 42",
+        "epoll_wait 1 42",
+        "msgrcv 0 queued",
+        "pipe2 0 1",
+        "handler 1",
+    ], str(result)
+    assert {holder for _, holder in results} == {"holder ended"}, str(result)

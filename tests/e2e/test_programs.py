@@ -28,7 +28,7 @@ def test_busybox_builtins() -> None:
     [
         ("echo", "hello", "world"),
         ("cat", "/etc/passwd"),
-        ("ls", "-lA", "/etc"),
+        ("ls", "-lA", "/srv"),
         ("ls", "-R", "/usr"),
         ("sh", "-c", "find /etc -type f | sort"),  # their order: likewise
         ("sha256sum", "/bin/busybox"),

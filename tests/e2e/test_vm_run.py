@@ -219,6 +219,29 @@ def test_instance_identity() -> None:
     assert len(seen) == 4
 
 
+def test_own_host_name_is_known() -> None:
+    ask = "from socket import *; print(*map(gethostbyname, (gethostname(), 'localhost')))"
+    result = vm_run("python", "python3", "-c", ask, options=("--name", "own-name"))
+    assert result.stdout == b"192.0.2.2 127.0.0.1\n", str(result)
+
+
+@pytest.mark.parametrize("command", ["poweroff", "halt", "reboot"])
+def test_reboot_ends_the_vm(command: str) -> None:
+    status, stdout, _ = sh(f"echo before; {command} -f; echo behind; sleep 100")
+    assert (status, stdout) == (0, "before\n")
+
+
+def test_reboot_is_for_root() -> None:
+    status, _, stderr = sh("poweroff -f", "--user", "1000")
+    assert status == 1
+    assert "Operation not permitted" in stderr
+
+
+def test_a_user_that_is_none_is_refused() -> None:
+    """All ones means no change to setuid(2)."""
+    assert sh("id", "--user", "4294967295")[0] == 125
+
+
 def test_nothing_written_stays() -> None:
     assert sh("echo x > /etc/written; cat /etc/written")[1] == "x\n"
     assert sh("cat /etc/written")[0] == 1

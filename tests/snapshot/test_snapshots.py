@@ -5,6 +5,7 @@ import json
 import os
 import random
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -260,6 +261,27 @@ def test_a_standby_can_be_taken_back_and_a_checkpoint_goes_on(
         await vm.sleep(3)
         await vm.wake(uuid, 2, branch)
         assert await ask(vm, "count") == 3
+
+    in_sibling(directory, template, test)
+
+
+def test_an_answer_waits_until_its_descriptor_may_be_sent(
+    directory: Path, template: Template
+) -> None:
+    """All descriptors on their way between processes of the user count against one's own limit."""
+
+    async def test(vm: Sibling) -> None:
+        await vm.wake(secrets.token_hex(16), 0)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            for _ in range(3):  # more than the limit of a VM process, 256
+                socket.send_fds(ours, [b"x"], [template.image] * 250)
+            standby = asyncio.ensure_future(vm.process.standby(1, within_s=TIMEOUT_S))
+            while (await vm.process.query()).state != "stopped":  # noqa: ASYNC110 -- only if asked
+                await asyncio.sleep(0)
+            assert await vm.process.query()  # the answer to this one finds room
+        os.close((await standby).descriptor)
+        assert await vm.process.reset()
 
     in_sibling(directory, template, test)
 

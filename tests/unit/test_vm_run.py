@@ -86,7 +86,7 @@ def test_environment_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """As docker reads them; the command line wins."""
     monkeypatch.setenv("HERE", "here")
     file = tmp_path / "env"
-    file.write_text('# comment\n\nA=1 # no comment\n  B="quoted"\nHERE\nC=file\n')
+    file.write_text('\ufeffA=0\n# comment\n\nA=1 # no comment\n  B="quoted"\nHERE\nC=file\n')
     words = arguments("-e", "C=line", "--env-file", str(file), "./x", "p", env=("A=0",))
     assert [value for name, value in itertools.pairwise(words) if name == "--env"] == [
         "A=1 # no comment",

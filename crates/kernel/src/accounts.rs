@@ -21,8 +21,9 @@ fn fields(line: &[u8]) -> Vec<&[u8]> {
     line.split(|b| *b == b':').collect()
 }
 
+/// An id; all ones is none, as for setuid(2).
 fn number(text: &[u8]) -> Option<u32> {
-    core::str::from_utf8(text).ok()?.parse().ok()
+    core::str::from_utf8(text).ok()?.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 /// Finds `spec` in the texts of passwd(5) and group(5); empty is root. A number need not be listed.
@@ -93,6 +94,7 @@ mod tests {
         assert_eq!(find("33").map(|a| a.gid), Ok(33));
         assert_eq!(find("1000:ssl").map(|a| (a.uid, a.gid)), Ok((1000, 101)));
         assert_eq!(find("1000:7").map(|a| (a.uid, a.gid, a.home)), Ok((1000, 7, b"/".to_vec())));
+        assert!(find("4294967295").is_err() && find("0:4294967295").is_err());
         assert!(find("nobody").is_err_and(|text| text.contains("nobody")));
         assert!(find("root:none").is_err_and(|text| text.contains("none")));
         assert_eq!(resolve(b"", b"", b"").map(|a| a.home), Ok(b"/root".to_vec()));

@@ -22,7 +22,7 @@ use crate::task::process::Process;
 use crate::task::signal::{self, Signal, SignalInfo};
 use crate::task::status::WaitStatus;
 use crate::task::thread::Thread;
-use crate::{dev, event, host, mm, random, rewrite, snapshot, syscall, task, time};
+use crate::{dev, event, host, hosts, mm, random, rewrite, snapshot, syscall, task, time};
 use alloc::format;
 use alloc::rc::{Rc, Weak};
 use alloc::string::String;
@@ -127,6 +127,7 @@ fn first_thread(boot: &Boot) -> Result<Rc<Thread>, StartError> {
     let fs = init::init(lower).map_err(fail("cannot set up the file system"))?;
     let identity = Identity { uuid: &boot.info.uuid, name: &boot.hostname, generation: boot.info.generation };
     identity.write(&fs).map_err(fail("/run/torpor/instance"))?;
+    hosts::write(&fs, &boot.hostname).map_err(fail("/etc/hosts"))?;
     let is_template = boot.info.flags & flags::TEMPLATE != 0;
     snapshot::start(Rc::clone(&fs), is_template.then_some(boot.info.ready_ports));
     name_server(&fs).map_err(fail("/etc/resolv.conf"))?;

@@ -23,6 +23,7 @@ pub mod errno;
 pub mod event;
 pub mod fs;
 pub mod host;
+pub mod hosts;
 pub mod ipc;
 pub mod mm;
 pub mod net;

@@ -233,7 +233,7 @@ def _from_files(files: list[str]) -> list[str]:
     """
     words = []
     for name in files:
-        for line in Path(name).read_text(errors="surrogateescape").splitlines():
+        for line in Path(name).read_text("utf-8-sig", "surrogateescape").splitlines():
             word = line.lstrip()
             if not word or word.startswith("#"):
                 continue

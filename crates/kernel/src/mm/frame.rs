@@ -65,6 +65,8 @@ struct Ram {
     shared_frames: Cell<u64>,
     peak_frames: Cell<u64>,
     limit_frames: Cell<u64>,
+    /// See [`beyond_limit`]: 0, or a higher limit than that.
+    lent_limit_frames: Cell<u64>,
     /// See [`prefer_large_pages`].
     prefers_large_pages: Cell<bool>,
 }
@@ -79,6 +81,7 @@ crate::global! {
         shared_frames: Cell::new(0),
         peak_frames: Cell::new(0),
         limit_frames: Cell::new(0),
+        lent_limit_frames: Cell::new(0),
         prefers_large_pages: Cell::new(false),
     };
 }
@@ -127,7 +130,7 @@ fn with_ram<R>(f: impl FnOnce(&Ram, Blocks) -> R) -> R {
 
 impl Ram {
     fn charge(&self, frames: u64) -> Result<(), NoMemory> {
-        if self.used_frames.get() + frames > self.limit_frames.get() {
+        if self.used_frames.get() + frames > self.limit_frames.get().max(self.lent_limit_frames.get()) {
             return Err(NoMemory);
         }
         self.charge_anyway(frames);
@@ -346,6 +349,22 @@ pub(crate) fn kernel_exceeds() -> bool {
         let limit = ram.limit_frames.get();
         ram.used_frames.get() > limit + limit / 16
     })
+}
+
+/// Whether more than the limit is in use.
+pub(crate) fn limit_exceeded() -> bool {
+    with_ram(|ram, _| ram.used_frames.get() > ram.limit_frames.get())
+}
+
+/// Lets `f` take so many frames although the limit is reached, of the reserve that [`kernel_exceeds`] leaves.
+pub(crate) fn beyond_limit<R>(frames: u64, f: impl FnOnce() -> R) -> R {
+    let lend = |limit| with_ram(|ram, _| ram.lent_limit_frames.set(limit));
+    if !kernel_exceeds() {
+        lend(with_ram(|ram, _| ram.used_frames.get()) + frames);
+    }
+    let result = f();
+    lend(0);
+    result
 }
 
 /// The word that the kernel heap may use for a frame of its own (which has no reference count).

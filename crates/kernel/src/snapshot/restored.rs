@@ -82,6 +82,7 @@ pub(super) fn restored(before: &Before) {
 
 fn identify(generation: u64) {
     let handover = handover();
+    let before = uts::host_name();
     let len = (handover.host_name_len.load(Ordering::Relaxed) as usize).min(HOST_NAME_BYTES);
     if len > 0 {
         // No longer than a host name may be.
@@ -94,5 +95,10 @@ fn identify(generation: u64) {
         // A full file system, say: a wrong identity would be worse than none.
         host::stream::log(format_args!("/run/torpor/instance could not be written: {error}"));
         let _ = crate::fs::init::write_file(&fs, "/run/torpor/instance", b"");
+    }
+    if name != before
+        && let Err(error) = crate::hosts::write(&fs, &name)
+    {
+        host::stream::log(format_args!("/etc/hosts could not be written: {error}"));
     }
 }

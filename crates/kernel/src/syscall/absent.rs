@@ -91,7 +91,6 @@ pub const ABSENT: &[(&str, &[&str])] = &[
             "kexec_file_load",
             "kexec_load",
             "modify_ldt",
-            "reboot",
             "swapoff",
             "swapon",
             "vhangup",

@@ -7,7 +7,8 @@ use crate::ipc::sem::UndoList;
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task::fork::CloneFlags;
-use crate::task::{current, pidfd, uts};
+use crate::task::status::WaitStatus;
+use crate::task::{current, init, pidfd, uts};
 use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -33,6 +34,13 @@ pub(super) const CALLS: &[Syscall] = &[
         &[Arg::CloneFlags],
     ),
     Syscall::partial(linux::__NR_setns as u16, "setns", "no namespaces (EPERM)", sys_setns, &[Arg::Fd, Arg::Hex]),
+    Syscall::partial(
+        linux::__NR_reboot as u16,
+        "reboot",
+        "the VM ends, whether it is to be halted, powered off or restarted",
+        sys_reboot,
+        &[Arg::Hex, Arg::Hex, Arg::Hex],
+    ),
     Syscall::partial(
         linux::__NR_syslog as u16,
         "syslog",
@@ -82,6 +90,31 @@ fn sys_sethostname(args: Args) -> Result<u64> {
 fn sys_setdomainname(args: Args) -> Result<u64> {
     uts::set_domain_name(&read_name(args)?)?;
     Ok(0)
+}
+
+/// What the second number of reboot(2) may be.
+const REBOOT_MAGIC: [u32; 4] =
+    [linux::LINUX_REBOOT_MAGIC2, linux::LINUX_REBOOT_MAGIC2A, linux::LINUX_REBOOT_MAGIC2B, linux::LINUX_REBOOT_MAGIC2C];
+
+fn sys_reboot(args: Args) -> Result<u64> {
+    if !current().creds().has(linux::CAP_SYS_BOOT) {
+        return Err(Errno::EPERM);
+    }
+    if args.u32(0) != linux::LINUX_REBOOT_MAGIC1 || !REBOOT_MAGIC.contains(&args.u32(1)) {
+        return Err(Errno::EINVAL);
+    }
+    match args.u32(2) {
+        linux::LINUX_REBOOT_CMD_CAD_ON | linux::LINUX_REBOOT_CMD_CAD_OFF => Ok(0),
+        linux::LINUX_REBOOT_CMD_RESTART
+        | linux::LINUX_REBOOT_CMD_RESTART2
+        | linux::LINUX_REBOOT_CMD_HALT
+        | linux::LINUX_REBOOT_CMD_POWER_OFF => {
+            init::end_system(WaitStatus::exited(0));
+            Ok(0)
+        }
+        // No hibernation, no other kernel.
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// With one processor every entry into the kernel is a barrier for all threads; what is left is bookkeeping.

@@ -44,6 +44,13 @@ pub(super) fn end_with(process: &Process, status: WaitStatus) {
     }
 }
 
+/// Ends the system at once, if there is one (in the guest it does not return).
+pub fn end_system(status: WaitStatus) {
+    if let Some((_, over)) = PROGRAM.with(Cell::get) {
+        over(status);
+    }
+}
+
 /// Makes init; nobody may be there before.
 pub(super) fn make(fs: Option<Rc<FsContext>>) -> Result<Rc<Process>> {
     let first = First { creds: Credentials::root(), files: Rc::new(FdTable::default()), fs, space: None };

@@ -4,6 +4,9 @@
 //! is not refused: a call that is half done can't go on without it. Whoever makes a call after which the kernel holds more
 //! than the limit and a reserve makes room instead, before the call returns. So one call's need is all that the limit may be
 //! exceeded by; the RAM behind it is several times as large, and the VM process's own bound leaves room for that.
+//!
+//! What a call writes to a program once its work is done (an address, a status, a signal's frame) can't be refused either: the
+//! work would be lost. A page for it is lent, and again somebody makes room before the call returns.
 
 use super::exit::exit_group;
 use super::process::Process;
@@ -14,13 +17,32 @@ use crate::mm::addr::PAGE_BYTES;
 use crate::mm::frame;
 use alloc::rc::Rc;
 
-/// Makes room if the kernel holds too much: at the end of a system call, with nothing borrowed.
+/// Pages that a thread is lent at most before it makes room: enough for the results of any call, not for all that read(2)
+/// can be asked for, of which a part is an answer as well.
+const LENT_PAGES: u32 = 32;
+
+/// Frames that one page can need: with an object's own page and the tables on the way to it.
+const FRAMES_FOR_A_PAGE: u64 = 8;
+
+/// Makes room if the kernel holds too much, or the thread was lent something: at the end of a system call, with nothing
+/// borrowed.
 pub fn relieve() {
-    while frame::kernel_exceeds() {
+    let is_lent = current().lent_pages.replace(0) > 0;
+    while frame::kernel_exceeds() || is_lent && frame::limit_exceeded() {
         if !make_room() {
             return;
         }
     }
+}
+
+/// Does what has failed for want of a page again, with one page beyond the limit, if the current thread may have one more.
+pub fn lend<R>(again: impl FnOnce() -> R) -> R {
+    let pages = &current().lent_pages;
+    if pages.get() == LENT_PAGES {
+        return again();
+    }
+    pages.set(pages.get() + 1);
+    frame::beyond_limit(FRAMES_FOR_A_PAGE, again)
 }
 
 /// Ends a process for its memory and waits until it has let go of it. Whether the caller may go on: not if it is the one.

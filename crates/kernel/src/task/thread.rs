@@ -59,6 +59,8 @@ pub struct Thread {
     pub timer_slack_ns: Cell<(u64, u64)>,
     /// The system call could not access the program's memory for want of a page.
     pub short_of_memory: Cell<bool>,
+    /// Pages that it was given although the limit was reached, since there was room last: see [`super::oom::lend`].
+    pub lent_pages: Cell<u32>,
 }
 
 /// Timer slack of the first thread in nanoseconds.
@@ -129,6 +131,7 @@ impl Thread {
             no_new_privs: Cell::new(false),
             timer_slack_ns: Cell::new((TIMER_SLACK_NS, TIMER_SLACK_NS)),
             short_of_memory: Cell::new(false),
+            lent_pages: Cell::new(0),
         })
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 use torpor_streams::envelope::{Envelope, HEADER_BYTES};
 
 pub use torpor_streams::envelope::Received;
@@ -19,6 +20,8 @@ pub const VERSION: u16 = 1;
 pub const MAX_BODY_BYTES: usize = 128 << 10;
 /// Cap of the descriptors of a message.
 pub const MAX_DESCRIPTORS: usize = 16;
+/// How long to wait where too many descriptors are on their way.
+const CROWDED_WAIT: Duration = Duration::from_millis(1);
 const ENVELOPE: Envelope = Envelope { magic: *b"TPVM", version: VERSION };
 
 /// A request: a number that comes back in the reply, and a command.
@@ -272,6 +275,9 @@ pub fn send_body(socket: impl AsFd, body: &[u8], descriptors: &[BorrowedFd<'_>])
         match rustix::net::sendmsg(&socket, &pieces, &mut ancillary, SendFlags::NOSIGNAL) {
             Ok(_) => return Ok(()),
             Err(rustix::io::Errno::INTR) => {}
+            // Descriptors that all of this user's processes have on their way are counted against this one's limit. They
+            // arrive sooner or later; an answer that is not sent is waited for for ever.
+            Err(rustix::io::Errno::TOOMANYREFS) => std::thread::sleep(CROWDED_WAIT),
             Err(error) => return Err(error.into()),
         }
     }

@@ -25,10 +25,10 @@ def show(path):
 
 
 # Files of the image: read, changed, removed, replaced.
-print(open("/etc/hosts").readline().strip())
-with open("/etc/hosts", "a") as file:
+print(open("/etc/group").readline().strip())
+with open("/etc/group", "a") as file:
     file.write("127.0.0.2\tadded\n")
-print(open("/etc/hosts").read().count("\n"), open("/etc/hosts").read().split()[-1])
+print(open("/etc/group").read().count("\n"), open("/etc/group").read().split()[-1])
 os.chmod("/etc/passwd", 0o600)
 os.chown("/etc/group", 5, 6)
 show("/etc/passwd")
@@ -39,8 +39,8 @@ print(before - set(os.listdir("/etc")))
 fails("removed", open, "/etc/nsswitch.conf")
 open("/etc/nsswitch.conf", "w").write("new")
 print(open("/etc/nsswitch.conf").read())
-os.rename("/etc/hosts", "/etc/hosts.old")
-print(sorted(set(os.listdir("/etc")) - before), os.path.exists("/etc/hosts"))
+os.rename("/etc/resolv.conf", "/etc/resolv.conf.old")
+print(sorted(set(os.listdir("/etc")) - before), os.path.exists("/etc/resolv.conf"))
 held = open("/etc/passwd")
 os.unlink("/etc/passwd")
 print(held.read(4), os.fstat(held.fileno()).st_nlink)

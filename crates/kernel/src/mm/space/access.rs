@@ -228,7 +228,12 @@ impl AddressSpace {
         while done < len {
             let at = address.wrapping_add(done as u64);
             let piece = piece(at, len - done);
-            let gpa = self.make_ready(at, access, Respect::Protection).map_err(|outcome| {
+            let ready = || self.make_ready(at, access, Respect::Protection);
+            let gpa = match ready() {
+                Err(FaultOutcome::OutOfMemory) if access == FaultAccess::Write => crate::task::oom::lend(ready),
+                other => other,
+            };
+            let gpa = gpa.map_err(|outcome| {
                 if outcome == FaultOutcome::OutOfMemory {
                     crate::task::current().short_of_memory.set(true);
                 }
