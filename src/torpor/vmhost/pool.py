@@ -106,6 +106,7 @@ class Pool:
         self._resting = 0
         self._refilling: asyncio.Task[None] | None = None
         self._refill_wanted = asyncio.Event()
+        self._is_closed = False
         self.room: Callable[[], bool] = lambda: True
         """Whether there is memory for another process."""
 
@@ -162,6 +163,8 @@ class Pool:
 
     def _hire(self, demand: Demand) -> None:
         """Has processes made for those that wait and get none of those that come back."""
+        if self._is_closed:
+            return
         hopeful = demand.coming
         short = -demand.hired
         for waiter in demand.waiting:
@@ -332,6 +335,7 @@ class Pool:
 
     async def close(self) -> None:
         """Ends what rests."""
+        self._is_closed = True
         if self._refilling is not None:
             self._refilling.cancel()
             await asyncio.gather(self._refilling, return_exceptions=True)
