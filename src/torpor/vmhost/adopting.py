@@ -8,8 +8,10 @@ from pathlib import Path
 from torpor.vmhost.worker import Worker
 from torpor.vmprocess import Status, VMProcess
 
-CONNECT_S = 2.0
-"""How long a process may take to listen on a socket that it has; it was just started, then."""
+CONNECT_S = 0.02
+"""After this it is looked whether any process has a socket that nobody listens on: one that was
+just started will. Those that rested are dead by now, and the first wake waits for this.
+"""
 QUERY_S = 10.0
 
 
