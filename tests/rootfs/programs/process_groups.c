@@ -280,8 +280,6 @@ int main(int argc, char **argv) {
         return 0;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
-    /* nohup(1) has it ignored, which is inherited. */
-    signal(SIGHUP, SIG_DFL);
     groups();
     TITLE("a terminal");
     int master = posix_openpt(O_RDWR | O_NOCTTY), status;
