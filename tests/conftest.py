@@ -1,5 +1,6 @@
 """Rules for all tests: what needs KVM, and what is not expected to work yet."""
 
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # nohup(1) has it ignored, which native runs of programs would inherit, and guests do not.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.addinivalue_line("markers", "kvm: starts a microVM, and so needs a usable /dev/kvm")
 
 
