@@ -19,6 +19,7 @@ deny = ["10.2.3.0/24"]
 memory_mb = 16000                # of all VM processes; 0 is three quarters of the host's
 resting_per_template = 0         # VM processes that rest, at most, for one template and for all;
 resting = 0                      # 0 is as many as are wanted and memory_mb allows
+resting_s = 300                  # how long they rest after the last wake of their template
 reuse = true                     # false: every wake gets a fresh VM process
 timer_interval_s = 1             # an instance's own timers (`wake_on_timer`) wake it no sooner
 
@@ -78,6 +79,7 @@ class VmsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_mb: Annotated[int, Meta(ge=0)] = 0
     resting_per_template: Count = 0
     resting: Count = 0
+    resting_s: Seconds = 300.0
     reuse: bool = True
     timer_interval_s: Seconds = 1.0
 

@@ -64,6 +64,7 @@ class Settings:
         limits = Limits(
             per_template=vms.resting_per_template,
             total=vms.resting,
+            keep_s=vms.resting_s,
             reuse=vms.reuse,
             memory_bytes=vms.memory_mb << 20,
         )

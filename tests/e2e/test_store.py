@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
 ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
 """
 NAMES = ("a", "b", "c")
-KEEP = "[keep]\nlower_after_s = 0.1\nsweep_s = 0.1\n"
+KEEP = "[vms]\nresting_s = 0.5\n[keep]\nlower_after_s = 0.1\nsweep_s = 0.1\n"
 
 
 def spec(name: str) -> dict[str, object]:
