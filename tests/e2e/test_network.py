@@ -1,5 +1,6 @@
 """The outside: published ports, a program's own connections, names, and unchanged servers."""
 
+import errno
 import hashlib
 import os
 import re
@@ -95,7 +96,11 @@ def exchange(address: tuple[str, int], request: bytes, half_close: bool = True) 
     with socket.create_connection(address, timeout=WAIT_S) as connection:
         connection.sendall(request)
         if half_close:
-            connection.shutdown(socket.SHUT_WR)
+            try:
+                connection.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:  # reset already: recv(2) says so
+                    raise
         answer = b""
         while piece := connection.recv(1 << 16):
             answer += piece

@@ -175,6 +175,19 @@ async def test_who_waits_hears_why_none_can_be_made(
     assert pool.resting_of() == {BASE.id: 1}
 
 
+async def test_what_comes_back_is_ended_where_there_is_no_room(
+    make_pool: Callable[..., Pool], maker: Maker
+) -> None:
+    pool, one = make_pool(), worker()
+    pool.room = lambda: False
+    pool.comes(BASE)
+    waits = await taken(pool)
+    pool.came(BASE, one)
+    assert cast("Any", one).killed
+    maker.may.set()
+    assert await waits is not one
+
+
 async def test_what_is_made_rests_where_it_is_wanted(
     make_pool: Callable[..., Pool], maker: Maker
 ) -> None:

@@ -390,7 +390,8 @@ class Host:
             worker.kill()
 
     def in_use(self) -> set[int]:
-        ids = self._templates.ids()
+        # What is only unpacked in memory is not: it is there for whoever comes.
+        ids: set[int] = set()
         for worker in self._workers:
             if worker.rest is not None:
                 ids.add(worker.rest.template_id)

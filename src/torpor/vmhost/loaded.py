@@ -47,10 +47,6 @@ class Templates:
         """A template that is loaded, or None."""
         return self._loaded.get(template_id)
 
-    def ids(self) -> set[int]:
-        """Of the templates, and warm bases, that are loaded."""
-        return {one for its in self._loaded.values() for one in (its.base.id, *its.warm)}
-
     def all(self) -> list[Loaded]:
         """Every template that is loaded."""
         return list(self._loaded.values())

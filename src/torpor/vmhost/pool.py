@@ -216,7 +216,10 @@ class Pool:
         """It rests, or is of no more use: whoever waits gets it, else it is kept or ended."""
         demand = self._demand(base)
         demand.coming -= 1
-        if worker is not None:
+        if worker is not None and not self.room():
+            # Whoever waits gets another one when there is room for it.
+            worker.kill()
+        elif worker is not None:
             demand.came_s = asyncio.get_running_loop().time()
             self._give(demand, worker)
         self._hire(demand)
