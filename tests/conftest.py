@@ -18,8 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # nohup(1) has it ignored, which native runs of programs would inherit, and guests do not.
+    # Ignored by nohup(1), and in a shell's background: native runs of programs would inherit that,
+    # and guests do not.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "kvm: starts a microVM, and so needs a usable /dev/kvm")
 
 
