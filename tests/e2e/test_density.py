@@ -13,7 +13,7 @@ from torpor.images.store import ImageStore
 
 pytestmark = pytest.mark.kvm
 
-COUNT = 150
+COUNT = 2000
 TIMEOUT_S = 600
 
 
@@ -22,7 +22,7 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     images.mkdir(mode=0o700)
     add_bases(ImageStore(images), tmp_path, ["oven/bun:1"])
     words: list[str | Path] = [TORPOR, "--data", images, "bench", "density", "--out", out]
-    words += ["--count", str(COUNT), "--sample", "5", "--rest", "0.1", "--cooldown", "200"]
+    words += ["--count", str(COUNT), "--sample", "5", "--rest", "0.1", "--cooldown", "1"]
     with subprocess.Popen(
         [*words, "--rate", "10"],
         cwd=REPOSITORY,

@@ -20,8 +20,8 @@ from torpor.store import InUseError, NewService, PortClaim, ServiceRow, Store, S
 MAX_SERVICES = 64
 MAX_DOMAINS = 64
 HTTP, HTTPS = 80, 443
-KNOWN_MAX = 100_000
-"""Groups and routes that are kept in memory."""
+KNOWN_MAX = 20_000
+"""Groups and routes that are kept in memory; a group takes about 2 KB."""
 
 
 @dataclass(slots=True)
