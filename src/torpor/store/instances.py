@@ -215,9 +215,12 @@ class Instances:
 
     def totals_besides(self, owner_id: int, ids: Sequence[int]) -> list[Total]:
         """The same without the instances of some ids."""
+        # CROSS JOIN: it begins with the ids. By itself SQLite goes through an index in the order of
+        # the groups, that is through all instances.
         sql = (
-            "SELECT kind, state, count(*), sum(memory_mb), sum(vcpus) FROM instances "
-            "WHERE id IN (SELECT value FROM json_each(?)) AND owner_id = ? GROUP BY kind, state"
+            "SELECT i.kind, i.state, count(*), sum(i.memory_mb), sum(i.vcpus) "
+            "FROM json_each(?) e CROSS JOIN instances i ON i.id = e.value "
+            "WHERE i.owner_id = ? GROUP BY i.kind, i.state"
         )
         reader = self._database.reader
         # One transaction: nothing is committed between the two.
