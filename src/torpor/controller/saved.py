@@ -13,6 +13,11 @@ from torpor.controller.sealing import Seal
 from torpor.controller.vm import Machine, Saved, State
 from torpor.store import Base, InstanceRow, MissingError, NewBase, Store
 
+STATE_FORMAT = 2
+"""Version of snapshots that VM processes read (`VERSION` of crates/vmm's snapshot module).
+
+A template of another one serves nobody, and is made anew.
+"""
 _configuration = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -181,6 +186,7 @@ def family_key(machine: Machine) -> bytes:
 
 def _but_environment(machine: Machine) -> tuple[object, ...]:
     return (
+        STATE_FORMAT,
         machine.owner,
         machine.image_digest,
         machine.memory_mb,
