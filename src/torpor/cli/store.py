@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from torpor.store.blobs import BlobFiles
 
 
+lower_tier_option = click.option(
+    "--lower-tier",
+    type=click.Path(path_type=Path),
+    help="As given to `torpor up`, if config.toml does not name it.",
+)
+
+
 @click.group()
 def store() -> None:
     """Check and back up what is on the disk."""
@@ -21,11 +28,7 @@ def store() -> None:
 
 @store.command()
 @click.option("--repair", is_flag=True, help="Mend what can be; torpord must not be running.")
-@click.option(
-    "--lower-tier",
-    type=click.Path(path_type=Path),
-    help="As given to `torpor up`, if config.toml does not name it.",
-)
+@lower_tier_option
 @click.pass_obj
 def check(data: str | None, repair: bool, lower_tier: Path | None) -> int:
     """Verify every checksum and reference. Exit status 1 if something is wrong."""
@@ -46,11 +49,7 @@ def check(data: str | None, repair: bool, lower_tier: Path | None) -> int:
 
 @store.command()
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option(
-    "--lower-tier",
-    type=click.Path(path_type=Path),
-    help="As given to `torpor up`, if config.toml does not name it.",
-)
+@lower_tier_option
 @click.pass_obj
 def backup(data: str | None, target: Path, lower_tier: Path | None) -> None:
     """Copy everything that a restore needs to TARGET, a data directory itself."""

@@ -24,6 +24,10 @@ KNOWN_MAX = 20_000
 """Groups and routes that are kept in memory; a group takes about 2 KB."""
 
 
+Write = Callable[[ServiceRow, int, tuple[PortClaim, ...]], Awaitable[ServiceRow]]
+"""Writes a group, with the number of its services and the ports that it has, and gives its row."""
+
+
 @dataclass(slots=True)
 class _Known:
     """A group that is kept in memory."""
@@ -181,25 +185,35 @@ class ServiceGroups:
         self,
         service_id: int,
         services: Sequence[Service],
-        write: Callable[[ServiceRow, int, tuple[PortClaim, ...]], Awaitable[ServiceRow]],
+        write: Write,
     ) -> None:
         """Gives a group other services, if any, by `write`. Raises ItemError or StoreError."""
         row = self._store.services.by_id(service_id)
         if row is None:
             raise ItemError(Code.NOT_FOUND, "The service group is gone")
-        former = config = service_of(row.document)
+        config = service_of(row.document)
         if services:
             config = replace(config, services=checked_services(services))
+        await self._rewrite(row, config, row, write)
+
+    async def _rewrite(
+        self, row: ServiceRow, config: ServiceConfig, wanted: ServiceRow, write: Write
+    ) -> ServiceRow:
+        """Makes `row` what `wanted` and `config` say, with the ports that takes.
+
+        Raises ItemError or StoreError.
+        """
         claims = _claims(config)
         await self._listen(claim.port for claim in claims)
-        wanted = replace(row, document=encode(config))
+        wanted = replace(wanted, document=encode(config))
         written = await write(wanted, len(config.services), claims)
         with contextlib.suppress(ItemError):  # it was possible before, and is done
             await self._listen(claim.port for claim in claims)
-        hosts = {*written.domains, *_alone((*_claims(former), *claims))}
-        self.changed(written, hosts)
+        former = _claims(service_of(row.document))
+        self._changed(written, {*row.domains, *written.domains, *_alone((*former, *claims))})
+        return written
 
-    def changed(self, row: ServiceRow, hosts: Iterable[str] = ()) -> None:
+    def _changed(self, row: ServiceRow, hosts: Iterable[str]) -> None:
         """A group was written: the proxy is told, and what is known here is forgotten."""
         self._routes.clear()
         known = self._groups.pop(row.id, None)
@@ -251,18 +265,12 @@ class ServiceGroups:
             raise invalid("value", f"of '{prop}': {error}") from error
         check_limits(config)
         try:
-            claims = _claims(config)
-            await self._listen(claim.port for claim in claims)
             # One that has instances is found to have them when the time is over.
             kill_ms = _kill_ms(config) if prop == "autokill" else row.kill_ms
-            wanted_row = replace(row, domains=domains, document=encode(config), kill_ms=kill_ms)
-            written = await self._store.services.update(wanted_row, len(config.services), claims)
+            wanted = replace(row, domains=domains, kill_ms=kill_ms)
+            return await self._rewrite(row, config, wanted, self._store.services.update)
         except StoreError as error:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
-        await self._listen(claim.port for claim in claims)
-        former = _claims(service_of(row.document))
-        self.changed(written, {*row.domains, *written.domains, *_alone((*former, *claims))})
-        return written
 
     def _with_domains(self, current: tuple[str, ...], op: str, value: object) -> tuple[str, ...]:
         listed = value if isinstance(value, list) else [value]
