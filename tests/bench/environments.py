@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.guest_http import ANSWERING
 from tests.harness import REPOSITORY
 from tests.images.standins import add_root
 from tests.server import Server
@@ -21,20 +22,17 @@ from torpor.store import Page, Store
 
 COUNT = int(os.environ.get("BENCH_ENVIRONMENTS", "1000"))
 AT_ONCE = 10
-PYTHON = """
+PYTHON = (
+    ANSWERING
+    + """
 import os
-from http.server import BaseHTTPRequestHandler, HTTPServer
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         body = os.environ["USER_ID"].encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
+        self.answer(body)
 HTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
 """
+)
 BUN = "Bun.serve({port: 8080, fetch: () => new Response(process.env.USER_ID)})"
 PROGRAMS = {"CPython": ("python", ("python3", "-c", PYTHON)), "Bun": ("bun", ("bun", "-e", BUN))}
 

@@ -6,24 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
 from tests.server import Server
 from torpor.images.store import ImageStore
 
 pytestmark = pytest.mark.kvm
 
-PROGRAM = """
+PROGRAM = (
+    ANSWERING
+    + """
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         body = sys.argv[1].encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
+        self.answer(body)
 if len(sys.argv) > 3:
     import threading, time
     admin = ThreadingHTTPServer(("0.0.0.0", int(sys.argv[3])), Handler)
@@ -33,6 +30,7 @@ server = ThreadingHTTPServer(("0.0.0.0", int(sys.argv[2])), Handler)
 print("serves", flush=True)
 server.serve_forever()
 """
+)
 
 
 def test_another_port_under_the_same_name(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
 from tests.server import TIMEOUT_S, Server
 from torpor.images.store import ImageStore
@@ -19,15 +20,16 @@ pytestmark = pytest.mark.kvm
 
 BUDGET_MIB = 160
 GROWN_MIB = 48
-PROGRAM = """
+PROGRAM = (
+    ANSWERING
+    + """
 import json, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
 held = []
 released = threading.Event()
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         url = urlsplit(self.path)
@@ -39,15 +41,11 @@ class Handler(BaseHTTPRequestHandler):
         elif url.path == "/release":
             released.set()
         body = json.dumps(sum(map(len, held)) >> 20).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
+        self.answer(body)
 
 ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever(poll_interval=None)
 """
+)
 
 
 @pytest.fixture(scope="module")

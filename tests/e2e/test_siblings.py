@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
 from tests.server import Server
 from torpor.images.store import ImageStore
@@ -12,20 +13,17 @@ from torpor.store import Store
 pytestmark = pytest.mark.kvm
 
 COUNT = 4
-PYTHON = """
+PYTHON = (
+    ANSWERING
+    + """
 import os
-from http.server import BaseHTTPRequestHandler, HTTPServer
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         body = f"{os.environ['USER_ID']} {os.urandom(8).hex()}".encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
+        self.answer(body)
 HTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
 """
+)
 # What it draws before it is ready lies in its state, and so does the generator.
 BUN = """
 const early = Math.random();

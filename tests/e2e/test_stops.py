@@ -11,31 +11,29 @@ from typing import Any
 
 import pytest
 
+from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
 from tests.server import TIMEOUT_S, Server
 from torpor.images.store import ImageStore
 
 pytestmark = pytest.mark.kvm
 
-PROGRAM = """
+PROGRAM = (
+    ANSWERING
+    + """
 import signal, sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 def ended(*_):
     print("goodbye", flush=True)
     sys.exit(3)
 signal.signal(signal.SIGTERM, ended)
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_POST(self):
         print("begun", flush=True)
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
+        self.answer(body)
 ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest_http import ANSWERING
 from tests.harness import TORPOR, run_command
 from tests.images.standins import add_root
 from tests.server import TIMEOUT_S, Server
@@ -16,11 +17,12 @@ from torpor.images.store import ImageStore
 pytestmark = pytest.mark.kvm
 
 # Its state is too large to be a row, and says whose it is.
-PROGRAM = """
+PROGRAM = (
+    ANSWERING
+    + """
 import hashlib, os
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 memory, count = bytearray(), 0
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         global count
         count += 1
@@ -28,14 +30,10 @@ class Handler(BaseHTTPRequestHandler):
         while len(memory) < 300_000:
             memory.extend(hashlib.sha256(b"%d" % len(memory) + host).digest())
         body = f"{count} {hashlib.sha256(memory).hexdigest()}".encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
+        self.answer(body)
 ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
 """
+)
 NAMES = ("a", "b", "c")
 KEEP = "[vms]\nresting_s = 0.5\n[keep]\nlower_after_s = 0.1\nsweep_s = 0.1\n"
 

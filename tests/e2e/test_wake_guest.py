@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
 from tests.server import Server
 from torpor.images.store import ImageStore
@@ -19,9 +20,10 @@ pytestmark = pytest.mark.kvm
 COUNTER = "/uk/libukp/scale_to_zero_disable"
 AWAKE_S = 1.5
 """How long is looked on while a VM of a far shorter cool-down is to stay awake."""
-PROGRAM = f"""
+PROGRAM = (
+    ANSWERING
+    + f"""
 import errno, json, socket, threading, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
 told = []
@@ -52,7 +54,7 @@ def ring(seconds):
     time.sleep(seconds)
     print("the timer has rung", flush=True)
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         global hold_when_told
@@ -71,17 +73,13 @@ class Handler(BaseHTTPRequestHandler):
             threading.Thread(target=ring, args=[float(query["s"])], daemon=True).start()
             answer = None
         body = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
+        self.answer(body)
 
 threading.Thread(target=hear, daemon=True).start()
 # Without a timer of its own, which the default of half a second is.
 ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever(poll_interval=None)
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
 from tests.server import Server
 from torpor.images.store import ImageStore
@@ -14,24 +15,21 @@ pytestmark = pytest.mark.kvm
 
 STARTS = 25
 REQUESTS = 4
-PROGRAM = """
+PROGRAM = (
+    ANSWERING
+    + """
 import json
-from http.server import BaseHTTPRequestHandler, HTTPServer
 n = 0
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         global n
         n += 1
         identity = json.load(open("/run/torpor/instance"))
         body = json.dumps({"name": identity["name"], "count": n}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
+        self.answer(body)
 HTTPServer(("0.0.0.0", 8080), Handler).serve_forever(poll_interval=None)
 """
+)
 
 
 @pytest.fixture

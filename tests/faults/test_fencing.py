@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
 from tests.server import Server
 from torpor.images.store import ImageStore
@@ -28,22 +29,19 @@ VMS = int(os.environ.get("FENCING_VMS", "12"))
 ROUNDS = int(os.environ.get("FENCING_ROUNDS", "5"))
 SEED = int(os.environ.get("TORPOR_TEST_SEED", str(random.randrange(1 << 31))))
 CLIENTS = 3
-PROGRAM = """
-from http.server import BaseHTTPRequestHandler, HTTPServer
+PROGRAM = (
+    ANSWERING
+    + """
 n = 0
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         global n
         n += 1
         body = str(n).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
+        self.answer(body)
 HTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
 """
+)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
 from tests.server import Server
 from torpor.images.store import ImageStore
@@ -32,12 +33,13 @@ CLIENTS = 4
 REFUSED_S = 0.05
 PAUSE_S = 0.4
 """Between two faults, on average."""
-PROGRAM = """
+PROGRAM = (
+    ANSWERING
+    + """
 import json
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 secret, count = None, 0
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         global secret, count
@@ -45,14 +47,10 @@ class Handler(BaseHTTPRequestHandler):
         secret = secret or urlsplit(self.path).query
         identity = json.load(open("/run/torpor/instance"))
         body = json.dumps({"uuid": identity["uuid"], "secret": secret, "count": count}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
+        self.answer(body)
 ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever(poll_interval=None)
 """
+)
 
 
 @dataclass
