@@ -118,6 +118,25 @@ def test_a_secret_is_gone_before_the_next_instance_looks(
     in_sibling(directory, template, test)
 
 
+def test_a_program_sees_in_its_memory_that_it_is_a_clone(
+    directory: Path, template: Template
+) -> None:
+    async def test(vm: Sibling) -> None:
+        seen = set()
+        uuid, delta = new_uuid(), None
+        for generation in range(4):
+            await vm.wake(uuid, generation, delta)
+            seen.add(await vm.peer.ask("generation"))
+            delta = await vm.sleep(generation + 1)
+            await vm.wake(new_uuid(), 0)
+            seen.add(await vm.peer.ask("generation"))
+            await vm.sleep(1)
+        assert {len(one) for one in seen} == {32}
+        assert len(seen) == 8
+
+    in_sibling(directory, template, test)
+
+
 def test_a_mapping_is_gone_before_the_next_instance_looks(
     directory: Path, template: Template, ram_bytes: int
 ) -> None:

@@ -161,6 +161,31 @@ def test_every_restore_has_its_own_identity_and_chance(directory: Path, template
     in_sibling(directory, template, test)
 
 
+def test_the_generation_differs_after_every_restore(directory: Path, template: Template) -> None:
+    """As it is mapped and as it is read; who waits for a change of it is told."""
+
+    async def test(vm: Sibling) -> None:
+        seen = set()
+        uuid, delta = secrets.token_hex(16), None
+        for turn in range(6):
+            if turn % 2 == 0:
+                await vm.wake(uuid, turn, delta)
+            else:
+                await vm.wake(secrets.token_hex(16), 0)
+            found = await ask(vm, "generation")
+            assert isinstance(found, dict)
+            assert found["changed"]
+            assert not found["again"]
+            assert found["mapped"] == found["read"] != found["first"]
+            assert len(found["read"]) == 32
+            seen.add(found["read"])
+            stored = await vm.sleep(turn + 1 if turn % 2 else turn + 2)
+            delta = stored if turn % 2 == 0 else delta
+        assert len(seen) == 6
+
+    in_sibling(directory, template, test)
+
+
 def test_clocks(directory: Path, template: Template) -> None:
     """CLOCK_MONOTONIC stands still in standby, the others go on; a timer fires once."""
 

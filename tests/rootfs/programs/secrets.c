@@ -12,6 +12,7 @@
  *   linger BYTES   when the VM is to stop: puts endless loops in the place of the kernel's code, and stops
  *   park           tells the VM process that the kernel has parked
  *   count
+ *   generation     what is shown in the mapping of /dev/vmgenid
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -236,6 +237,8 @@ static void linger(uint64_t bytes) {
 int main(void) {
     char line[256];
     unsigned long count = 0, number = 0, bytes = 0;
+    int device = open("/dev/vmgenid", O_RDONLY);
+    const volatile uint64_t *id = mmap(NULL, 4096, PROT_READ, MAP_SHARED, device, 0);
     setvbuf(stdout, NULL, _IOLBF, 0);
     mkdir("/run/torpor", 0755);
     close(open("/run/torpor/ready", O_CREAT | O_WRONLY, 0644));
@@ -256,6 +259,8 @@ int main(void) {
             linger(bytes);
         else if (strcmp(line, "park\n") == 0)
             *(volatile uint32_t *)(DIRECT_MAP + DOORBELL + PARKED) = 0, puts("0");
+        else if (strcmp(line, "generation\n") == 0)
+            printf("%016lx%016lx\n", id[0], id[1]);
         else if (strcmp(line, "count\n") == 0)
             printf("%lu\n", ++count);
         else

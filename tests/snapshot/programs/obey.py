@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import random
+import select
 import signal
 import sys
 import threading
@@ -33,6 +34,9 @@ MADV_WIPEONFORK = 18
 libc.madvise(ctypes.addressof(ctypes.c_char.from_buffer(wiped)), PAGE, MADV_WIPEONFORK)
 wiped[:6] = b"secret"
 timers = []
+generation = open("/dev/vmgenid", "rb", buffering=0)
+shown = mmap.mmap(generation.fileno(), PAGE, mmap.MAP_SHARED, mmap.PROT_READ)
+first_shown = shown[:16].hex()
 
 
 def page_byte(address, page):
@@ -145,6 +149,11 @@ def obey(line):
             "device": open("/dev/urandom", "rb").read(8).hex(),
             "wiped": wiped[:6].decode("latin-1"),
         }
+    if command == "generation":
+        changed = bool(select.select([generation], [], [], 0)[0])
+        mapped, read = shown[:16].hex(), generation.read(100).hex()
+        again = bool(select.select([generation], [], [], 0)[0])
+        return {"changed": changed, "mapped": mapped, "read": read, "again": again, "first": first_shown}
     if command == "clocks":
         return [
             time.clock_gettime(c)

@@ -1,5 +1,6 @@
 //! Character devices (Linux's Documentation/admin-guide/devices.txt).
 
+mod generation;
 mod memory;
 pub mod tty;
 mod vsock;
@@ -10,6 +11,8 @@ use crate::fs::file::{FileOps, OpenFlags};
 use crate::fs::inode::{FileType, Metadata, Timestamp};
 use crate::task::current;
 use alloc::rc::Rc;
+
+pub use generation::renew as renew_generation;
 
 /// Opens a character device by number.
 ///
@@ -25,6 +28,7 @@ pub fn open(rdev: u64, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
         }
         (5, 2) => tty::pty::open_master(),
         (10, vsock::MINOR) => Ok(Rc::new(vsock::Vsock)),
+        (10, generation::MINOR) => generation::open(flags),
         _ => open_terminal(rdev, flags),
     }
 }
@@ -46,6 +50,7 @@ pub const NODES: &[(&str, u64, u32)] = &[
     ("tty", make(5, 0), 0o666),
     ("ptmx", make(5, 2), 0o666),
     ("vsock", make(10, vsock::MINOR), 0o600),
+    ("vmgenid", make(10, generation::MINOR), 0o444),
 ];
 
 /// Symbolic links in /dev.

@@ -65,6 +65,7 @@ pub(super) fn restored(before: &Before) {
     random::reseed(&handover.seed);
     super::fork_id::renew();
     proc::forget_boot_id();
+    crate::dev::renew_generation();
     let generation = handover.generation.load(Ordering::Relaxed);
     STATE.with(|state| state.generation.set(generation));
     identify(generation);
