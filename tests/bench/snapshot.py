@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from tests.bench.clones_memory import CLONES, measure_memory
 from tests.bench.floor import delta_bytes, free_port, plain_process
 from tests.bench.native import enter_mount_namespace
 from tests.rootfs.build import root_image
@@ -210,6 +211,46 @@ async def measure(name: str, report: Report, turns: int, directory: Path) -> Non
     template.close()
 
 
+LARGE_BYTES = 64 << 20
+LARGE = """
+import os, sys
+os.makedirs("/run/torpor", exist_ok=True)
+open("/run/torpor/ready", "w").close()
+n, more = 0, []
+for line in sys.stdin:
+    n += 1
+    if n == 1:
+        more.append(os.urandom(BYTES))
+    print(n, flush=True)
+"""
+
+
+async def measure_large(report: Report, turns: int, directory: Path) -> None:
+    """A program that keeps 64 MiB which no request touches: each wake in a new process."""
+    argv = ["python3", "-u", "-c", LARGE.replace("BYTES", str(LARGE_BYTES))]
+    template = await make_template(directory, root_image("python"), argv)
+    uuid, delta = secrets.token_hex(16), None
+    restore, answer, standby = list[float](), list[float](), list[float]()
+    for generation in range(min(turns, 30)):
+        async with vm_process(directory) as process:
+            vm = await Sibling.prepare(process, template)
+            began = time.perf_counter()
+            restore.append(await vm.wake(uuid, generation, delta) * 1e3)
+            if int(await vm.peer.ask("")) != generation + 1:
+                raise WrongAnswerError("another generation's answer")
+            answer.append((time.perf_counter() - began) * 1e3)
+            began = time.perf_counter()
+            stored = await vm.process.standby(generation + 1, within_s=60)
+            standby.append((time.perf_counter() - began) * 1e3)
+            delta = read_descriptor(stored.descriptor)
+            vm.peer.close()
+    # The first two learn what is needed.
+    report.samples("64-mib-restore", restore[2:], "ms")
+    report.samples("64-mib-restore-to-answer", answer[2:], "ms")
+    report.samples("64-mib-standby", standby[2:], "ms")
+    template.close()
+
+
 def report_times(name: str, report: Report, times: Times, *, in_bars: bool) -> None:
     """All but the first two, in which nothing was warm."""
 
@@ -245,6 +286,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("programs", nargs="*", default=list(PROGRAMS))
     parser.add_argument("--turns", type=int, default=100)
+    parser.add_argument("--clones", type=int, default=CLONES)
     arguments = parser.parse_args()
     refuse_debug_build()
     report = Report("snapshot")
@@ -252,6 +294,8 @@ def main() -> int:
         for name in arguments.programs:
             measure_floor(name, report, arguments.turns)
             asyncio.run(measure(name, report, arguments.turns, Path(directory)))
+        asyncio.run(measure_large(report, arguments.turns, Path(directory)))
+        asyncio.run(measure_memory(report, Path(directory), arguments.clones))
     return report.finish()
 
 

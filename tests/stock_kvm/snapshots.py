@@ -12,7 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-from tests.snapshot.vms import Sibling, Template, make_template, occurrences, vm_process
+from tests.snapshot.vms import (
+    Sibling,
+    Template,
+    make_template,
+    occurrences,
+    read_descriptor,
+    vm_process,
+)
 from torpor.vmprocess import Refused
 
 DIRECTORY = Path("/tmp")
@@ -44,6 +51,32 @@ async def check(vm: Sibling, areas: int) -> None:
     answer = json.loads(await vm.peer.ask("check"))
     assert answer["wrong"] == [], answer
     assert answer["areas"] == areas, answer
+
+
+async def late(template: Template) -> None:
+    """The pages of a large state arrive when they are touched, also where the vCPU never ran."""
+    uuid, noise_bytes = secrets.token_hex(16), 12 << 20
+    async with vm_process(DIRECTORY) as process:
+        vm = await Sibling.prepare(process, template)
+        await vm.wake(uuid, 0)
+        digest = await vm.peer.ask(f"noise {noise_bytes}")
+        stored = await process.standby(1, within_s=60)
+        delta = read_descriptor(stored.descriptor)
+    for generation in (1, 2):
+        async with vm_process(DIRECTORY) as process:
+            vm = await Sibling.prepare(process, template, never_run=generation == 1)
+            await vm.wake(uuid, generation, delta)
+            assert await vm.peer.ask("count") == str(generation)
+            assert (await process.query()).memory_bytes < noise_bytes
+            stored = await process.standby(generation + 1, within_s=60)
+            delta = read_descriptor(stored.descriptor)
+            await process.run()
+            assert await vm.peer.ask("noise") == digest
+    async with vm_process(DIRECTORY) as process:
+        vm = await Sibling.prepare(process, template)
+        await vm.wake(uuid, 3, delta)
+        await check(vm, 0)
+        assert await vm.peer.ask("noise") == digest
 
 
 async def clocks(template: Template) -> None:
@@ -105,12 +138,19 @@ async def refusal(vm: Sibling, uuid: str, delta: bytes) -> str | None:
 
 
 async def main(name: str) -> None:
-    if name in ("swap", "clocks"):
+    if name in ("swap", "late", "clocks"):
         image, argv, memory_mib = "/python.erofs", ["python3", "-u", "-c", OBEY], 128
     else:
         image, argv, memory_mib = "/programs.erofs", ["secrets"], 32
     template = await make_template(DIRECTORY, Path(image), argv, memory_mib=memory_mib)
-    await {"swap": swap, "clocks": clocks, "reset": reset, "corruption": corruption}[name](template)
+    checks = {
+        "swap": swap,
+        "late": late,
+        "clocks": clocks,
+        "reset": reset,
+        "corruption": corruption,
+    }
+    await checks[name](template)
     print("ok")
     sys.stdout.flush()
     os._exit(0)

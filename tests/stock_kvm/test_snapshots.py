@@ -1,4 +1,4 @@
-"""Snapshots on a stock kernel's kvm-amd: swaps, both ways of restoring, reset, damage, clocks."""
+"""Snapshots on a stock kernel's kvm-amd: swaps, all ways of restoring, reset, damage, clocks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.rootfs.build import make_root, root_image
 from tests.stock_kvm.machine import BUILD, Command, StockKvmMachine
 from tests.stock_kvm.test_stock_kvm import vmm_with_libraries
 
-CHECKS = ("reset", "corruption", "clocks", "swap")
+CHECKS = ("reset", "corruption", "clocks", "swap", "late")
 LIMIT_S = 120
 
 

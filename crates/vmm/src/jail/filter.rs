@@ -91,6 +91,14 @@ const IOCTLS: &[u64] = &[
     0xc060_6610, // PAGEMAP_SCAN
 ];
 
+/// Of the vCPU's thread and the one that hears commands: userfaultfd(2), of a descriptor that was made before.
+const PAGER_IOCTLS: &[u64] = &[
+    0xc020_aa00, // UFFDIO_REGISTER
+    0x8010_aa01, // UFFDIO_UNREGISTER
+    0x8010_aa02, // UFFDIO_WAKE
+    0xc028_aa03, // UFFDIO_COPY
+];
+
 /// Who is confined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thread {
@@ -126,8 +134,14 @@ pub fn install(thread: Thread) -> Result<(), String> {
     {
         rules.insert(number, vec![rule(argument, comparison, value)?]);
     }
-    if matches!(thread, Thread::All | Thread::Vcpu) {
-        let allowed: Result<_, String> = IOCTLS.iter().map(|request| rule(1, SeccompCmpOp::Eq, *request)).collect();
+    let ioctls: &[&[u64]] = match thread {
+        Thread::All | Thread::Vcpu => &[IOCTLS, PAGER_IOCTLS],
+        Thread::Control => &[PAGER_IOCTLS],
+        Thread::Io => &[],
+    };
+    if !ioctls.is_empty() {
+        let requests = ioctls.iter().copied().flatten();
+        let allowed: Result<_, String> = requests.map(|request| rule(1, SeccompCmpOp::Eq, *request)).collect();
         rules.insert(libc::SYS_ioctl, allowed?);
     }
     if thread == Thread::All {

@@ -4,7 +4,7 @@ use super::worker::Worker;
 use super::{Identity, Shared, State, ended, read_all};
 use crate::error::Failure;
 use crate::snapshot::metadata::{Digest, Uuid};
-use crate::snapshot::{Kind, Reader};
+use crate::snapshot::{Kind, Reader, read_part};
 use crate::vm::served::{End, Instance, Link, Origin, Refusal, Resources, Vm, Watcher, Whole, unpack_template};
 use crate::vm::{Given, fail};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -126,7 +126,7 @@ fn prepare(given: Given, managed: Managed, parent: Pid) -> Result<Worker, Failur
     let Managed { control, owner, image, uuid, generation, saved } = managed;
     let resources = Resources::open(given.kvm).map_err(refused)?;
     resources.tie_to_broker(parent, given.link.as_fd()).map_err(refused)?;
-    let shared = super::confine(control)?;
+    let shared = super::confine(control, resources.pager())?;
     let watcher = Box::new(Watching(Arc::clone(&shared)));
     let mut worker = Worker::new(shared);
     let origin =
@@ -134,7 +134,7 @@ fn prepare(given: Given, managed: Managed, parent: Pid) -> Result<Worker, Failur
     let instance = Instance { uuid, generation, host_name: given.program.hostname.clone() };
     let vm = match saved {
         None => Vm::boot(origin, owner, image, given.memory_limit_bytes, &given.program, watcher),
-        Some(saved) => restore(origin, &saved, &instance, owner, watcher),
+        Some(saved) => restore(origin, saved, &instance, owner, watcher),
     };
     worker.set_vm(vm.map_err(refused)?, State::Running, uuid, Some(Identity { uuid, generation }));
     Ok(worker)
@@ -146,15 +146,15 @@ fn refused(refusal: Refusal) -> Failure {
 
 fn restore(
     origin: Origin,
-    saved: &Saved,
+    saved: Saved,
     instance: &Instance,
     owner: Digest,
     watcher: Box<dyn Watcher>,
 ) -> Result<Vm, Refusal> {
     let host = |error: std::io::Error| Refusal::Host(error.to_string());
     let file = read_all(&saved.template, super::worker::TEMPLATE_MAX_BYTES).map_err(host)?;
-    let delta = saved.delta.as_ref().map(|delta| read_all(delta, super::worker::DELTA_MAX_BYTES));
-    let delta = delta.transpose().map_err(host)?;
+    let part = saved.delta.as_ref().map(|delta| read_part(delta, super::worker::DELTA_MAX_BYTES));
+    let part = part.transpose().map_err(host)?;
     let reader = Reader::new(&file)?.expect(Kind::Template)?;
     let metadata = reader.metadata();
     if metadata.machine.owner != owner {
@@ -169,7 +169,7 @@ fn restore(
     })?;
     // The host writes all page tables: the vCPU of a new process has not run.
     let mut vm = Vm::prepare(origin, (saved.digest, &file, &memory), None, true, watcher)?;
-    let delta = delta.as_deref().map(|file| Reader::new(file)?.expect(Kind::Delta)).transpose()?;
-    vm.restore(delta.as_ref(), instance, None, &Whole::of(metadata)?)?;
+    let delta = part.as_ref().map(|(part, bytes)| Reader::of_part(part, *bytes)?.expect(Kind::Delta)).transpose()?;
+    vm.restore(delta.as_ref().zip(saved.delta), instance, None, &Whole::of(metadata)?)?;
     Ok(vm)
 }

@@ -11,7 +11,7 @@ mod worker;
 use crate::error::Failure;
 use crate::jail::filter::{self, Thread};
 use crate::snapshot::metadata::{Digest, Uuid};
-use crate::vm::served::{End, Handle, Refusal, Resources, Watcher};
+use crate::vm::served::{End, Handle, Lost, Pager, Refusal, Resources, Watcher};
 pub(crate) use managed::run_for_broker;
 pub use managed::{Managed, ManagedOptions, SavedOptions};
 use protocol::{Command, Event, Reply, ReplyError, Request};
@@ -190,11 +190,11 @@ pub fn run(control: OwnedFd, kvm: OwnedFd) -> Result<u8, Failure> {
     if let Some(missing) = &resources.missing {
         eprintln!("torpor-vmm: {missing}");
     }
-    Worker::serving(confine(control)?, resources).run()
+    Worker::serving(confine(control, resources.pager())?, resources).run()
 }
 
 /// Starts the thread that hears commands and puts the filter of all threads in place.
-fn confine(control: OwnedFd) -> Result<Arc<Shared>, Failure> {
+fn confine(control: OwnedFd, pager: Option<Arc<Pager>>) -> Result<Arc<Shared>, Failure> {
     let fail = |what: &'static str| move |error: io::Error| Failure::new(format!("{what}: {error}"));
     // SAFETY: mallopt(3) changes settings of this process only. What is freed is overwritten: nothing of an instance may
     // stay in the process behind it. Buffers for a usual delta come from memory that was in use before: new pages from the
@@ -218,7 +218,7 @@ fn confine(control: OwnedFd) -> Result<Arc<Shared>, Failure> {
         .spawn(move || {
             let _ = started.send(());
             if ready.recv().is_ok() && filter::install(Thread::Control).is_ok() {
-                hear(&listener, &control);
+                hear(&listener, &control, pager.as_deref());
             }
             exit()
         })
@@ -236,23 +236,78 @@ fn exit() -> ! {
 }
 
 /// Serves one controller after the other. One that leaves before there was a VM takes the process with it.
-fn hear(shared: &Shared, control: &OwnedFd) {
+fn hear(shared: &Shared, control: &OwnedFd, pager: Option<&Pager>) {
     let mut buffer = protocol::buffer();
     loop {
-        let Ok(connection) = rustix::net::accept_with(control, rustix::net::SocketFlags::CLOEXEC) else { continue };
-        if !is_own_user(&connection) {
-            continue;
+        if let Err(lost) = wait(control, pager, None) {
+            fail_alone(shared, control, &lost)
         }
-        let connection = Arc::new(connection);
+        let Some(connection) = accept(control) else { continue };
         if !take_over(shared, &connection) {
             continue;
         }
-        serve(shared, &connection, &mut buffer);
+        serve(shared, &connection, pager, &mut buffer);
         let mut inner = shared.lock();
         inner.connection = None;
         if inner.instance.is_none() {
             return;
         }
+    }
+}
+
+/// A controller of our own user, if one is there.
+fn accept(control: &OwnedFd) -> Option<Arc<OwnedFd>> {
+    let connection = rustix::net::accept_with(control, rustix::net::SocketFlags::CLOEXEC).ok()?;
+    is_own_user(&connection).then(|| Arc::new(connection))
+}
+
+/// Waits until there is something to read; false where the time is over. Meanwhile provides pages that the guest waits for.
+fn wait(socket: &OwnedFd, pager: Option<&Pager>, deadline: Option<Instant>) -> Result<bool, Lost> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    loop {
+        let timeout = deadline.map(|at| {
+            let left = at.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: i64::from(left.subsec_nanos()) as _ }
+        });
+        let socket = PollFd::new(socket, PollFlags::IN);
+        let mut descriptors = vec![socket];
+        descriptors.extend(pager.map(|pager| PollFd::from_borrowed_fd(pager.descriptor(), PollFlags::IN)));
+        match poll(&mut descriptors, timeout.as_ref()) {
+            Ok(0) => return Ok(false),
+            Err(rustix::io::Errno::INTR) => continue,
+            // What is wrong shows at the next call.
+            Err(_) => return Ok(true),
+            Ok(_) => {}
+        }
+        if let (Some(pager), Some(faults)) = (pager, descriptors.get(1))
+            && !faults.revents().is_empty()
+        {
+            pager.serve()?;
+        }
+        if !descriptors[0].revents().is_empty() {
+            return Ok(true);
+        }
+    }
+}
+
+/// The VM can't go on, and there is no controller to be told: the next one is, if it comes in time.
+fn fail_alone(shared: &Shared, control: &OwnedFd, lost: &Lost) -> ! {
+    let until = Instant::now() + TOLD_WITHIN;
+    while matches!(wait(control, None, Some(until)), Ok(true)) {
+        if let Some(connection) = accept(control) {
+            shared.lock().connection = Some(connection);
+            fail(shared, lost)
+        }
+    }
+    exit()
+}
+
+/// Ends the VM, whose state can't be had whole.
+fn fail(shared: &Shared, lost: &Lost) -> ! {
+    let handle = shared.lock().handle;
+    match handle {
+        Some(handle) => handle.fail(&lost.to_string()),
+        None => exit(),
     }
 }
 
@@ -276,18 +331,13 @@ fn is_own_user(connection: &OwnedFd) -> bool {
     peer.is_ok_and(|peer| peer.uid == rustix::process::geteuid())
 }
 
-fn serve(shared: &Shared, connection: &OwnedFd, buffer: &mut [u8]) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+fn serve(shared: &Shared, connection: &OwnedFd, pager: Option<&Pager>, buffer: &mut [u8]) {
     loop {
         let deadline = shared.lock().deadline;
-        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = left.map(|left| Timespec {
-            tv_sec: left.as_secs().cast_signed(),
-            tv_nsec: i64::from(left.subsec_nanos()) as _,
-        });
-        match poll(&mut [PollFd::new(&connection, PollFlags::IN)], timeout.as_ref()) {
-            Ok(0) => expire(shared),
-            Ok(_) => match protocol::receive(connection, buffer) {
+        match wait(connection, pager, deadline) {
+            Ok(false) => expire(shared),
+            Err(lost) => fail(shared, &lost),
+            Ok(true) => match protocol::receive(connection, buffer) {
                 Ok(Some(received)) => take(shared, received),
                 Ok(None) => return,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -296,8 +346,6 @@ fn serve(shared: &Shared, connection: &OwnedFd, buffer: &mut [u8]) {
                 }
                 Err(_) => return,
             },
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return,
         }
     }
 }

@@ -5,7 +5,7 @@ use super::{Identity, Job, Shared, State, Watching, read_all};
 use crate::jail::filter::{self, Thread};
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::snapshot::pages::Coding;
-use crate::snapshot::{Kind, Reader};
+use crate::snapshot::{Kind, Reader, read_part};
 use crate::vm::boot;
 use crate::vm::served::{
     Captured, Instance, Link, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, Watcher, Whole, learn_warm_base,
@@ -316,15 +316,13 @@ impl Worker {
     }
 
     fn restore(&mut self, restore: &Restore, received_at: Instant, descriptors: &mut Descriptors) -> Done {
-        let delta = match restore.delta {
-            true => Some(read_all(descriptors.next("delta")?, DELTA_MAX_BYTES)?),
-            false => None,
-        };
+        let file = if restore.delta { Some(File::from(descriptors.next("delta")?)) } else { None };
         let link = if restore.console { Some(descriptors.next("console")?) } else { None };
-        let read = |delta| Reader::new(delta).and_then(|reader| reader.expect(Kind::Delta));
-        let delta = delta.as_deref().map(read).transpose().map_err(Refusal::from)?;
-        if let Some(delta) = &delta {
-            let metadata = delta.metadata();
+        let part = file.as_ref().map(|file| read_part(file, DELTA_MAX_BYTES)).transpose()?;
+        let reader = part.as_ref().map(|(part, bytes)| Reader::of_part(part, *bytes)?.expect(Kind::Delta));
+        let reader = reader.transpose().map_err(Refusal::from)?;
+        if let Some(reader) = &reader {
+            let metadata = reader.metadata();
             let (uuid, generation) =
                 restore.origin.map_or((restore.uuid, restore.generation), |origin| (origin.uuid, origin.generation));
             if metadata.uuid != uuid || metadata.generation != generation {
@@ -338,7 +336,7 @@ impl Worker {
         let instance =
             Instance { uuid: restore.uuid, generation: restore.generation, host_name: restore.host_name.clone() };
         let vm = self.vm.as_mut().expect("it rests");
-        vm.restore(delta.as_ref(), &instance, link.as_ref(), &self.whole)?;
+        vm.restore(reader.as_ref().zip(file), &instance, link.as_ref(), &self.whole)?;
         self.uuid = restore.uuid;
         self.set_running(Some(Identity { uuid: restore.uuid, generation: restore.generation }));
         let took_ns = u64::try_from(received_at.elapsed().as_nanos()).unwrap_or(u64::MAX);

@@ -24,7 +24,7 @@ pub fn inspect(path: &Path, warm_base: Option<&Path>) -> Result<Value, Failure> 
     let mut decompressor = decompressor(dictionary.as_ref()).map_err(|bad| fail(bad.to_string()))?;
     let mut raw = Vec::new();
     let (mut pages, mut changed) = ([0_u64; Coding::COUNT], [0_u64; Coding::COUNT]);
-    for chunk in reader.chunks() {
+    for chunk in reader.whole().map_err(|bad| fail(bad.to_string()))? {
         for page in chunk.pages(&mut decompressor, &mut raw).map_err(|bad| fail(bad.to_string()))? {
             pages[page.coding as usize] += 1;
             changed[page.coding as usize] += page.runs().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
@@ -44,6 +44,7 @@ pub fn inspect(path: &Path, warm_base: Option<&Path>) -> Result<Value, Failure> 
         "bytes": file.len(),
         "dictionary_bytes": reader.dictionary().len(),
         "chunks": reader.chunks().len(),
+        "late_chunks": reader.late().len(),
         "pages": by_coding(pages),
         "changed_bytes": by_coding(changed),
         "memory_bytes": total * PAGE as u64,

@@ -13,15 +13,16 @@
 //!    40+M      index: 24 bytes a chunk
 //!                u32 first page's number    u32 number of pages
 //!                u32 length in the file     u32 length uncompressed
-//!                u32 crc32c in the file     u32 0
+//!                u32 crc32c in the file     u32 0; in a late chunk 1 more than the last page's number
 //!        D     dictionary (module `dictionary`)
 //!       ...    chunks, one behind the other to the end of the file; each a zstd frame, of (module `pages`):
 //!                a page:  u32 number, u8 coding, u8 0, u16 number of runs
 //!                then all runs: u16 offset in the page, u16 length
 //!                then the bytes of all runs
 //! ```
-//! All numbers are little endian. Page numbers rise through the file; a page that is not in it is as in the base. The
-//! coding of a page says what it is beyond its runs: zeros, the template's page, or the warm base's. Runs hold the page's own
+//! All numbers are little endian. Page numbers rise through the file; a page that is not in it is as in the base. Late chunks,
+//! which only a delta has, are behind all others. Page numbers rise through them anew, and none is in both: they need not be
+//! there before the VM runs. The coding of a page says what it is beyond its runs: zeros, the template's page, or the warm base's. Runs hold the page's own
 //! bytes: XORed with those of the base, pointers and dead objects that are in them more than once would not be found again.
 //! Chunks of a delta that names a warm base are compressed with that one's dictionary, if it has one.
 //!
@@ -38,7 +39,7 @@ mod writer;
 
 pub use dictionary::Dictionary;
 pub use metadata::{CpuFeatures, Metadata};
-pub use reader::{Chunk, Reader, decompressor};
+pub use reader::{Chunk, Entry, Reader, decompressor, read_part};
 use thiserror::Error;
 pub use writer::Writer;
 

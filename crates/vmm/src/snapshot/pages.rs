@@ -109,6 +109,7 @@ pub struct Encoder {
     runs: Vec<u8>,
     bytes: Vec<u8>,
     first: Option<u32>,
+    last: u32,
     pages: u32,
     scratch: [Vec<Run>; 2],
 }
@@ -150,6 +151,7 @@ impl Encoder {
             coding = Coding::Zero;
         }
         self.first.get_or_insert(number);
+        self.last = number;
         self.pages += 1;
         self.entries.extend_from_slice(&number.to_le_bytes());
         self.entries.extend_from_slice(&[coding as u8, 0]);
@@ -163,14 +165,33 @@ impl Encoder {
         (coding, best)
     }
 
-    /// First page, number of pages and the coded bytes; empties the encoder. `None` if there are no pages.
-    pub fn take(&mut self) -> Option<(u32, u32, Vec<u8>)> {
-        let first = self.first.take()?;
-        let mut out = std::mem::take(&mut self.entries);
-        out.append(&mut self.runs);
-        out.append(&mut self.bytes);
-        Some((first, std::mem::take(&mut self.pages), out))
+    /// Number of the last page, and how many there are; none where there are none.
+    #[must_use]
+    pub fn last(&self) -> Option<(u32, usize)> {
+        self.first.map(|_| (self.last, self.pages as usize))
     }
+
+    /// Empties the encoder; `None` if there are no pages.
+    pub fn take(&mut self) -> Option<Coded> {
+        let first = self.first.take()?;
+        let mut bytes = std::mem::take(&mut self.entries);
+        bytes.append(&mut self.runs);
+        bytes.append(&mut self.bytes);
+        Some(Coded { first, last: self.last, pages: std::mem::take(&mut self.pages), bytes })
+    }
+}
+
+/// A chunk before compression.
+#[derive(Debug)]
+pub struct Coded {
+    /// Number of its first page.
+    pub first: u32,
+    /// And of its last.
+    pub last: u32,
+    /// How many there are.
+    pub pages: u32,
+    /// All of it.
+    pub bytes: Vec<u8>,
 }
 
 /// A page of a chunk.

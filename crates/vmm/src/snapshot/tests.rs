@@ -2,7 +2,10 @@ use super::metadata::{Digest, Machine, Uuid};
 use super::pages::{Coding, PAGE, Page, ZEROS};
 use super::*;
 use proptest::prelude::*;
+use rustix::fs::{MemfdFlags, memfd_create};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 fn metadata() -> Metadata {
     Metadata {
@@ -48,6 +51,16 @@ fn write_with(pages: &BTreeMap<u32, Page>, dictionary: Option<&Dictionary>) -> V
     writer.finish(Kind::Delta, &metadata()).expect("within caps")
 }
 
+/// Every other page late.
+fn write_late(pages: &BTreeMap<u32, Page>, dictionary: Option<&Dictionary>) -> Vec<u8> {
+    let mut writer = Writer::new(dictionary).expect("memory");
+    for (at, (number, page)) in pages.iter().enumerate() {
+        let push = if at % 2 == 0 { Writer::push } else { Writer::push_late };
+        push(&mut writer, *number, page, Some(&base(*number, 0)), Some(&base(*number, 9))).expect("compressed");
+    }
+    writer.finish(Kind::Delta, &metadata()).expect("within caps")
+}
+
 /// Reads all of a file, as a restore does.
 fn read(file: &[u8]) -> Result<BTreeMap<u32, Page>, BadSnapshot> {
     read_with(file, None)
@@ -58,7 +71,7 @@ fn read_with(file: &[u8], dictionary: Option<&Dictionary>) -> Result<BTreeMap<u3
     reader.metadata().check_family(&metadata().machine, Digest([3; 32]))?;
     let mut decompressor = decompressor(dictionary)?;
     let (mut raw, mut out) = (Vec::new(), BTreeMap::new());
-    for chunk in reader.chunks() {
+    for chunk in reader.whole()? {
         for page in chunk.pages(&mut decompressor, &mut raw)? {
             let mut content = match page.coding {
                 Coding::Zero | Coding::Raw => ZEROS,
@@ -107,19 +120,20 @@ fn the_cheapest_coding_is_taken() {
     assert_eq!(writer.counts, [1, 1, 1, 1]);
 }
 
+fn noise(n: u32) -> Page {
+    let mut state = u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut page = ZEROS;
+    for byte in &mut page {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        *byte = state as u8;
+    }
+    page
+}
+
 #[test]
 fn many_pages_make_several_chunks() {
-    let noise = |n: u32| {
-        let mut state = u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut page = ZEROS;
-        for byte in &mut page {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            *byte = state as u8;
-        }
-        page
-    };
     let pages: BTreeMap<u32, Page> = (0..2_000).map(|n| (n, noise(n))).collect();
     let file = write(&pages);
     assert!(Reader::new(&file).expect("whole").chunks().len() > 3);
@@ -145,6 +159,69 @@ fn any_changed_byte_is_refused() {
             assert!(read(&bad).is_err(), "byte {at} changed by {change:#x} went unnoticed");
         }
     }
+}
+
+#[test]
+fn any_changed_byte_of_a_file_with_late_chunks_is_refused() {
+    let file = write_late(&small(), None);
+    assert!(!Reader::new(&file).expect("whole").late().is_empty());
+    for at in 0..file.len() {
+        read(&file[..at]).expect_err("cut");
+        let mut bad = file.clone();
+        bad[at] ^= 0x81;
+        assert!(read(&bad).is_err(), "byte {at} changed went unnoticed");
+    }
+}
+
+#[test]
+fn late_chunks_are_not_read_until_they_are_wanted() {
+    // Large enough not to be read whole.
+    let pages: BTreeMap<u32, Page> = (0..2_000).map(|n| (n, noise(n))).collect();
+    let file = File::from(memfd_create("delta", MemfdFlags::CLOEXEC).expect("memfd"));
+    let content = write_late(&pages, None);
+    file.write_all_at(&content, 0).expect("written");
+    let (part, total) = read_part(&file, u64::MAX).expect("read");
+    assert!(total == content.len() as u64 && part.len() < content.len() * 2 / 3, "{} of {total}", part.len());
+    let reader = Reader::of_part(&part, total).expect("good");
+    reader.whole().expect_err("only a part");
+    let mut found = BTreeMap::new();
+    let (mut packed, mut raw) = (Vec::new(), Vec::new());
+    let late = reader.late().iter().map(|entry| {
+        entry
+            .read(&file, &mut packed)
+            .expect("read")
+            .pages(&mut decompressor(None).expect("memory"), &mut raw)
+            .expect("good")
+            .iter()
+            .map(|page| page.number)
+            .collect::<Vec<_>>()
+    });
+    for number in late.flatten() {
+        found.insert(number, ());
+    }
+    assert!(found.keys().copied().eq((0..2_000).filter(|n| n % 2 == 1)));
+    assert!(read_part(&file, 1 << 20).is_err(), "more than is allowed");
+}
+
+#[test]
+fn late_chunks_are_taken_over_as_they_are() {
+    let pages: BTreeMap<u32, Page> = (0..200).map(|n| (n * 3, noise(n))).collect();
+    let file = write_late(&pages, None);
+    let reader = Reader::new(&file).expect("whole");
+    let mut writer = Writer::new(None).expect("memory");
+    for chunk in &reader.whole().expect("whole")[reader.chunks().len()..] {
+        writer.take_over(chunk).expect("in order");
+    }
+    for (number, page) in pages.iter().step_by(2) {
+        writer.push(*number, page, None, None).expect("compressed");
+    }
+    let again = writer.finish(Kind::Delta, &metadata()).expect("within caps");
+    assert_eq!(read(&again).expect("whole"), pages);
+    let mut damaged = file.clone();
+    *damaged.last_mut().expect("not empty") ^= 1;
+    let damaged = Reader::new(&damaged).expect("only a chunk is");
+    let last = damaged.whole().expect("whole").pop().expect("there");
+    Writer::new(None).expect("memory").take_over(&last).expect_err("damaged");
 }
 
 fn dictionary() -> Vec<u8> {
@@ -221,6 +298,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read(pages in any_pages()) {
         prop_assert_eq!(read(&write(&pages)), Ok(pages.clone()));
+        prop_assert_eq!(read(&write_late(&pages, None)), Ok(pages.clone()));
         let ready = Dictionary::new(&dictionary()).expect("learnt").expect("there");
         prop_assert_eq!(read_with(&write_with(&pages, Some(&ready)), Some(&ready)), Ok(pages));
     }

@@ -141,6 +141,12 @@ impl GuestMemory {
         self.mapping.len as u64
     }
 
+    /// How much of it, from the beginning, is a private mapping of a template.
+    #[must_use]
+    pub(super) fn template_bytes(&self) -> u64 {
+        self.template_bytes
+    }
+
     /// Whether memory holds `what`.
     ///
     /// # Errors
@@ -257,6 +263,17 @@ impl GuestMemory {
         // SAFETY: as above.
         let populated = unsafe { madvise(at.as_ptr().cast(), len as usize, Advice::LinuxPopulateWrite) };
         Ok(populated.map_err(io::Error::from))
+    }
+
+    /// Drops what was ever written to whole pages: they are the template's again, or zeros.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::populate`].
+    pub(super) fn forget(&self, gpa: Gpa, len: u64) -> Result<io::Result<()>, OutOfRange> {
+        let at = self.pages(gpa, len)?;
+        // SAFETY: the mapping is private; nothing borrows its pages but atomics, which may change at any time anyway.
+        let dropped = unsafe { madvise(at.as_ptr().cast(), len as usize, Advice::LinuxDontNeed) };
+        Ok(dropped.map_err(io::Error::from))
     }
 
     /// Gives whole pages back to the host; they read as zero afterwards.

@@ -33,13 +33,14 @@ use process::ResidentMemory;
 use rings::TransmitRing;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
+use served::Pager;
 use slots::RamSlots;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use thiserror::Error;
 use timer::Timer;
 use torpor_abi::ring::CorruptRing;
@@ -116,6 +117,9 @@ enum Fatal {
         /// How much.
         len: usize,
     },
+    /// A state that can't be had whole.
+    #[error(transparent)]
+    Lost(#[from] served::Lost),
     /// More host memory than allowed.
     #[error("the VM uses {used_mib} MiB of host memory, more than the {bound_mib} MiB that its size allows")]
     Resident {
@@ -209,6 +213,8 @@ struct Serving {
     /// The link's other end is gone, and there is no new one yet: nothing is taken from the guest.
     is_unlinked: AtomicBool,
     watcher: Box<dyn Watcher>,
+    /// For states that arrive by and by; none where the host has no userfaultfd for this process.
+    pager: Option<Arc<Pager>>,
 }
 
 /// Hears of a served VM. Called from either thread.
@@ -373,6 +379,14 @@ impl Machine {
             End::Failed(text) => self.report(report::FAILED, 0, &text),
         };
         process::exit()
+    }
+
+    /// Makes whole pages ordinary memory: what is late of them arrives.
+    fn provide(&self, gpa: Gpa, len: u64) -> Result<(), Fatal> {
+        match self.served.as_ref().and_then(|served| served.pager.as_ref()) {
+            Some(pager) => Ok(pager.provide(gpa.0, len)?),
+            None => Ok(()),
+        }
     }
 
     /// Ends the process with the reason, if there is one.

@@ -227,6 +227,7 @@ fn ring(machine: &'static Machine, vm: &VmFd, gpa: Gpa, data: &[u8]) -> Result<O
         doorbell::POPULATE | doorbell::DISCARD => {
             let gpa = Gpa(control.populate_gpa().load(Ordering::SeqCst));
             let len = control.populate_bytes().load(Ordering::SeqCst);
+            machine.provide(gpa, len)?;
             if offset == doorbell::POPULATE {
                 machine.ram_slots.cover(vm, &machine.memory, gpa.0.saturating_add(len))?;
                 machine.memory.populate(gpa, len)?.map_err(Fatal::system("backing the guest's memory"))?;

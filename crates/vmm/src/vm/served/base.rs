@@ -2,9 +2,10 @@
 
 use super::super::Fatal;
 use crate::snapshot::pages::{CodedPage, Coding, Page, Run, ZEROS, differing};
-use crate::snapshot::{BadSnapshot, Dictionary, Kind, Metadata, Reader, decompressor, metadata::Digest};
+use crate::snapshot::{BadSnapshot, Chunk, Dictionary, Kind, Metadata, Reader, decompressor, metadata::Digest};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use torpor_abi::layout::{
     BOOT_INFO_GPA, BOOT_INFO_MAX_BYTES, CONTROL_GPA, HANDOVER_END_GPA, PAGE_BYTES, TRAP_GPA, TX_RING_GPA,
@@ -19,10 +20,15 @@ const SCRATCH: [(u64, u64); 4] = [
     (TX_RING_GPA, HANDOVER_END_GPA),
 ];
 
+/// Guest-physical ranges of which no page is in a snapshot.
+pub(super) fn scratch() -> impl Iterator<Item = Range<u64>> {
+    SCRATCH.iter().map(|(start, end)| *start..*end)
+}
+
 /// Whether a page is in no snapshot.
 pub(super) fn is_scratch(number: u32) -> bool {
     let gpa = u64::from(number) * PAGE_BYTES;
-    SCRATCH.iter().any(|(start, end)| (*start..*end).contains(&gpa))
+    scratch().any(|range| range.contains(&gpa))
 }
 
 /// A template's memory, mapped shared and read-only.
@@ -121,6 +127,13 @@ impl Base {
         self.warm_numbers.iter().copied().zip(self.warm.iter().map(|warm| &*warm.page))
     }
 
+    /// The same of a range of pages.
+    pub(super) fn warm_pages_in(&self, range: &Range<u32>) -> impl Iterator<Item = (u32, &Page)> {
+        let at = |number| self.warm_numbers.partition_point(|other| *other < number);
+        let found = at(range.start)..at(range.end);
+        self.warm_numbers[found.clone()].iter().copied().zip(self.warm[found].iter().map(|warm| &*warm.page))
+    }
+
     /// The pages of the warm base: number, the template's page, and where the two differ.
     pub(super) fn warm_differences(&self) -> impl Iterator<Item = (u32, &Page, &[Run])> {
         let pages = self.warm_numbers.iter().copied().zip(&self.warm);
@@ -129,13 +142,19 @@ impl Base {
 
     /// A page put together from its coding.
     pub(super) fn decode(&self, coded: &CodedPage<'_>) -> Page {
-        let mut page = *match coded.coding {
+        let mut page = ZEROS;
+        self.decode_into(coded, &mut page);
+        page
+    }
+
+    /// The same, to `page`.
+    pub(super) fn decode_into(&self, coded: &CodedPage<'_>, page: &mut Page) {
+        page.copy_from_slice(match coded.coding {
             Coding::Zero | Coding::Raw => &ZEROS,
             Coding::Template => self.template(coded.number).unwrap_or(&ZEROS),
             Coding::WarmBase => self.warm(coded.number).unwrap_or(&ZEROS),
-        };
-        coded.apply(&mut page);
-        page
+        });
+        coded.apply(page);
     }
 
     /// Takes over a warm base, whose family was checked.
@@ -161,15 +180,25 @@ impl Base {
     }
 }
 
-/// Calls `f` for all pages of a file; `dictionary` is that of the warm base which the file names.
+/// Calls `f` for all pages of a file that was read whole, late ones included; `dictionary` is that of the warm base which the
+/// file names.
 pub(super) fn each_page(
     file: &Reader<'_>,
+    dictionary: Option<&Dictionary>,
+    f: impl FnMut(&CodedPage<'_>) -> Result<(), BadSnapshot>,
+) -> Result<(), BadSnapshot> {
+    each_page_of(&file.whole()?, dictionary, f)
+}
+
+/// The same for some chunks of a file.
+pub(super) fn each_page_of(
+    chunks: &[Chunk<'_>],
     dictionary: Option<&Dictionary>,
     mut f: impl FnMut(&CodedPage<'_>) -> Result<(), BadSnapshot>,
 ) -> Result<(), BadSnapshot> {
     let mut decompressor = decompressor(dictionary)?;
     let mut raw = Vec::new();
-    for chunk in file.chunks() {
+    for chunk in chunks {
         for page in chunk.pages(&mut decompressor, &mut raw)? {
             if is_scratch(page.number) {
                 return Err(BadSnapshot::Format(format!("page {:#x} is no part of a state", page.number)));

@@ -4,15 +4,18 @@ use super::super::io::receive_frames;
 use super::super::memory::Gpa;
 use super::super::timer::now_ns;
 use super::super::{Fatal, wait_writable};
-use super::base::{Base, is_scratch};
-use super::{Changed, Refusal, Survey, Vm, handover};
+use super::base::{Base, is_scratch, scratch};
+use super::{Changed, LARGE_PAGES, Pager, Refusal, Survey, Vm, handover};
 use crate::snapshot::metadata::{Digest, Uuid, hex};
 use crate::snapshot::pages::{Coding, ZEROS};
-use crate::snapshot::{BadSnapshot, Kind, Metadata, Reader, Writer};
+use crate::snapshot::{BadSnapshot, Entry, Kind, Metadata, Reader, Writer};
 use rustix::time::{ClockId, Timespec};
 use std::fs::File;
+use std::iter::Peekable;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use torpor_abi::layout::PAGE_BYTES;
+use torpor_abi::layout::{KERNEL_GPA, KERNEL_MAX_BYTES, PAGE_BYTES};
 use torpor_streams::parked::Parked;
 
 /// A snapshot that was just made.
@@ -75,7 +78,7 @@ impl Vm {
     pub fn capture_template(&mut self, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
         let streams = if generation > 0 { self.parked(uuid, generation)? } else { String::new() };
         let private = self.pagemap.private_pages(&self.machine.memory)?;
-        self.capture(Kind::Template, &private, uuid, generation, streams)
+        self.capture(Kind::Template, &private, uuid, generation, streams, None)
     }
 
     /// What a VM that was booted differs by from the template of another such VM: `file` is that one's, and `memory` what
@@ -102,9 +105,9 @@ impl Vm {
         let theirs = u32::try_from(bytes / PAGE_BYTES).map_err(|_| BadSnapshot::Mismatch("its size".into()))?;
         let private = self.pagemap.private_pages(&self.machine.memory)?;
         let pages: Vec<u32> = (0..theirs).chain(private.into_iter().filter(|number| *number >= theirs)).collect();
-        let own_base = std::mem::replace(&mut self.base, Base::of_template(digest, memory, bytes)?);
+        let own_base = std::mem::replace(&mut self.base, Arc::new(Base::of_template(digest, memory, bytes)?));
         let own_family = std::mem::replace(&mut self.family, family);
-        let captured = self.capture(Kind::Delta, &pages, uuid, generation, String::new());
+        let captured = self.capture(Kind::Delta, &pages, uuid, generation, String::new(), None);
         (self.base, self.family) = (own_base, own_family);
         captured
     }
@@ -116,10 +119,11 @@ impl Vm {
     pub fn capture_delta(&mut self, uuid: Uuid, generation: u64, with_streams: bool) -> Result<Captured, Refusal> {
         let streams = if with_streams { self.parked(uuid, generation)? } else { String::new() };
         let private = self.pagemap.private_pages(&self.machine.memory)?;
-        self.capture(Kind::Delta, &private, uuid, generation, streams)
+        let division = self.divide(private.len(), generation)?;
+        self.capture(Kind::Delta, &private, uuid, generation, streams, Some(division))
     }
 
-    /// Stores those of `numbers`, which rise, that differ from the base.
+    /// Stores those of `numbers`, which rise, that differ from the base; late those that `division` says.
     fn capture(
         &mut self,
         kind: Kind,
@@ -127,6 +131,7 @@ impl Vm {
         uuid: Uuid,
         generation: u64,
         streams: String,
+        mut division: Option<Division>,
     ) -> Result<Captured, Refusal> {
         let memory = &self.machine.memory;
         let stopped_at_ns = now_ns(ClockId::Realtime);
@@ -140,6 +145,7 @@ impl Vm {
         let mut survey = Survey { private: numbers.len(), changed: Vec::new(), runs: Vec::new() };
         let host = |error: std::io::Error| Refusal::Host(format!("the snapshot: {error}"));
         let mut writer = Writer::new(self.base.dictionary.as_ref()).map_err(host)?;
+        writer.expect_late(numbers.len());
         let mut page = Box::new(ZEROS);
         for &number in numbers {
             if is_scratch(number) || free.contains(number) {
@@ -150,12 +156,17 @@ impl Vm {
             if !memory.equals(gpa, self.base.page(number)).map_err(Fatal::from)? {
                 memory.read(gpa, &mut *page).map_err(Fatal::from)?;
                 let (template, warm) = (self.base.template(number), self.base.warm(number));
-                let (coding, runs) = writer.push(number, &page, template, warm).map_err(host)?;
+                let is_late = division.as_mut().map(|division| division.is_late(number, &mut writer)).transpose();
+                let push = if is_late.map_err(host)? == Some(true) { Writer::push_late } else { Writer::push };
+                let (coding, runs) = push(&mut writer, number, &page, template, warm).map_err(host)?;
                 let start = survey.runs.len();
                 let known = coding == self.base.rests_at(number);
                 survey.runs.extend_from_slice(if known { runs } else { &[] });
                 survey.changed.push(Changed { number, runs: known.then_some(start..survey.runs.len()) });
             }
+        }
+        if let Some(division) = division {
+            division.finish(&mut writer).map_err(host)?;
         }
         let pages = writer.counts;
         let metadata = Metadata {
@@ -173,6 +184,24 @@ impl Vm {
         self.survey = Some(survey);
         let (next_deadline_ns, drew_random) = (stopped.next_deadline_ns, stopped.drew_random);
         Ok(Captured { file, pages, next_deadline_ns, drew_random })
+    }
+
+    /// Which pages of what is stored now need not be there before it goes on. A chunk that has not arrived since the last
+    /// restore was not needed then; one that has will be there at once the next time. Where that is not known, or has been so
+    /// for long, all pages of a large state are late: the next restore shows which of them are needed.
+    fn divide(&self, private: usize, generation: u64) -> Result<Division, Refusal> {
+        let pager = self.pager();
+        let file = pager.and_then(Pager::file).transpose().map_err(Fatal::system("dup"))?;
+        let pending = pager.and_then(Pager::pending);
+        let learns = pending.is_none() || generation.is_multiple_of(LEARNT_ANEW_EVERY);
+        let protected = self.family.tables.iter().map(|(start, len)| *start..start + len).chain(scratch());
+        Ok(Division {
+            file,
+            pending: pending.unwrap_or_default().into_iter().peekable(),
+            late: (learns && private >= LARGE_PAGES).then_some(FIRST_LATE..u32::MAX),
+            protected: protected.collect(),
+            end: 0,
+        })
     }
 
     /// The streams as they are at the stop. Nothing is on its way to the guest: see [`Vm::settle`]. None of them goes on
@@ -198,6 +227,53 @@ impl Vm {
     #[must_use]
     pub fn template(&self) -> Option<Digest> {
         self.base.digest
+    }
+}
+
+/// The guest kernel's own memory is always needed.
+const FIRST_LATE: u32 = ((KERNEL_GPA + KERNEL_MAX_BYTES) / PAGE_BYTES) as u32;
+/// In generations.
+const LEARNT_ANEW_EVERY: u64 = 16;
+
+/// Says for rising page numbers whether they are late, and takes late chunks over that have not arrived.
+struct Division {
+    file: Option<File>,
+    pending: Peekable<std::vec::IntoIter<Entry>>,
+    /// Of the pages that are there, those that are late.
+    late: Option<Range<u32>>,
+    /// In bytes: no late chunk may reach over one of these.
+    protected: Vec<Range<u64>>,
+    /// Behind the last late page or chunk.
+    end: u32,
+}
+
+impl Division {
+    fn is_late(&mut self, number: u32, writer: &mut Writer<'_>) -> std::io::Result<bool> {
+        while let Some(entry) = self.pending.next_if(|entry| entry.range.start <= number) {
+            self.take_over(&entry, writer)?;
+        }
+        let is_late = self.late.as_ref().is_some_and(|late| late.contains(&number)) && number >= self.end;
+        if is_late {
+            let between = u64::from(self.end) * PAGE_BYTES..u64::from(number) * PAGE_BYTES;
+            if self.protected.iter().any(|other| between.start < other.end && other.start < between.end) {
+                writer.end_late_chunk()?;
+            }
+            self.end = number + 1;
+        }
+        Ok(is_late)
+    }
+
+    fn take_over(&mut self, entry: &Entry, writer: &mut Writer<'_>) -> std::io::Result<()> {
+        let file = self.file.as_ref().expect("what is pending has a file");
+        self.end = entry.range.end;
+        writer.take_over(&entry.read(file, &mut Vec::new())?)
+    }
+
+    fn finish(mut self, writer: &mut Writer<'_>) -> std::io::Result<()> {
+        while let Some(entry) = self.pending.next() {
+            self.take_over(&entry, writer)?;
+        }
+        Ok(())
     }
 }
 

@@ -107,8 +107,8 @@ impl Rest {
     }
 
     fn end_chunk(&mut self) {
-        if let Some((_, _, mut raw)) = self.encoder.take() {
-            self.bytes.append(&mut raw);
+        if let Some(mut coded) = self.encoder.take() {
+            self.bytes.append(&mut coded.bytes);
         }
     }
 

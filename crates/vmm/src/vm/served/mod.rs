@@ -16,9 +16,11 @@ mod capture;
 mod handover;
 mod learn;
 mod link;
+mod pager;
 mod private;
 mod reset;
 mod restore;
+mod userfault;
 
 use super::memory::{Gpa, GuestMemory};
 use super::start::{Built, Parts, assemble, build};
@@ -38,6 +40,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use thiserror::Error;
@@ -50,6 +53,7 @@ pub use super::{End, Watcher};
 pub use base::{Unpack, unpack_template};
 pub use capture::Captured;
 pub use learn::learn_warm_base;
+pub use pager::{Lost, Pager};
 pub use reset::Outcome as ResetOutcome;
 pub use restore::Whole;
 
@@ -80,6 +84,7 @@ pub struct Resources {
     pub(super) statm: File,
     pagemap: PageMap,
     pub(super) io: Sender<&'static Machine>,
+    pager: Option<Arc<Pager>>,
     /// What the host does not permit of the jail, for people.
     pub missing: Option<String>,
 }
@@ -93,6 +98,8 @@ impl Resources {
     pub fn open(kvm: OwnedFd) -> Result<Self, Refusal> {
         let statm = super::process::ResidentMemory::open()?;
         let pagemap = PageMap::open()?;
+        // Without it all of a state is put in place before its VM goes on.
+        let pager = Pager::open().ok().map(Arc::new);
         let missing = jail::enter().map_err(Refusal::Host)?;
         let (io, machine) = std::sync::mpsc::channel::<&'static Machine>();
         // What a new thread does before our code may not be in the filter.
@@ -109,7 +116,13 @@ impl Resources {
         let spawned = std::thread::Builder::new().name("io".into()).spawn(waits);
         spawned.map_err(|error| Refusal::Host(format!("starting a thread: {error}")))?;
         has_started.recv().map_err(|_| Refusal::Host("a thread did not start".into()))?;
-        Ok(Self { kvm, statm, pagemap, io, missing })
+        Ok(Self { kvm, statm, pagemap, io, pager, missing })
+    }
+
+    /// What a VM's late pages will be asked of.
+    #[must_use]
+    pub fn pager(&self) -> Option<Arc<Pager>> {
+        self.pager.clone()
     }
 
     /// The process ends with `broker`, which is told what is missing.
@@ -152,6 +165,9 @@ pub enum Link {
     None,
 }
 
+/// With so many pages of its own a process has a large state: one whose pages are late, and after which it is not used again.
+const LARGE_PAGES: usize = (16 << 20) / PAGE_BYTES as usize;
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Vm {
@@ -160,7 +176,7 @@ pub struct Vm {
     vcpu: VcpuFd,
     cpuid: CpuId,
     progress: Progress,
-    base: Base,
+    base: Arc<Base>,
     family: Family,
     tsc_hz: u64,
     pagemap: PageMap,
@@ -232,6 +248,11 @@ impl Handle {
     #[must_use]
     pub fn is_unlinked(self) -> bool {
         self.0.is_unlinked()
+    }
+
+    /// Ends the VM, whose state can't be had whole.
+    pub fn fail(self, why: &str) -> ! {
+        self.0.finish(End::Failed(why.to_owned()))
     }
 
     /// Bytes of host memory that this process has of its own.
@@ -352,7 +373,7 @@ impl Vm {
             vcpu: built.vcpu,
             cpuid: built.cpuid,
             progress,
-            base,
+            base: Arc::new(base),
             family,
             tsc_hz: built.features.tsc_hz,
             pagemap,
@@ -424,6 +445,10 @@ impl Vm {
         }
     }
 
+    fn pager(&self) -> Option<&Pager> {
+        self.machine.served.as_ref().and_then(|served| served.pager.as_deref())
+    }
+
     fn is_table(&self, number: u32) -> bool {
         let gpa = u64::from(number) * PAGE_BYTES;
         self.family.tables.iter().any(|(start, len)| (*start..start + len).contains(&gpa))
@@ -470,7 +495,7 @@ fn parts(
     tty: bool,
     watcher: Box<dyn Watcher>,
 ) -> Result<(Parts, PageMap, Sender<&'static Machine>), Refusal> {
-    let Resources { kvm, statm, pagemap, io, .. } = origin.resources;
+    let Resources { kvm, statm, pagemap, io, pager, .. } = origin.resources;
     let pair = || torpor_streams::link::pair().map_err(Fatal::system("socketpair"));
     let (link, nobody) = match origin.link {
         Link::Broker(link) => (link, None),
@@ -480,7 +505,7 @@ fn parts(
             (rustix::io::fcntl_dupfd_cloexec(&nobody.0, 3).map_err(Fatal::system("fcntl"))?, Some(nobody))
         }
     };
-    let served = Serving { nobody, is_unlinked: AtomicBool::new(false), watcher };
+    let served = Serving { nobody, is_unlinked: AtomicBool::new(false), watcher, pager };
     let parts = Parts {
         kvm,
         image: origin.image,

@@ -14,7 +14,7 @@ use super::super::memory::Gpa;
 use super::super::{Fatal, cpu};
 use super::base::is_scratch;
 use super::restore::Entries;
-use super::{Changed, Refusal, Survey, Vm, handover};
+use super::{Changed, LARGE_PAGES, Refusal, Survey, Vm, handover};
 use crate::snapshot::pages::{Page, ZEROS};
 use torpor_abi::layout::{BOOT_TABLES_GPA, HANDOVER_LIST_MAX, PAGE_BYTES};
 
@@ -23,12 +23,10 @@ use torpor_abi::layout::{BOOT_TABLES_GPA, HANDOVER_LIST_MAX, PAGE_BYTES};
 pub enum Outcome {
     /// The VM rests.
     Resting,
-    /// It should be ended: its private set has grown past the bound, or too many page-table entries differ.
+    /// It should be ended: its state was a large one, or too many page-table entries differ.
     Retired,
 }
 
-/// Pages of its own that a resting process may keep.
-const KEEP_PAGES: usize = (64 << 20) / PAGE_BYTES as usize;
 /// Accessed and dirty: the processor may set them.
 const ACCESSED_DIRTY: u64 = 0x60;
 /// For storing page-table entries, which takes a millisecond.
@@ -47,7 +45,8 @@ impl Vm {
             Some(survey) => survey,
             None => Survey::all_changed(&self.pagemap.private_pages(memory)?),
         };
-        if self.base.digest.is_none() || survey.private > KEEP_PAGES {
+        let was_large = self.pager().is_some_and(|pager| pager.pending().is_some());
+        if self.base.digest.is_none() || survey.private >= LARGE_PAGES || was_large {
             return Ok(Outcome::Retired);
         }
         for Changed { number, runs } in survey.changed.iter().filter(|page| !self.is_table(page.number)) {

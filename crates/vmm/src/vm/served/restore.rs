@@ -6,13 +6,16 @@
 
 use super::super::memory::Gpa;
 use super::super::{Fatal, Ledger};
-use super::base::each_page;
-use super::{Instance, Refusal, Vm, handover};
+use super::base::each_page_of;
+use super::pager::Late;
+use super::{Instance, Pager, Refusal, Vm, handover};
 use crate::snapshot::metadata::{Uuid, unhex_all};
 use crate::snapshot::pages::{CodedPage, Page, Run, ZEROS};
-use crate::snapshot::{BadSnapshot, Metadata, Reader};
+use crate::snapshot::{BadSnapshot, Chunk, Metadata, Reader};
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use torpor_abi::layout::{CONTROL_GPA, HANDOVER_LIST_MAX, PAGE_BYTES};
 use torpor_streams::ledger::Connection;
@@ -74,13 +77,13 @@ pub(super) type Entries = Vec<(u64, u64)>;
 
 impl Vm {
     /// Puts a delta, read as one, into the resting VM (or, without one, its template) and makes it `instance`. The VM goes on with the
-    /// next [`Vm::run`]. `link` is for console frames.
+    /// next [`Vm::run`]. `link` is for console frames. The delta's late chunks are read from its file, when they are touched.
     ///
     /// # Errors
     /// [`Refusal`]; the VM rests as before.
     pub fn restore(
         &mut self,
-        delta: Option<&Reader<'_>>,
+        delta: Option<(&Reader<'_>, File)>,
         instance: &Instance,
         link: Option<&OwnedFd>,
         whole: &Whole,
@@ -104,10 +107,15 @@ impl Vm {
         Ok(())
     }
 
-    fn put(&mut self, delta: Option<&Reader<'_>>, entries: &mut Entries) -> Result<Option<(u64, Streams)>, Refusal> {
+    fn put(
+        &mut self,
+        delta: Option<(&Reader<'_>, File)>,
+        entries: &mut Entries,
+    ) -> Result<Option<(u64, Streams)>, Refusal> {
         let mut covered = BTreeSet::new();
         let mut on_warm_base = false;
-        if let Some(reader) = delta {
+        let mut put = None;
+        if let Some((reader, file)) = delta {
             let template = self.base.digest.ok_or_else(|| Refusal::Host("this VM was booted".into()))?;
             reader.metadata().check_family(&self.family, template)?;
             if let Some(digest) = reader.metadata().warm_base {
@@ -117,21 +125,19 @@ impl Vm {
                 }
                 on_warm_base = true;
             }
-            let mut failed = None;
-            let dictionary = self.base.dictionary.as_ref().filter(|_| on_warm_base);
-            each_page(reader, dictionary, |coded| {
-                if !on_warm_base {
-                    covered.insert(coded.number);
+            put = Some((reader.metadata().stopped_at_ns, parked_streams(reader.metadata())?));
+            // What a delta that does not know the warm base has not in it is undone below: it has to be known now.
+            let pager = self.pager().filter(|_| self.base.warm_digest == reader.metadata().warm_base);
+            match pager {
+                Some(pager) if !reader.late().is_empty() => self.put_late(reader, file, pager, entries)?,
+                _ => {
+                    self.put_chunks(reader.chunks(), on_warm_base, &mut covered, entries)?;
+                    let mut packed = Vec::new();
+                    for entry in reader.late() {
+                        let chunk = entry.read(&file, &mut packed).map_err(Fatal::system("reading the delta"))?;
+                        self.put_chunks(&[chunk], on_warm_base, &mut covered, entries)?;
+                    }
                 }
-                if failed.is_none()
-                    && let Err(fatal) = self.put_page(coded, entries)
-                {
-                    failed = Some(fatal);
-                }
-                Ok(())
-            })?;
-            if let Some(fatal) = failed {
-                return Err(fatal.into());
             }
         }
         if !on_warm_base {
@@ -151,8 +157,64 @@ impl Vm {
             let text = format!("{} page-table entries differ: take a VM that has never run", entries.len());
             return Err(Refusal::Busy(text));
         }
-        let Some(reader) = delta else { return Ok(None) };
-        Ok(Some((reader.metadata().stopped_at_ns, parked_streams(reader.metadata())?)))
+        Ok(put)
+    }
+
+    /// Puts the pages of chunks in place and adds their numbers to `covered`.
+    fn put_chunks(
+        &self,
+        chunks: &[Chunk<'_>],
+        on_warm_base: bool,
+        covered: &mut BTreeSet<u32>,
+        entries: &mut Entries,
+    ) -> Result<(), Refusal> {
+        let mut failed = None;
+        each_page_of(chunks, self.base.dictionary.as_ref().filter(|_| on_warm_base), |coded| {
+            if !on_warm_base {
+                covered.insert(coded.number);
+            }
+            if failed.is_none()
+                && let Err(fatal) = self.put_page(coded, entries)
+            {
+                failed = Some(fatal);
+            }
+            Ok(())
+        })?;
+        failed.map_or(Ok(()), |fatal| Err(fatal.into()))
+    }
+
+    /// Puts the pages of a delta in place but for its late ones, which `pager` will put there. The delta is against all that
+    /// the VM rests at.
+    fn put_late(&self, reader: &Reader<'_>, file: File, pager: &Pager, entries: &mut Entries) -> Result<(), Refusal> {
+        let mut late = Late {
+            file,
+            memory: &self.machine.memory,
+            base: Arc::clone(&self.base),
+            family: self.family.clone(),
+            now: Vec::new(),
+            pending: reader.late().iter().map(|entry| (entry.range.start, entry.clone())).collect(),
+        };
+        late.check()?;
+        for range in late.pages() {
+            let (start, len) = (u64::from(range.start) * PAGE_BYTES, range.len() as u64 * PAGE_BYTES);
+            let forgotten = self.machine.memory.forget(Gpa(start), len).map_err(Fatal::from)?;
+            forgotten.map_err(Fatal::system("taking back memory"))?;
+        }
+        let mut failed = None;
+        each_page_of(reader.chunks(), self.base.dictionary.as_ref(), |coded| {
+            late.now.push(coded.number);
+            // Whole: what was dropped just now is not as in the warm base.
+            if failed.is_none()
+                && let Err(fatal) = self.put_content(coded.number, &self.base.decode(coded), entries)
+            {
+                failed = Some(fatal);
+            }
+            Ok(())
+        })?;
+        if let Some(fatal) = failed {
+            return Err(fatal.into());
+        }
+        Ok(pager.begin(late).map_err(Fatal::system("userfaultfd"))?)
     }
 
     /// Enters the state's streams in the ledger of the new link; its other end says which of them go on.
@@ -208,6 +270,13 @@ impl Vm {
 
     /// After a refusal: every ordinary page as in the base. Page tables were not touched, unless the vCPU has never run.
     fn write_base_back(&self) -> Result<(), Refusal> {
+        if let Some(pager) = self.pager() {
+            pager.end().map_err(Fatal::system("userfaultfd"))?;
+        }
+        // What was dropped to make room for late pages.
+        for (number, page) in self.base.warm_pages().filter(|(number, _)| !self.is_table(*number)) {
+            self.machine.memory.write(Gpa(u64::from(number) * PAGE_BYTES), page).map_err(Fatal::from)?;
+        }
         for number in self.pagemap.private_pages(&self.machine.memory)? {
             if super::base::is_scratch(number) || (self.entered && self.is_table(number)) {
                 continue;

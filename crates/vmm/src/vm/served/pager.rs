@@ -1,0 +1,402 @@
+//! The pages of a state that are not there when its VM goes on: they arrive when they are touched, a chunk at a time.
+//!
+//! The delta's file stays open, and its late chunks are read from there: by the thread that hears commands, which is told of
+//! touches by userfaultfd(2), and by the vCPU's thread where it needs a range to be ordinary memory. Neither touches guest
+//! memory meanwhile: it would wait for itself.
+//!
+//! What is registered are the ranges of the chunks that have not arrived; no range has a page table in it. A page in between
+//! that is in no chunk is as in the base.
+
+use super::base::{Base, is_scratch};
+use super::userfault::{AddressRange, Of, Userfault};
+use crate::snapshot::metadata::Machine as Family;
+use crate::snapshot::pages::PAGE;
+use crate::snapshot::{BadSnapshot, Entry, decompressor};
+use crate::vm::memory::GuestMemory;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+use torpor_abi::layout::PAGE_BYTES;
+
+/// Why a page can't be provided.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    /// What the file holds is not what was stored.
+    #[error("a page of the state can't be restored: {0}")]
+    Bad(#[from] BadSnapshot),
+    /// The file can't be read, or the host refuses.
+    #[error("a page of the state can't be restored: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Pager {
+    userfault: Userfault,
+    late: Mutex<Option<Late>>,
+}
+
+/// A state with chunks that have not arrived.
+#[derive(Debug)]
+pub(super) struct Late {
+    /// Of the delta.
+    pub(super) file: File,
+    pub(super) memory: &'static GuestMemory,
+    pub(super) base: Arc<Base>,
+    pub(super) family: Family,
+    /// Numbers of pages that are in the delta and not late, rising.
+    pub(super) now: Vec<u32>,
+    /// Chunks that have not arrived, by their first page.
+    pub(super) pending: BTreeMap<u32, Entry>,
+}
+
+impl Pager {
+    /// # Errors
+    /// As [`Userfault::open`].
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self { userfault: Userfault::open()?, late: Mutex::default() })
+    }
+
+    /// For poll(2): readable where [`Pager::serve`] has something to do.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.userfault.descriptor()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Late>> {
+        self.late.lock().expect("no holder panics")
+    }
+
+    /// Provides what is waited for.
+    ///
+    /// # Errors
+    /// [`Lost`]: whoever waits can't go on.
+    pub fn serve(&self) -> Result<(), Lost> {
+        let mut late = self.lock();
+        for address in self.userfault.touched()? {
+            // Where nothing is registered any more nobody waits.
+            if let Some(late) = &mut *late {
+                late.touched(&self.userfault, address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on the pages of `late` arrive when they are touched. Those of its chunks' ranges that are there stay.
+    ///
+    /// # Errors
+    /// What the host says; nothing is registered then.
+    pub(super) fn begin(&self, late: Late) -> io::Result<()> {
+        let registered = late.ranges().try_for_each(|(range, of)| self.userfault.register(range, of));
+        *self.lock() = Some(late);
+        if registered.is_err() {
+            // Where not even that was registered nothing is to be undone.
+            let _ = self.end();
+        }
+        registered
+    }
+
+    /// All memory is ordinary memory again; what has not arrived never will.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub(super) fn end(&self) -> io::Result<()> {
+        let late = self.lock().take();
+        late.iter().flat_map(Late::ranges).try_for_each(|(range, _)| self.userfault.unregister(range))
+    }
+
+    /// Makes whole pages ordinary memory, once what is late of them has arrived.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub(in crate::vm) fn provide(&self, start: u64, len: u64) -> Result<(), Lost> {
+        let mut late = self.lock();
+        let Some(late) = &mut *late else { return Ok(()) };
+        let page = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let pages = page(start / PAGE_BYTES)..page(start.saturating_add(len).div_ceil(PAGE_BYTES));
+        for entry in late.overlapping(&pages) {
+            late.arrive(&self.userfault, &entry)?;
+        }
+        Ok(())
+    }
+
+    /// The chunks that have not arrived, in order; none where all of the state was there at once.
+    pub(super) fn pending(&self) -> Option<Vec<Entry>> {
+        self.lock().as_ref().map(|late| late.pending.values().cloned().collect())
+    }
+
+    /// Their file.
+    pub(super) fn file(&self) -> Option<io::Result<File>> {
+        self.lock().as_ref().map(|late| late.file.try_clone())
+    }
+}
+
+impl Late {
+    /// Whether the chunks' ranges have nothing in them that has to be there from the beginning.
+    pub(super) fn check(&self) -> Result<(), BadSnapshot> {
+        let tables = self.family.tables.iter().map(|(start, len)| *start..start + len);
+        let forbidden: Vec<_> = tables.chain(super::base::scratch()).collect();
+        for entry in self.pending.values() {
+            let range = u64::from(entry.range.start) * PAGE_BYTES..u64::from(entry.range.end) * PAGE_BYTES;
+            if forbidden.iter().any(|other| range.start < other.end && other.start < range.end) {
+                return Err(BadSnapshot::Format(format!("late pages {:#x?} that are none", entry.range)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ranges of the chunks' pages, joined where one follows the other.
+    pub(super) fn pages(&self) -> Vec<Range<u32>> {
+        let mut joined: Vec<Range<u32>> = Vec::new();
+        for Range { start, end } in self.pending.values().map(|entry| entry.range.clone()) {
+            match joined.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => joined.push(start..end),
+            }
+        }
+        joined
+    }
+
+    /// The same as addresses, and what they are mappings of.
+    fn ranges(&self) -> impl Iterator<Item = (AddressRange, Of)> {
+        let template_end = (self.memory.template_bytes() / PAGE_BYTES) as u32;
+        let parts = self.pages().into_iter().flat_map(move |Range { start, end }| {
+            let middle = template_end.clamp(start, end);
+            [(start..middle, Of::MemoryFile), (middle..end, Of::Nothing)]
+        });
+        parts.filter(|(pages, _)| !pages.is_empty()).map(|(pages, of)| (self.at(&pages), of))
+    }
+
+    fn at(&self, pages: &Range<u32>) -> AddressRange {
+        let bytes = |count: u32| u64::from(count) * PAGE_BYTES;
+        AddressRange { start: self.memory.base().0 + bytes(pages.start), len: bytes(pages.end - pages.start) }
+    }
+
+    fn overlapping(&self, pages: &Range<u32>) -> Vec<Entry> {
+        let before = self.pending.range(..pages.end).rev();
+        before.take_while(|(_, entry)| entry.range.end > pages.start).map(|(_, entry)| entry.clone()).collect()
+    }
+
+    fn touched(&mut self, userfault: &Userfault, address: u64) -> Result<(), Lost> {
+        let page = (address.wrapping_sub(self.memory.base().0) / PAGE_BYTES) as u32;
+        match self.overlapping(&(page..page.saturating_add(1))).first() {
+            Some(entry) => self.arrive(userfault, entry),
+            // It has arrived since, and nothing is registered there any more.
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a chunk where it belongs; from then on its range is ordinary memory.
+    fn arrive(&mut self, userfault: &Userfault, entry: &Entry) -> Result<(), Lost> {
+        let (mut packed, mut raw) = (Vec::new(), Vec::new());
+        let chunk = entry.read(&self.file, &mut packed)?;
+        let dictionary = self.base.dictionary.as_ref();
+        let coded = chunk.pages(&mut decompressor(dictionary)?, &mut raw)?;
+        let warm = self.base.warm_pages_in(&entry.range).map(|(number, page)| (number, &page[..]));
+        let mut pages: BTreeMap<u32, &[u8]> = warm.collect();
+        let mut decoded = vec![0; coded.len() * PAGE];
+        for (coded, page) in coded.iter().zip(decoded.as_chunks_mut::<PAGE>().0) {
+            let number = coded.number;
+            if self.now.binary_search(&number).is_ok() || is_scratch(number) {
+                return Err(BadSnapshot::Format(format!("page {number:#x} is late, and is not")).into());
+            }
+            self.base.decode_into(coded, page);
+            pages.insert(number, page);
+        }
+        let mut run: Vec<u8> = Vec::new();
+        let mut start = 0;
+        for (number, page) in pages {
+            if start + (run.len() / PAGE) as u32 != number {
+                self.put(userfault, start, &run)?;
+                run.clear();
+                start = number;
+            }
+            run.extend_from_slice(page);
+        }
+        self.put(userfault, start, &run)?;
+        self.pending.remove(&entry.range.start);
+        Ok(userfault.unregister(self.at(&entry.range))?)
+    }
+
+    fn put(&self, userfault: &Userfault, first: u32, pages: &[u8]) -> io::Result<()> {
+        // SAFETY: guest memory, of which there are no references (`GuestMemory`), and no words that both sides share are in a
+        // late chunk (`check`).
+        unsafe { userfault.copy(self.memory.base().0 + u64::from(first) * PAGE_BYTES, pages) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::metadata::{CpuFeatures, Digest, Uuid};
+    use crate::snapshot::pages::{Page, ZEROS};
+    use crate::snapshot::{Kind, Metadata, Reader, Writer};
+    use crate::vm::memory::Gpa;
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const TEMPLATE_PAGES: u32 = 700;
+
+    fn filled(byte: u8) -> Page {
+        [byte; PAGE]
+    }
+
+    fn memory_file(content: &[u8]) -> File {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(memfd_create("test", flags).expect("memfd"));
+        file.write_all_at(content, 0).expect("written");
+        file
+    }
+
+    fn family() -> Family {
+        let zero = Digest([0; 32]);
+        Family {
+            owner: zero,
+            image: zero,
+            image_bytes: 0,
+            memory_limit_bytes: 16 << 20,
+            ram_bytes: 64 << 20,
+            kernel_abi: 0,
+            resume_entry: 0,
+            syscall_stub: 0,
+            tables: vec![(0x2000, 0x1000)],
+            cpu: CpuFeatures { xcr0: 0, words: [0; 7] },
+        }
+    }
+
+    /// Page 660 is there at once; every other one around it and beyond the template's end is late.
+    fn delta() -> Vec<u8> {
+        let mut writer = Writer::new(None).expect("memory");
+        writer.push(660, &filled(3), None, None).expect("compressed");
+        for number in (600..900).step_by(2).filter(|number| *number != 660) {
+            writer.push_late(number, &filled((number % 200) as u8 + 1), None, None).expect("compressed");
+        }
+        let metadata = Metadata {
+            machine: family(),
+            template: None,
+            warm_base: None,
+            uuid: Uuid::default(),
+            generation: 1,
+            stopped_at_ns: 0,
+            next_deadline_ns: None,
+            streams: String::new(),
+        };
+        writer.finish(Kind::Delta, &metadata).expect("within caps")
+    }
+
+    fn late(delta: &[u8]) -> Late {
+        let template = memory_file(&[7; TEMPLATE_PAGES as usize * PAGE]);
+        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::SEAL;
+        fcntl_add_seals(&template, seals).expect("sealed");
+        let bytes = u64::from(TEMPLATE_PAGES) * PAGE_BYTES;
+        let memory = GuestMemory::over_template(64 << 20, &template, bytes).expect("mapped");
+        memory.write(Gpa(660 * PAGE_BYTES), &filled(3)).expect("in range");
+        let reader = Reader::new(delta).expect("good");
+        Late {
+            file: memory_file(delta),
+            memory: Box::leak(Box::new(memory)),
+            base: Arc::new(Base::of_template(Digest([0; 32]), &template, bytes).expect("sealed")),
+            family: family(),
+            now: vec![660],
+            pending: reader.late().iter().map(|entry| (entry.range.start, entry.clone())).collect(),
+        }
+    }
+
+    /// Runs `f` while another thread serves; that one's first failure.
+    fn served(pager: &Pager, f: impl FnOnce()) -> Result<(), Lost> {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let serving = scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    let tenth = rustix::time::Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+                    let pager_fd = PollFd::from_borrowed_fd(pager.descriptor(), PollFlags::IN);
+                    if poll(&mut [pager_fd], Some(&tenth)).expect("poll") > 0
+                        && let Err(lost) = pager.serve()
+                    {
+                        // So that nobody waits for ever.
+                        pager.end().expect("unregistered");
+                        return Err(lost);
+                    }
+                }
+                Ok(())
+            });
+            f();
+            over.store(true, Ordering::SeqCst);
+            serving.join().expect("no panic")
+        })
+    }
+
+    fn page(memory: &GuestMemory, number: u32) -> Page {
+        let mut page = ZEROS;
+        memory.read(Gpa(u64::from(number) * PAGE_BYTES), &mut page).expect("in range");
+        page
+    }
+
+    #[test]
+    fn pages_arrive_when_they_are_touched_and_no_sooner() {
+        let late = late(&delta());
+        late.check().expect("no tables");
+        let (memory, chunks) = (late.memory, late.pending.len());
+        let pager = Pager::open().expect("/dev/userfaultfd");
+        pager.begin(late).expect("registered");
+        let arrived = || chunks - pager.pending().expect("begun").len();
+        served(&pager, || {
+            assert_eq!(page(memory, 599), filled(7));
+            assert_eq!(page(memory, 660), filled(3));
+            assert_eq!(arrived(), 0);
+            assert_eq!(page(memory, 700), filled(101));
+            assert_eq!(arrived(), 1);
+            // A write to a page that is not there is one to what is stored.
+            memory.write(Gpa(800 * PAGE_BYTES + 5), &[99]).expect("in range");
+            assert_eq!(page(memory, 800)[4..7], [1, 99, 1]);
+            pager.provide(880 * PAGE_BYTES, 100 * PAGE_BYTES).expect("arrives");
+            for number in 590..910 {
+                let wanted = match number {
+                    660 => filled(3),
+                    800 => continue,
+                    n if (600..900).contains(&n) && n % 2 == 0 => filled((n % 200) as u8 + 1),
+                    n if n < TEMPLATE_PAGES => filled(7),
+                    _ => ZEROS,
+                };
+                assert!(page(memory, number) == wanted, "page {number}: {}", page(memory, number)[0]);
+            }
+            assert_eq!(arrived(), chunks);
+        })
+        .expect("served");
+    }
+
+    #[test]
+    fn what_has_not_arrived_never_does_after_the_end() {
+        let late = late(&delta());
+        let memory = late.memory;
+        let pager = Pager::open().expect("/dev/userfaultfd");
+        pager.begin(late).expect("registered");
+        pager.end().expect("unregistered");
+        assert!(pager.pending().is_none());
+        assert!(page(memory, 600) == filled(7) && page(memory, 800) == ZEROS);
+    }
+
+    #[test]
+    fn a_damaged_chunk_is_found_when_it_is_touched() {
+        let mut delta = delta();
+        *delta.last_mut().expect("not empty") ^= 1;
+        let late = late(&delta);
+        let memory = late.memory;
+        let pager = Pager::open().expect("/dev/userfaultfd");
+        pager.begin(late).expect("registered");
+        served(&pager, || _ = page(memory, 600)).expect("this one is whole");
+        let lost = served(&pager, || _ = page(memory, 898)).expect_err("damaged");
+        assert!(lost.to_string().contains("checksum"), "{lost}");
+    }
+
+    #[test]
+    fn late_chunks_over_page_tables_are_refused() {
+        let mut late = late(&delta());
+        late.family.tables.push((610 * PAGE_BYTES, PAGE_BYTES));
+        late.check().expect_err("page 610 is a table");
+    }
+}
