@@ -18,7 +18,7 @@ from torpor.store import InstanceRow, Store, StoreError
 
 TICK_S = 1.0
 TIMERS_S = 5.0
-"""Timers are looked at so often at least: the event loop's clock stands still while the host sleeps."""
+"""So often at least: the event loop's clock stands still while the host sleeps."""
 WAKES_AT_ONCE = 16
 WAKE_AGAIN_MS = 10_000
 CHECKPOINTS_AT_ONCE = 2
