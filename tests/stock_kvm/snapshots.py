@@ -31,15 +31,22 @@ async def swap(template: Template) -> None:
     chance = random.Random(1)
     deltas: dict[str, tuple[int, bytes | None, int]] = {}
     uuids = [secrets.token_hex(16) for _ in range(3)]
-    async with vm_process(DIRECTORY) as process:
-        vm = await Sibling.prepare(process, template)
-        for turn in range(7):
-            uuid = uuids[turn % 3]
-            generation, delta, areas = deltas.get(uuid, (0, None, 0))
-            await vm.wake(uuid, generation, delta)
-            await check(vm, areas)
-            areas = int(await vm.peer.ask(f"churn {chance.randrange(1 << 30)}"))
-            deltas[uuid] = (generation + 1, await vm.sleep(generation + 1), areas)
+    turn = 0
+    while turn < 7:
+        async with vm_process(DIRECTORY) as process:
+            vm = await Sibling.prepare(process, template)
+            is_usable = True
+            while turn < 7 and is_usable:
+                uuid = uuids[turn % 3]
+                turn += 1
+                generation, delta, areas = deltas.get(uuid, (0, None, 0))
+                await vm.wake(uuid, generation, delta)
+                await check(vm, areas)
+                areas = int(await vm.peer.ask(f"churn {chance.randrange(1 << 30)}"))
+                stored = await process.standby(generation + 1, within_s=60)
+                deltas[uuid] = (generation + 1, read_descriptor(stored.descriptor), areas)
+                # Not where the state has become large.
+                is_usable = await process.reset()
     for uuid, (generation, delta, areas) in deltas.items():
         async with vm_process(DIRECTORY) as process:
             vm = await Sibling.prepare(process, template, never_run=True)
@@ -55,7 +62,7 @@ async def check(vm: Sibling, areas: int) -> None:
 
 async def late(template: Template) -> None:
     """The pages of a large state arrive when they are touched, also where the vCPU never ran."""
-    uuid, noise_bytes = secrets.token_hex(16), 12 << 20
+    uuid, noise_bytes = secrets.token_hex(16), 24 << 20
     async with vm_process(DIRECTORY) as process:
         vm = await Sibling.prepare(process, template)
         await vm.wake(uuid, 0)
