@@ -55,8 +55,8 @@ def test_it_takes_no_more_than_it_may(proxy: Proxy, torpord: Torpord) -> None:
 def test_what_it_may_take_can_change(proxy: Proxy, torpord: Torpord) -> None:
     torpord.on["wake"] = stopped
     group = torpord.group([HOST])
-    instance = torpord.attach(Guest(echo), group)
-    which = {"instance": instance, "generation": 0}
+    guest = Guest(echo)
+    which = {"instance": torpord.attach(guest, group), "generation": guest.generation}
     assert get(proxy.address, HOST).status == 200
     torpord.ask("allow", **which, requests_max=2)
     assert get(proxy.address, HOST).status == 200
