@@ -73,7 +73,10 @@ class FakeVm:
             self._content(), self.template_base, next_deadline_ns=self.host.next_deadline_ns
         )
 
-    async def checkpoint(self, generation: int, *, within_s: float) -> Saved:  # noqa: ARG002
+    async def has_changed(self, generation: int) -> bool:  # noqa: ARG002
+        return True
+
+    async def checkpoint(self, generation: int, *, busy: bool, within_s: float) -> Saved:  # noqa: ARG002
         await asyncio.sleep(0)
         return Saved(self._content(), self.template_base)
 

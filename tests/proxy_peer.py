@@ -52,6 +52,8 @@ class ProxyPeer:
         self._tasks: list[asyncio.Task[None]] = []
         self.links: dict[tuple[str, int], PeerLink] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.usage: dict[str, dict[str, Any]] = {}
+        """What went over an instance's link, and whether it is quiet."""
         self.told: list[dict[str, Any]] = []
         self.connected = asyncio.Event()
         self.drain_may_end: asyncio.Event | None = None
@@ -88,22 +90,34 @@ class ProxyPeer:
         answer = await self.ask("idle", instance=link.instance, generation=link.generation)
         return bool(answer["parked"])
 
+    def tell(self, name: str, link: PeerLink, **fields: Any) -> None:
+        """A notice about a link."""
+        which = {"instance": link.instance, "generation": link.generation}
+        self.usage[link.instance] = fields
+        self._send({"tell": {name: which | fields}})
+
+    async def until_asked(self, name: str) -> None:
+        """Waits until torpord has asked for something."""
+        while all(asked != name for asked, _ in self.asked):  # noqa: ASYNC110 -- tests only
+            await asyncio.sleep(0.01)
+
     def forget_everything(self) -> None:
         """As a proxy that was started anew: no connection, no links."""
         for link in list(self.links.values()):
             asyncio.get_running_loop().remove_reader(link.end)
             link.end.close()
         self.links.clear()
-        self._hang_up()
+        self.hang_up()
 
     def send_raw(self, datagram: bytes) -> None:
         """Whatever it is; nothing hangs up."""
         if not datagram:
-            self._hang_up()
+            self.hang_up()
         elif self._connection is not None:
             self._connection.send(datagram)
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
+        """The connection is lost; the links are kept."""
         self.connected.clear()
         if self._connection is not None:
             self._connection.shutdown(socket.SHUT_RDWR)
@@ -164,7 +178,9 @@ class ProxyPeer:
     def _carry_out(self, name: str, fields: dict[str, Any], descriptors: Any) -> dict[str, Any]:
         if name == "hello":
             self.connected.set()
-            links = [{"instance": i, "generation": g} for i, g in self.links]
+            links = [
+                {"instance": i, "generation": g, **self.usage.get(i, {})} for i, g in self.links
+            ]
             return {"version": "test", "pid": os.getpid(), "links": links}
         if name == "attach":
             (descriptor,) = descriptors
@@ -177,8 +193,8 @@ class ProxyPeer:
                 former.end.close()
             self.links[link.instance, link.generation] = link
             asyncio.get_running_loop().add_reader(end, self._frames, link)
-        if name == "park":
-            return {"in_flight": 0}
+        if name in ("park", "drain"):
+            return {"in_flight": 0} | self.usage.get(fields["instance"], {})
         return {}
 
     def _frames(self, link: PeerLink) -> None:

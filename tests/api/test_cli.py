@@ -59,6 +59,44 @@ async def test_a_session(server: Service, data_dir: Path) -> None:
     assert removed == "a removed\nb removed\n"
 
 
+async def test_several_at_once_and_what_a_shell_completes(server: Service, data_dir: Path) -> None:
+    assert server
+    made = json.loads(
+        await torpor(data_dir, "instance", "create", "web", "-n", "one", "--start", "-o", "json")
+    )
+    prefix = made[0]["uuid"][:12]
+    await torpor(data_dir, "instance", "create", "web", "-n", "other", "-M", "64", "--start")
+    await torpor(data_dir, "instance", "wait", prefix, "other")
+    for command, format_ in (("get", "yaml"), ("history", "table"), ("top", "json")):
+        shown = await torpor(data_dir, "instance", command, prefix, "other", "-o", format_)
+        assert "one" in shown
+        assert "other" in shown
+    logs = await torpor(data_dir, "instance", "logs", prefix, "other")
+    assert sorted(logs.splitlines()) == [
+        f"{prefix}: life 1 of one", "other: life 1 of other"
+    ]  # fmt: skip
+    assert await torpor(data_dir, "instance", "logs", "other") == "life 1 of other\n"
+    moved = await torpor(data_dir, "instance", "suspend", prefix, "other")
+    assert moved == "one running -> standby\nother running -> standby\n"
+
+    async def completed(*words: str) -> list[str]:
+        environment = {
+            "_TORPOR_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(["torpor", "--data", str(data_dir), *words]),
+            "COMP_CWORD": str(len(words) + 2),
+        }
+        return [
+            line.partition(",")[2] for line in (await torpor(data_dir, env=environment)).split()
+        ]
+
+    assert "suspend" in await completed("instance", "sus")
+    assert await completed("instance", "stop", "o") == ["one", "other"]
+    assert await completed("instance", "stop", "one", "ot") == ["other"]
+    assert await completed("instance", "create", "we") == ["web:latest"]
+    await torpor(data_dir, "service", "create", "api", "-p", "443:8080")
+    assert await completed("service", "rm", "a") == ["api"]
+
+
 async def test_what_is_our_own_of_a_service(data_dir: Path, http: httpx.AsyncClient) -> None:
     ports = ("-p", "8443:443/passthrough", "-p", "80:8080", "-p", "6379/tcp", "-p", "5432/tls")
     flags = ("--wake-on-timer", "--retry-idempotent")

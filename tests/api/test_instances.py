@@ -253,3 +253,46 @@ async def test_audit(sdk: Any) -> None:
     await sdk.instances.create(name="web", image="web", autostart=True, timeout_s=30)
     await asyncio.wait_for(following, 30)
     assert seen == [("stopped", "starting"), ("starting", "running")]
+
+
+async def test_what_has_no_effect_is_said(http: Any) -> None:
+    async def warnings(method: str, path: str, body: Any) -> list[str]:
+        answer = (await http.request(method, path, json=body)).json()
+        assert answer["status"] == "success", answer
+        return [each["message"] for each in answer.get("warnings", [])]
+
+    two = [{"name": name, "image": "web", "sched_priority": "high"} for name in ("a", "b")]
+    (warning,) = await warnings("POST", "/v1/instances", two)
+    assert "sched_priority" in warning
+    usual = {"name": "c", "image": "web", "sched_priority": "normal"}
+    assert await warnings("POST", "/v1/instances", usual) == []
+    change = {"name": "c", "prop": "sched_priority", "op": "set", "value": "medium"}
+    assert await warnings("PATCH", "/v1/instances", change) == [warning]
+    start = {"name": "c", "wait_timeout_ms": 10_000}
+    (deprecated,) = await warnings("PUT", "/v1/instances/start", start)
+    assert "timeout_s" in deprecated
+
+
+async def test_warnings_reach_users_of_the_sdk(sdk: Any) -> None:
+    with pytest.warns(UserWarning, match="sched_priority"):
+        await sdk.instances.create(name="web", image="web", sched_priority="high")
+
+
+async def test_wakes_are_counted_by_how_long_they_took(sdk: Any, http: Any) -> None:
+    made = await sdk.instances.create(name="web", image="web", autostart=True)
+    handle = sdk.instances.get(name="web")
+    for _ in range(3):
+        await handle.wait(state="running", timeout_seconds=30)
+        await handle.suspend()
+        await handle.start()
+    path = f"/v1/instances/{made.uuid}/metrics"
+    answer = (await http.get(path, headers={"Accept": "application/json"})).json()
+    (metrics,) = answer["data"]["instances"]
+    buckets = metrics["wakeup_latency"]
+    assert [each.get("bucket_ms") for each in buckets] == [*(1 << n for n in range(13)), None]
+    assert sum(each["count"] for each in buckets) == 3
+    assert metrics["ntotal"] == 0
+    text = (await http.get(path)).text
+    labels = f'instance_uuid="{made.uuid}"'
+    assert f'instance_wakeup_latency_bucket{{{labels},le="+Inf"}} 3\n' in text
+    assert f"instance_wakeup_latency_count{{{labels}}} 3\n" in text

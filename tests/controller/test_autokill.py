@@ -107,12 +107,15 @@ async def test_a_service_group_goes_when_it_was_empty_for_so_long(
         made = await groups.create(owner.id, planned)
         return made.id
 
-    empty, used, kept = await group("a", SOON), await group("b", SOON), await group("c", None)
+    empty, used, kept = await group("a", SOON), await group("b", None), await group("c", None)
     row = await running(controller, owner, "member")
     member = store.instances.by_id(row.id)
     assert member is not None
     (attached,) = await store.instances.update([replace(member, service_id=used)])
     assert isinstance(attached, InstanceRow)
+    unlimited = store.services.by_id(used)
+    assert unlimited is not None
+    await groups.update(unlimited, "autokill", "set", {"time_ms": SOON.time_ms})
     await groups.kill_unused(10)
     assert store.services.by_id(empty) is None
     assert store.services.by_id(used) is not None
@@ -131,7 +134,8 @@ async def test_a_service_group_goes_when_it_was_empty_for_so_long(
     [
         (Autokill(time_ms=-1), "time_ms"),
         (Autokill(time_ms=1 << 62), "time_ms"),
-        (Autokill(num_requests=3), "num_requests.*not supported yet"),
+        (Autokill(num_requests=-1), "num_requests"),
+        (Autokill(num_requests=1 << 62), "num_requests"),
     ],
 )
 async def test_what_cannot_be_is_refused(

@@ -1,15 +1,17 @@
 """One instance takes another one's place: name, service group and services, all or nothing."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from tests.controller.conftest import running
+from tests.controller.conftest import FAST, running
 from tests.fake_vm import FakeHost
 from tests.proxy_peer import ProxyPeer, Refused
 from torpor.controller import Controller, ItemError
 from torpor.controller.model import Service, service_of
-from torpor.store import ConflictError, InstanceRow, Owner
+from torpor.controller.vm import Found
+from torpor.store import ConflictError, InstanceRow, Owner, Store
 
 pytestmark = pytest.mark.anyio
 OTHER_PORT = [Service(port=80, destination_port=9000)]
@@ -103,3 +105,45 @@ async def test_nobody_is_woken_there_meanwhile(
     may_go_on.set()
     await replacing
     assert (await peer.wake(host="web.localhost", port=80)).instance == new.uuid
+
+
+@pytest.mark.parametrize("state", ["running", "lost", "standby"])
+async def test_a_torpord_that_is_killed_behind_the_change_leaves_nothing(
+    store: Store, owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    first_host, second_host = FakeHost(), FakeHost()
+    first = Controller(tmp_path, store, first_host, backoff=FAST)
+    await first.open()
+    former, new = await running(first, owner, "web"), await running(first, owner, "new")
+    if state == "standby":
+        await first.lifecycle.suspend(former, "api")
+    is_there, never = asyncio.Event(), asyncio.Event()
+
+    async def die(*_: object) -> None:
+        is_there.set()
+        await never.wait()
+
+    monkeypatch.setattr(first, "delete", die)
+    monkeypatch.setattr(first.groups, "release", die)
+    replacing = asyncio.create_task(first.replace(new, former))
+    await is_there.wait()
+    replacing.cancel()
+    left = [first_host.running[new.uuid]]
+    if state == "running":
+        left.append(first_host.running[former.uuid])
+    second_host.left_over = [Found(vm.instance, 0, vm, vm.template_base) for vm in left]
+    await first.close()
+    second = Controller(tmp_path, store, second_host, backoff=FAST)
+    await second.open()
+    assert await second.wait(former, "deleted", 60) == ("deleted", True)
+    found = store.instances.by_id(new.id)
+    assert found is not None
+    assert (found.name, found.service_id) == ("web", former.service_id)
+    assert new.service_id is not None
+    async with asyncio.timeout(60):
+        while store.services.by_id(new.service_id) is not None:  # noqa: ASYNC110 -- in the background
+            await asyncio.sleep(0.01)
+    assert former.service_id is not None
+    assert store.services.by_id(former.service_id) is not None
+    assert list(second_host.running) == [new.uuid]
+    await second.close()

@@ -1,5 +1,6 @@
 """Plain TCP: a port that one service has alone, whose connections wake and outlive sleep."""
 
+import socket
 import time
 from collections.abc import Iterator
 
@@ -103,6 +104,22 @@ def test_a_session_of_a_database_outlives_sleep(server: Server) -> None:
             session.query("insert into mine select count(*) from mine")
         server.wait_for("database", "standby")
         assert session.query("select count(*), max(n) from mine") == [[str(SLEEPS), "9"]]
+
+
+def test_a_port_that_another_program_has_is_refused(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = int(taken.getsockname()[1])
+        services = [{"port": port, "destination_port": 6379, "handlers": []}]
+        http = {"port": 80, "destination_port": 8080}
+        groups = [{"name": "taken", "services": services}, {"name": "free", "services": [http]}]
+        answer = server.api("/v1/services", groups, "POST")["service_groups"]
+        assert [one["status"] for one in answer] == ["error", "success"]
+        assert f"port {port} of the host is taken" in answer[0]["message"]
+        instance = {"name": "app", "image": "redis", "service_group": {"services": services}}
+        (refused,) = server.api("/v1/instances", instance, "POST")["instances"]
+        assert refused["status"] == "error"
+        assert f"port {port} of the host is taken" in refused["message"]
+    server.torpor("service", "create", "taken", "-p", f"{port}:6379/tcp")
 
 
 def test_a_port_belongs_to_one_service(server: Server) -> None:

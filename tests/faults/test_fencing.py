@@ -165,3 +165,29 @@ def test_torpord_is_killed_while_vms_run(tmp_path: Path) -> None:
         assert problems == [None] * VMS, f"seed {SEED}"
         for counter in counters:
             assert counter.doubt == 0, f"seed {SEED}: {counter.name} does not answer"
+
+
+def test_a_vm_process_cannot_pass_for_another(tmp_path: Path) -> None:
+    """One says that it is an instance which another is: that one goes on, the liar is killed."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    add_root(ImageStore(data), "python", "counter", ("python3", "-c", PROGRAM), ("8080",))
+    with Server(data) as server:
+        (counter,) = make(server, 1)
+        assert counter.ask(server) is None
+        uuid = server.api("/v1/instances?name=n0&details=true")["instances"][0]["uuid"]
+        path = data / "run" / "vm" / f"{'1f' * 8}.sock"
+        command = [sys.executable, "-m", "tests.faults.impostor", str(path), uuid, "0"]
+        liar = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert liar.stdout is not None
+        try:
+            assert liar.stdout.readline() == b"listening\n"
+            first = server.torpord()
+            os.kill(first, signal.SIGKILL)
+            server.wait_for_torpord(other_than=first)
+            assert liar.wait(60) == -signal.SIGKILL
+        finally:
+            liar.kill()
+            liar.wait()
+            liar.stdout.close()
+        assert (counter.ask(server), counter.last) == (None, 2)

@@ -50,6 +50,9 @@ class Model:
             self.unsure.add(name)
             body: Any = {"image": "web", "name": name, "tags": [f"t{number}"]}
             body["autostart"] = kind < 0.2
+            if number % 2:
+                services = [{"port": 443, "destination_port": 8080}]
+                body["service_group"] = {"services": services, "domains": [{"name": name}]}
             await self._send(http, "POST", "/v1/instances", body)
             self.tags[name] = f"t{number}"
         else:
@@ -136,6 +139,10 @@ def _found(data: Path) -> dict[str, tuple[str, ...]]:
     store = Store(data)
     try:
         owner = store.owners.all()[0]
+        for group in store.services.page(owner.id):
+            is_used = bool(store.instances.of_service(group.id, limit=1))
+            # Its last instance was deleted: it is removed behind that.
+            assert is_used or group.kill_ms is not None, f"{group.name} is left behind"
         return {row.name: row.tags for row in store.instances.page(owner.id, "instance", Page())}
     finally:
         store.close()

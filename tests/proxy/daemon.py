@@ -204,6 +204,7 @@ class Torpord:
         cooldown_ms: int = 3_600_000,
         notify_ms: int = 0,
         egress: dict[str, Any] | None = None,
+        requests_max: int | None = None,
     ) -> str:
         """Hands the guest's link over; returns the instance."""
         instance = instance or str(uuid.uuid4())
@@ -221,6 +222,7 @@ class Torpord:
                 "notify_ms": notify_ms,
             },
             egress=egress or {},
+            requests_max=requests_max,
         )
         guest.theirs.close()
         return instance

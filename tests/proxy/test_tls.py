@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,10 @@ def test_a_service_that_redirects(proxy: Proxy, torpord: Torpord) -> None:
     torpord.attach(Guest(echo), torpord.group([HOST], services=SERVICES))
     got = get(proxy.address, HOST, "/a?b=c")
     assert (got.status, got.fields["location"]) == (308, f"https://{HOST}/a?b=c")
+    # Where clients see another port than the proxy's own.
+    torpord.ask("hello", server=str(uuid.uuid4()), suffix="localhost", public_ports={"443": 9443})
+    got = get(proxy.address, HOST, "/a?b=c")
+    assert (got.status, got.fields["location"]) == (308, f"https://{HOST}:9443/a?b=c")
 
 
 def listening(torpord: Torpord) -> int:

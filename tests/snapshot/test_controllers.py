@@ -68,6 +68,7 @@ def test_a_vm_runs_on_without_a_controller(tmp_path: Path) -> None:
                 assert status.state == "running"
                 assert status.instance == Origin(uuid=uuid, generation=0)
                 assert status.stored_generation is None
+                assert not status.still
                 assert 1 << 20 < status.memory_bytes < 256 << 20
                 assert status.cpu_ns > before
                 before = status.cpu_ns
@@ -80,6 +81,12 @@ def test_a_vm_runs_on_without_a_controller(tmp_path: Path) -> None:
             process = await VMProcess.connect(str(launched.path))
             status = await process.query()
             assert (status.state, status.stored_generation) == ("running", 3)
+            assert status.still
+            assert await peer.ask("not still any more") == "not still any more"
+            assert not (await process.query()).still
+            stored = await process.checkpoint(3, within_s=60, busy=True)
+            os.close(stored.descriptor)
+            assert not (await process.query()).still, "it may have been doing something"
             stored = await process.standby(4, within_s=60)
             os.close(stored.descriptor)
             process.close()

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
+import apsw
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from torpor.store import (
     QuotaError,
     Store,
 )
+from torpor.store.schema import MIGRATIONS
 
 pytestmark = pytest.mark.anyio
 
@@ -159,3 +162,35 @@ def test_pages_are_what_a_plain_list_would_give(
             assert counted == sum(1 for row in rows if row.state == each)
 
     asyncio.run(run())
+
+
+async def test_groups_of_an_older_database_go_with_their_last_instance(tmp_path: Path) -> None:
+    connection = apsw.Connection(str(tmp_path / "torpor.db"))
+    for script in MIGRATIONS[:5]:
+        connection.execute(script)
+    connection.pragma("user_version", 5)
+    connection.execute("INSERT INTO owners VALUES(1, zeroblob(16), 'ada', x'7b7d')")
+    kept, gone = b'{"persistent":true,"services":[]}', b'{"services":[]}'
+    for number, document in enumerate((kept, gone, gone), 1):
+        uuid = bytes(15) + bytes([number])
+        connection.execute(
+            "INSERT INTO services(id, uuid, owner_id, name, created_ms, ports, document) "
+            "VALUES(?, ?, 1, ?, 1, 0, ?)",
+            (number, uuid, f"group{number}", document),
+        )
+        connection.execute(
+            "INSERT INTO instances(id, uuid, owner_id, kind, name, state, memory_mb, vcpus, "
+            "service_id, created_ms, tags, config, facts) "
+            "VALUES(?, ?, 1, 'instance', ?, 'stopped', 16, 1, ?, 1, '', ?, ?)",
+            (number, uuid, f"n{number}", number, b"{}", b"{}"),
+        )
+    connection.close()
+    store = Store(tmp_path)
+    first, second, third = store.instances.page(1, "instance", Page())
+    assert store.services.to_kill(1, 10) == []
+    assert await store.remove_instances([first, second]) == [None, None]
+    assert [group.name for group in store.services.to_kill(1, 10)] == ["group2"]
+    (moved,) = await store.instances.update([replace(third, service_id=1)])
+    assert isinstance(moved, InstanceRow)
+    assert [group.name for group in store.services.to_kill(1, 10)] == ["group2", "group3"]
+    store.close()

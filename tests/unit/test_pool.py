@@ -10,10 +10,8 @@ import pytest
 
 from torpor.store import Base
 from torpor.vmhost import pool as pools
-from torpor.vmhost.host import _superseded
 from torpor.vmhost.pool import Limits, Pool
 from torpor.vmhost.worker import Rest, Worker
-from torpor.vmprocess import Origin, Status
 
 pytestmark = pytest.mark.anyio
 BASE = Base(7, 1, b"", None, b"key", "image", b"", 1, "upper", 0, 0)
@@ -266,29 +264,3 @@ async def test_a_template_that_nobody_wakes_loses_its_processes(
     pool.done(BASE.id)
     pool.give(one)
     await until(lambda: cast("Any", one).killed and not pool.resting_of())
-
-
-async def test_a_process_that_waits_for_its_reset_is_told_from_its_instance() -> None:
-    def status(uuid: str, state: str, generation: int, stored: int | None) -> Status:
-        return Status(
-            state=state,
-            busy=False,
-            instance=Origin(uuid=uuid, generation=generation),
-            stored_generation=stored,
-            template=None,
-            warm_base=None,
-            seeded=False,
-            unlinked=False,
-            memory_bytes=0,
-            cpu_ns=0,
-        )
-
-    statuses = [
-        status("a", "stopped", 3, 4),  # committed: another process runs from there
-        status("a", "running", 4, None),
-        status("b", "stopped", 3, 4),  # not known to be committed
-        status("c", "running", 5, 6),  # goes on after a checkpoint
-        status("d", "stopped", 3, 5),  # newer than the one that runs, which must not be
-        status("d", "running", 4, None),
-    ]
-    assert _superseded(statuses) == [True, False, False, False, False, False]

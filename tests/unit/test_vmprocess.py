@@ -52,6 +52,7 @@ def test_replies_find_their_requests_whatever_the_order() -> None:
             "instance": None,
             "busy": False,
             "stored_generation": None,
+            "still": False,
             "template": None,
             "warm_base": None,
             "seeded": False,

@@ -1,7 +1,7 @@
 //! An instance that runs, or sleeps with connections open: its link, what is in flight on it, and when it may sleep.
 
 use crate::control::AskError;
-use crate::control::messages::{self, Attach, ScaleToZero, Sleep, Slept, Which};
+use crate::control::messages::{self, Attach, Known, ScaleToZero, Sleep, Slept, Usage, Which};
 use crate::http::upstream::Pool;
 use crate::limits::{IDLE_AGAIN, PARKED_MAX, UNUSED_TIME};
 use crate::link::{Link, Owner};
@@ -189,6 +189,7 @@ impl Instance {
         self.attached_at.set(Instant::now());
         self.pressed_at.set(None);
         self.used.set(false);
+        self.served.set(0);
         self.changed.notify_one();
         Ok(())
     }
@@ -242,10 +243,37 @@ impl Instance {
         self.requests() + self.connections()
     }
 
-    /// Requests and connections so far.
+    /// What went over its link since it was attached.
     #[must_use]
-    pub fn served(&self) -> u64 {
-        self.served.get()
+    pub fn usage(&self) -> Usage {
+        let traffic = self.link.traffic();
+        Usage { requests: self.served.get(), rx_bytes: traffic.rx_bytes, tx_bytes: traffic.tx_bytes }
+    }
+
+    /// What torpord is told of its link.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        let which = self.which();
+        let quiet = self.phase() != Phase::Running;
+        Known { instance: which.instance, generation: which.generation, quiet, usage: self.usage() }
+    }
+
+    /// It takes so many requests and connections, or any number.
+    pub fn allow(&self, requests_max: Option<u64>) {
+        self.settings.borrow_mut().requests_max = requests_max;
+        self.look_at_limit();
+    }
+
+    /// It takes nothing new once it has had what it is allowed, and torpord is told.
+    fn look_at_limit(&self) {
+        let used_up = self.settings.borrow().requests_max.is_some_and(|max| self.served.get() >= max);
+        if used_up
+            && self.phase.get() == Phase::Running
+            && let Some(proxy) = self.proxy.upgrade()
+        {
+            self.drain();
+            proxy.control.tell("used_up", &self.known());
+        }
     }
 
     /// When it was attached.
@@ -268,7 +296,9 @@ impl Instance {
         if kind != Kind::Waiter {
             self.served.set(self.served.get() + 1);
         }
-        self.hold(kind)
+        let busy = self.hold(kind);
+        self.look_at_limit();
+        busy
     }
 
     fn hold(self: &Rc<Self>, kind: Kind) -> Busy {
@@ -392,13 +422,13 @@ impl Instance {
         let Some(proxy) = self.proxy.upgrade() else { return };
         self.pressed_at.set(None);
         self.be_quiet();
-        let which = self.which();
+        let (which, known) = (self.which(), self.known());
         let slept: Slept = loop {
             proxy.control.present().await;
             if self.phase.get() != Phase::Quiet {
                 return;
             }
-            match proxy.control.ask("idle", &which).await {
+            match proxy.control.ask("idle", &known).await {
                 Ok(slept) => break slept,
                 // Asked again of the next torpord, which may have let it go on or detached it already.
                 Err(AskError::Lost) => {}

@@ -49,7 +49,7 @@ async def handle(
             answer = [failed(from_store(error))]
         if isinstance(answer, Response):
             return answer
-        return envelope(operation.key, answer, began)
+        return envelope(operation.key, answer, began, warnings=call.warnings)
     items = _items(operation, call)
     handler = operation.handler
     gate = asyncio.Semaphore(operation.parallel)
@@ -64,8 +64,10 @@ async def handle(
                 return failed(from_store(error), item)
 
     if len(items) == 1:
-        return envelope(operation.key, [await one(items[0])], began)
-    return envelope(operation.key, await asyncio.gather(*(one(item) for item in items)), began)
+        answers = [await one(items[0])]
+    else:
+        answers = await asyncio.gather(*(one(item) for item in items))
+    return envelope(operation.key, answers, began, warnings=call.warnings)
 
 
 def _refused(operation: Operation, began: int) -> Response:

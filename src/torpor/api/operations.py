@@ -42,6 +42,12 @@ class Call:
     path: dict[str, str]
     query: Any
     body: Any
+    warnings: dict[str, None] = field(default_factory=dict)
+    """What the client is told besides, each once."""
+
+    def warn(self, message: str) -> None:
+        """Something was done, though not as the client may think."""
+        self.warnings[message] = None
 
 
 Handler = Callable[..., Awaitable[Any]]

@@ -172,6 +172,14 @@ class LogAnswer(Item):
     state: State | None = None
 
 
+class LatencyBucket(Answer):
+    """How many wakes took at most so long, and longer than the bucket before."""
+
+    count: int
+    bucket_ms: int | None = None
+    """Absent for all that took longer than the last one."""
+
+
 class MetricsAnswer(Item):
     """What an instance uses; what cannot be measured is left out."""
 
@@ -186,7 +194,11 @@ class MetricsAnswer(Item):
     nreqs: int | None = None
     """Requests in flight."""
     ntotal: int | None = None
-    """Requests and connections since the proxy has known it; it forgets those that sleep."""
+    """Requests and connections that it was sent in all."""
+    wakeup_latency: list[LatencyBucket] | None = None
+    """From the wake's arrival at torpord until the VM runs."""
+    wakeup_latency_sum: int | None = None
+    """In ms."""
     start_count: int | None = None
     uptime_ms: int | None = None
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from torpor.cli.client import Server, report, run
+from torpor.cli.complete import image_names, instance_names, references_to
 from torpor.cli.output import confirm, output_option, say, show
 from torpor.errors import UsageError
 
@@ -25,7 +26,7 @@ COLUMNS = (
 PAGE = 100
 POLL_S = 0.5
 
-references = click.argument("references", nargs=-1, required=True, metavar="NAME|UUID...")
+references = references_to(instance_names)
 
 
 @click.group()
@@ -76,7 +77,7 @@ def get(data: str | None, references: tuple[str, ...], format_: str) -> None:
 
 
 @instance.command()
-@click.argument("image")
+@click.argument("image", shell_complete=image_names)
 @click.argument("args", nargs=-1)
 @click.option("-n", "--name")
 @click.option("-M", "--memory", "memory_mb", type=int, help="MiB (default 128).")
@@ -211,37 +212,52 @@ def wait(data: str | None, references: tuple[str, ...], state: str, timeout_s: i
 
 
 @instance.command()
-@click.argument("reference", metavar="NAME|UUID")
+@references
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @click.option("--tail", "tail_bytes", type=int, metavar="BYTES", help="The last BYTES only.")
 @click.pass_obj
-def logs(data: str | None, reference: str, follow: bool, tail_bytes: int | None) -> None:
-    """Print what an instance wrote to its console."""
+def logs(
+    data: str | None, references: tuple[str, ...], follow: bool, tail_bytes: int | None
+) -> int:
+    """Print what instances wrote to their consoles; of several, each line behind a name."""
 
-    async def work(server: Server) -> None:
+    async def one(server: Server, reference: str, prefix: bytes) -> bool:
         (named,) = await server.resolve("instance", [reference])
         item: dict[str, Any] = dict(named)
         if tail_bytes is not None:
             item["offset"] = -abs(tail_bytes)
+        rest = b""
         while True:
             answer = await server.sdk.api.platform.instances.get_instance_logs(body=[item])
             (log,) = answer.data.instances
             if log.status == "error":
-                say(f"torpor: {log.message}")
-                return
-            sys.stdout.buffer.write(base64.b64decode(log.output or ""))
+                say(f"torpor: {reference}: {log.message}")
+                return False
+            is_over = log.range.end == log.available.end and not follow
+            written = rest + base64.b64decode(log.output or "")
+            rest = b"" if is_over or not prefix else written[written.rfind(b"\n") + 1 :]
+            shown = written.removesuffix(rest) if rest else written
+            if prefix:
+                shown = b"".join(prefix + line + b"\n" for line in shown.splitlines())
+            sys.stdout.buffer.write(shown)
             sys.stdout.buffer.flush()
+            if is_over:
+                return True
             item = {**named, "offset": log.range.end}
             if log.range.end == log.available.end:
-                if not follow:
-                    return
                 await asyncio.sleep(POLL_S)
 
-    run(data, work)
+    async def work(server: Server) -> list[bool]:
+        prefixes = [f"{each}: ".encode() if len(references) > 1 else b"" for each in references]
+        return await asyncio.gather(
+            *(one(server, *each) for each in zip(references, prefixes, strict=True))
+        )
+
+    return 0 if all(run(data, work)) else 1
 
 
 @instance.command()
-@click.argument("references", nargs=-1, metavar="[NAME|UUID...]")
+@click.argument("references", nargs=-1, metavar="[NAME|UUID...]", shell_complete=instance_names)
 @output_option
 @click.pass_obj
 def top(data: str | None, references: tuple[str, ...], format_: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from torpor.cli.client import Server, report, run
-from torpor.cli.instance import references
+from torpor.cli.complete import references_to, service_names
 from torpor.cli.output import confirm, output_option, show
 from torpor.errors import UsageError
 
@@ -59,7 +59,7 @@ def list_command(data: str | None, format_: str) -> None:
 
 
 @service.command()
-@references
+@references_to(service_names)
 @output_option
 @click.pass_obj
 def get(data: str | None, references: tuple[str, ...], format_: str) -> None:
@@ -100,7 +100,7 @@ def create(
 
 
 @service.command()
-@references
+@references_to(service_names)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def rm(data: str | None, references: tuple[str, ...], yes: bool) -> int:

@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from torpor.cli.client import Server, report, run
-from torpor.cli.instance import COLUMNS, references
+from torpor.cli.complete import image_names, references_to, template_names
+from torpor.cli.instance import COLUMNS
 from torpor.cli.output import confirm, output_option, show
 
 
@@ -28,7 +29,7 @@ def list_command(data: str | None, format_: str) -> None:
 
 @template.command()
 @click.argument("name")
-@click.argument("image")
+@click.argument("image", shell_complete=image_names)
 @click.option("-M", "--memory", "memory_mb", type=int, default=128, show_default=True)
 @output_option
 @click.pass_obj
@@ -43,7 +44,7 @@ def create(data: str | None, name: str, image: str, memory_mb: int, format_: str
 
 
 @template.command()
-@references
+@references_to(template_names)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def rm(data: str | None, references: tuple[str, ...], yes: bool) -> int:

@@ -30,6 +30,7 @@ from torpor.controller.model import (
     encode,
     facts_of,
     kill_ms_of,
+    requests_left,
     with_documents,
 )
 from torpor.controller.quotas import Quotas
@@ -104,7 +105,6 @@ class Controller:
         self.router = Router(
             store, self.lifecycle, self.groups, self.links, self.console, self.events
         )
-        self.lifecycle.on_stopped = self._stopped
         host.begin(self.saved.read_base, self.templates.warm, store.bases.by_digest)
         self.upkeep = Upkeep(
             store,
@@ -225,16 +225,6 @@ class Controller:
             self._check_live_quota(owner, row)
         return await self.lifecycle.start(row, "api")
 
-    def _stopped(self, row: InstanceRow, config: Config) -> None:
-        """An instance has stopped for good: one that was to be deleted then is."""
-        if "delete-on-stop" in config.features:
-            self._keep(asyncio.create_task(self._delete_stopped(row)))
-
-    async def _delete_stopped(self, row: InstanceRow) -> None:
-        # It may have been deleted, or locked, meanwhile.
-        with contextlib.suppress(ItemError):
-            await self.delete(row, "system")
-
     def prepare(self, row: InstanceRow) -> None:
         """Has the next start of a configuration make its template. Raises ItemError."""
         self.templates.ask_for(self.machines.of(row, config_of(row.config)))
@@ -323,7 +313,10 @@ class Controller:
 
         async def write(old: InstanceRow, new: InstanceRow) -> tuple[InstanceRow, InstanceRow]:
             state: State = "stopped" if old.state == "standby" else old.state
-            old = replace(old, name=aside, service_id=None, state=state)
+            facts = replace(facts_of(old.facts), stopped_ms=now_ms())
+            # Should torpord be killed before it has deleted it, the next one does.
+            config = replace(config_of(old.config), autokill=Autokill(time_ms=1))
+            old = replace(with_documents(old, config, facts, state), name=aside, service_id=None)
             new = replace(new, name=former.name, service_id=group_id)
 
             async def all_at_once(
@@ -349,7 +342,11 @@ class Controller:
             await self.groups.release(row.service_id)
         if generation is not None:
             await self.links.drain(former.uuid, generation, REPLACE_DRAIN_MS)
-        await self.delete(replace(former, name=aside))
+        try:
+            await self.delete(replace(former, name=aside))
+        except ItemError as error:
+            if error.code is not Code.NOT_FOUND:  # it has stopped, and was deleted, by itself
+                raise
 
     async def update(self, row: InstanceRow, prop: str, op: str, value: Any) -> None:
         """Changes one property, now or, if the instance runs, when it stops. Raises ItemError."""
@@ -358,6 +355,8 @@ class Controller:
             if prop == "tags":
                 return replace(row, tags=_tags(row.tags, op, value))
             changed = change(config, prop, op, value)
+            if prop == "autokill" and row.kind != "instance":
+                check_autokill(changed.autokill)
             if prop == "image" and changed.image:
                 digest = self.machines.resolve(changed.image).digest
                 changed = replace(changed, image_digest=digest)
@@ -369,6 +368,9 @@ class Controller:
             return with_documents(row, changed, facts, row.state)
 
         await self.lifecycle.edit(row, apply)
+        live = self.lifecycle.lives.get(row.id)
+        if live is not None and prop in AT_ONCE:
+            self.links.allow(row.uuid, live.link_generation, requests_left(live.config, live.facts))
 
     # Templates and checkpoints ------------------------------------------------------------------
 

@@ -323,7 +323,7 @@ def _configured(config: Config, request: CreateInstance) -> Config:
         if on or (request.restart_policy or "never") != "never":
             raise invalid("features", "delete-on-stop needs restart never and no scale_to_zero")
         changes["features"] = tuple(request.features)
-    check_autokill(request.autokill)
+    check_autokill(request.autokill, takes_requests=True)
     if request.timeout_s and not request.autostart:
         raise invalid("timeout_s", "needs 'autostart'")
     for field in (

@@ -99,6 +99,7 @@ class ServiceGroups:
             encode(config),
             claims,
             _kill_ms(config),
+            ephemeral=not persistent,
         )
 
     async def created(self, rows: Sequence[ServiceRow]) -> None:

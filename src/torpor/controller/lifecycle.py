@@ -25,7 +25,7 @@ from torpor.controller.console import Console
 from torpor.controller.errors import BusyError, Code, ItemError, from_store
 from torpor.controller.events import Events, Origin, now_ms
 from torpor.controller.groups import ServiceGroups
-from torpor.controller.links import Links, Why
+from torpor.controller.links import NO_TRAFFIC, Links, Why
 from torpor.controller.live import Live, facts_of_end
 from torpor.controller.live_set import LiveSet
 from torpor.controller.machines import Machines
@@ -39,6 +39,7 @@ from torpor.controller.model import (
     Facts,
     config_of,
     facts_of,
+    requests_left,
     with_documents,
 )
 from torpor.controller.restart import Backoff, wants_restart
@@ -46,11 +47,13 @@ from torpor.controller.saved import SavedStates
 from torpor.controller.starting import READY_S, STANDBY_S, Listener, Starter
 from torpor.controller.templates import Templates
 from torpor.controller.updates import apply_pending
-from torpor.controller.vm import Exit, Found, Saved, VmHost
+from torpor.controller.vm import Exit, Found, Saved, VmHost, VmProcess
 from torpor.store import ConflictError, InstanceRow, NoSpaceError, State, Store, StoreError
 from torpor.tasks import Tasks
 
 STOP_TIMEOUT_S = 10.0
+STOP_DRAIN_MAX_MS = 3_600_000
+"""How long what is in flight may take at most."""
 STOPPING: tuple[State, ...] = ("draining", "stopping")
 """What a row says of an instance that somebody has asked to stop."""
 SETTLE_S = 2.0
@@ -107,8 +110,6 @@ class Lifecycle:
         self._console = console
         self._backoff = backoff
         self._timer_interval_ms = int(timer_interval_s * 1000)
-        self.on_stopped: Callable[[InstanceRow, Config], None] = lambda _row, _config: None
-        """Called when an instance has stopped for good."""
         self.on_timer: Callable[[], None] = lambda: None
         """Called when an instance was put down that is to be woken for a timer of its own."""
 
@@ -198,6 +199,24 @@ class Lifecycle:
         if live.vm is not None:
             self._tasks.start(live.vm.stop(force=force, timeout_s=timeout_s))
 
+    async def used_up(self, row: InstanceRow) -> None:
+        """Stops an instance that takes no more requests, when those in flight are over.
+
+        It is deleted behind that. If it may have more after all, the proxy is told so.
+        """
+        live = self._lives.get(row.id)
+        if live is None:
+            return
+        if requests_left(live.config, live.counted()) != 0:
+            self._links.allow(
+                row.uuid, live.link_generation, requests_left(live.config, live.facts)
+            )
+            self._links.go_on(row.uuid, live.link_generation)
+            return
+        with contextlib.suppress(TimeoutError):  # it may not be known yet that it runs
+            await asyncio.wait_for(live.settled.wait(), READY_S + STANDBY_S)
+        await self.stop(live.row, force=False, drain_ms=STOP_DRAIN_MAX_MS)
+
     async def suspend(
         self, row: InstanceRow, origin: Origin, *, drain_ms: int = 0
     ) -> tuple[State, State]:
@@ -241,6 +260,9 @@ class Lifecycle:
             serving = self._serving(former)
             if serving is not None:
                 await self._links.drain(former.uuid, serving.link_generation, 0)
+            if old is not None and old.vm is not None:
+                # Written down as for a stop: the next torpord goes on with that.
+                rows[0] = msgspec.structs.replace(rows[0], state="draining")
             try:
                 written = await write(rows[0], rows[1])
             except BaseException:
@@ -250,6 +272,7 @@ class Lifecycle:
             for live, row in zip((old, young), written, strict=True):
                 if live is not None:
                     self._lives.move(live, row)
+                    live.config, live.facts = config_of(row.config), facts_of(row.facts)
             if young is not None and young.vm is not None and young.row.service_id is not None:
                 young.group = self._groups.announce(young.row.service_id, anew=True)
                 if young.group is not None:
@@ -302,7 +325,7 @@ class Lifecycle:
             raise BusyError("a request came meanwhile")
         config, updates = apply_pending(live.config, live.facts.updates)
         facts = msgspec.structs.replace(
-            live.facts, stop_reason=SCALED_TO_ZERO, stopped_ms=now_ms(), updates=updates
+            live.counted(), stop_reason=SCALED_TO_ZERO, stopped_ms=now_ms(), updates=updates
         )
         wanted = with_documents(row, config, facts, "standby")
         wake_ms = self._timer_of(live, saved)
@@ -333,9 +356,11 @@ class Lifecycle:
 
     async def _put_away(self, live: Live) -> None:
         """Standby of an instance without a state of its own: it begins anew at the next wake."""
-        facts = msgspec.structs.replace(live.facts, stop_reason=SCALED_TO_ZERO, stopped_ms=now_ms())
+        facts = msgspec.structs.replace(
+            live.counted(), stop_reason=SCALED_TO_ZERO, stopped_ms=now_ms()
+        )
         wanted = with_documents(live.row, live.config, facts, "standby")
-        if live.row.state != "standby":
+        if live.row.state != "standby" or live.traffic.requests:
             live.row = await self._lives.write(wanted, live.row)
         await self._leave_standby(live, "scale-to-zero")
 
@@ -355,13 +380,23 @@ class Lifecycle:
             if live.vm is None:
                 return False
             row = live.row
-            saved = await live.vm.checkpoint(row.generation + 1, within_s=STANDBY_S)
+            if not await live.vm.has_changed(row.generation):
+                live.saved_s = _loop_s()
+                return False
+            saved = await self._checkpointed(live.vm, row.generation + 1)
             try:
                 live.row = await self._saved.commit(row, saved, image=live.config.image_digest)
             except StoreError as error:
                 raise from_store(error, uuid=row.uuid, name=row.name) from error
             live.saved_s = _loop_s()
             return True
+
+    async def _checkpointed(self, vm: VmProcess, generation: int) -> Saved:
+        """Its state; of one that is silent at its idle point, so that it is known not to change."""
+        try:
+            return await vm.checkpoint(generation, busy=False, within_s=IDLE_S)
+        except BusyError:
+            return await vm.checkpoint(generation, busy=True, within_s=STANDBY_S)
 
     async def state_content(self, row: InstanceRow) -> tuple[Saved, str] | None:
         """The memory of an instance now, and as what it was stored; None if it has none."""
@@ -373,7 +408,7 @@ class Lifecycle:
                         Code.WRONG_STATE, f"Cannot branch from VM in state '{live.state}'"
                     )
                 generation = live.row.generation + 1
-                saved = await live.vm.checkpoint(generation, within_s=STANDBY_S)
+                saved = await live.vm.checkpoint(generation, busy=True, within_s=STANDBY_S)
                 return saved, f"{row.uuid}/{generation}"
             row = self._lives.current(row)
             if row.state != "standby" or self._store.snapshots.find(row.id) is None:
@@ -569,6 +604,7 @@ class Lifecycle:
                 await self._lost(live)
                 return
             live.facts = facts_of_end(live, result)
+            live.traffic = NO_TRAFFIC
             live.config, updates = apply_pending(live.config, live.facts.updates)
             live.facts = msgspec.structs.replace(live.facts, updates=updates)
             live.woken = False
@@ -582,7 +618,6 @@ class Lifecycle:
                 return
             self._lives.set(live, "stopped", "api" if asked_for else "guest")
             self._lives.forget(live)
-            self.on_stopped(live.row, live.config)
 
     async def _lost(self, live: Live, *, starts_anew: bool = False) -> None:
         """The VM process is gone without a word: back to the last committed state, if any.
@@ -592,8 +627,9 @@ class Lifecycle:
         live.vm = None
         committed = self._store.snapshots.find(live.row.id) is not None
         live.facts = msgspec.structs.replace(
-            live.facts, stop_reason=LOST, stop_code=None, exit_code=None, stopped_ms=now_ms()
+            live.counted(), stop_reason=LOST, stop_code=None, exit_code=None, stopped_ms=now_ms()
         )
+        live.traffic = NO_TRAFFIC
         await self._lives.write_eventually(live, "standby" if committed else "stopped")
         self._lives.set(live, live.row.state, "system")
         self._lives.forget(live)

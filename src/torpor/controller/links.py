@@ -29,6 +29,19 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 PUBLIC = Egress()
 
 
+class Traffic(msgspec.Struct, frozen=True):
+    """What went over a link since it was attached."""
+
+    requests: int = 0
+    """Requests and connections of clients."""
+    rx_bytes: int = 0
+    """From the guest."""
+    tx_bytes: int = 0
+
+
+NO_TRAFFIC = Traffic()
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """What the proxy is told of a VM that runs."""
@@ -41,6 +54,8 @@ class Attachment:
     resumed: bool
     """It goes on where it was put down, with the connections that it had."""
     policy: ScaleToZero
+    requests_max: int | None
+    """How many requests and connections it takes; None for any number."""
 
 
 class Links(Protocol):
@@ -57,6 +72,9 @@ class Links(Protocol):
 
     def join(self, instance: str, generation: int, group: str) -> None:
         """The instance belongs to another group, of which the proxy was told."""
+
+    def allow(self, instance: str, generation: int, requests_max: int | None) -> None:
+        """It takes so many requests and connections on this link, or any number."""
 
     def detach(self, instance: str, generation: int, why: Why, *, parked: bool) -> None:
         """The VM is gone; with `parked` its connections wait for the next attach."""
@@ -110,6 +128,9 @@ class NoLinks:
         far.close()
 
     def join(self, instance: str, generation: int, group: str) -> None:  # noqa: ARG002
+        return
+
+    def allow(self, instance: str, generation: int, requests_max: int | None) -> None:  # noqa: ARG002
         return
 
     def detach(self, instance: str, generation: int, why: Why, *, parked: bool) -> None:  # noqa: ARG002

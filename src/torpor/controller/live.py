@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from torpor.controller.events import now_ms
+from torpor.controller.links import NO_TRAFFIC, Traffic
 from torpor.controller.model import (
     APPLICATION_EXIT,
     CRASH,
@@ -69,6 +70,8 @@ class Live:
     link_generation: int = 0
     """The generation that its link at the proxy belongs to."""
     group: str | None = None
+    traffic: Traffic = NO_TRAFFIC
+    """What went over its link, as the proxy said last."""
     base: Base | None = None
     """The template that its VM began with, kept while it runs."""
     beginning: Beginning = Beginning()  # noqa: RUF009 -- immutable
@@ -86,6 +89,21 @@ class Live:
         """When it goes to standby by itself."""
         return self.config.scale_to_zero or DEFAULT_POLICY
 
+    def counted(self) -> Facts:
+        """What is recorded of it, with what went over its link."""
+        return counted(self.facts, self.traffic)
+
+
+def counted(facts: Facts, traffic: Traffic) -> Facts:
+    """The same with what went over a link since."""
+    return msgspec.structs.replace(
+        facts,
+        requests=facts.requests + traffic.requests,
+        # The proxy counts from its own side.
+        rx_bytes=facts.rx_bytes + traffic.tx_bytes,
+        tx_bytes=facts.tx_bytes + traffic.rx_bytes,
+    )
+
 
 def facts_of_end(live: Live, result: Exit) -> Facts:
     """What is recorded when a VM has ended."""
@@ -98,5 +116,5 @@ def facts_of_end(live: Live, result: Exit) -> Facts:
     code = OUT_OF_MEMORY if result.kind == "out-of-memory" else None
     status = result.status if own_exit else (128 + result.status if result.status else None)
     return msgspec.structs.replace(
-        live.facts, stop_reason=reason, stop_code=code, exit_code=status, stopped_ms=now_ms()
+        live.counted(), stop_reason=reason, stop_code=code, exit_code=status, stopped_ms=now_ms()
     )

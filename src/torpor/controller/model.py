@@ -3,6 +3,7 @@
 Both are JSON documents in the store. A member that has its default is not written.
 """
 
+from bisect import bisect_left
 from enum import IntFlag
 from typing import Any, Literal
 
@@ -115,6 +116,17 @@ class Facts(Model, frozen=True):
     updates: tuple[PendingUpdate, ...] = ()
     used_ms: int = 0
     """When a template or checkpoint was last cloned."""
+    requests: int = 0
+    """Requests and connections that it was sent until it stopped or slept last."""
+    rx_bytes: int = 0
+    """That its guest was sent so far."""
+    tx_bytes: int = 0
+    wakeups: tuple[int, ...] = ()
+    """How many took at most 1, 2, 4 ... ms (WAKEUP_BUCKETS_MS), and more; zeros at the end are left
+    out.
+    """
+    wakeups_us: int = 0
+    """All of them together."""
 
 
 class ServiceConfig(Model, frozen=True):
@@ -149,6 +161,7 @@ LOST = 5
 NO_IMAGE = (4, 1)
 """Stop reason and code of an instance whose image is not there."""
 OUT_OF_MEMORY = 0x000C7F04
+WAKEUP_BUCKETS_MS = tuple(1 << power for power in range(13))
 
 _config = msgspec.json.Decoder(Config)
 _facts = msgspec.json.Decoder(Facts)
@@ -177,14 +190,37 @@ def with_documents(row: InstanceRow, config: Config, facts: Facts, state: State)
 def kill_ms_of(config: Config, facts: Facts, state: State) -> int | None:
     """When something is deleted by itself.
 
-    An instance after its stop, templates and checkpoints after they were used last.
+    An instance after its stop, or when it has had as many requests as it may; templates and
+    checkpoints after they were used last.
     """
-    if config.autokill is None or not config.autokill.time_ms or config.delete_lock:
-        return None
     since_ms = facts.used_ms if state in ("template", "checkpoint") else 0
     if state == "stopped":
         since_ms = facts.stopped_ms
-    return since_ms + config.autokill.time_ms if since_ms else None
+    if state in ("stopped", "standby") and requests_left(config, facts) == 0:
+        return facts.stopped_ms
+    if not since_ms or config.delete_lock:
+        return None
+    if state == "stopped" and "delete-on-stop" in config.features:
+        return since_ms
+    return (
+        since_ms + config.autokill.time_ms if config.autokill and config.autokill.time_ms else None
+    )
+
+
+def requests_left(config: Config, facts: Facts) -> int | None:
+    """How many requests and connections an instance takes yet, if not any number."""
+    if config.autokill is None or not config.autokill.num_requests or config.delete_lock:
+        return None
+    return max(config.autokill.num_requests - facts.requests, 0)
+
+
+def woken(facts: Facts, took_s: float) -> Facts:
+    """What is recorded when an instance was woken."""
+    bucket = bisect_left(WAKEUP_BUCKETS_MS, took_s * 1000)
+    counts = [*facts.wakeups, *[0] * (bucket + 1 - len(facts.wakeups))]
+    counts[bucket] += 1
+    took_us = int(took_s * 1_000_000)
+    return replace(facts, wakeups=tuple(counts), wakeups_us=facts.wakeups_us + took_us)
 
 
 def facts_of(document: bytes) -> Facts:

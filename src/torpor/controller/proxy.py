@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from torpor.controller.errors import Code, ItemError
-from torpor.controller.links import PUBLIC, Attachment, Egress, Why, socket_pair
+from torpor.controller.links import PUBLIC, Attachment, Egress, Traffic, Why, socket_pair
 from torpor.envelope import HEADER_BYTES, Envelope
 from torpor.tasks import Tasks
 
@@ -47,6 +47,14 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: int
     quiet: bool = False
     """The proxy sends nothing on it: it is parked, or was asked to be."""
+    requests: int = 0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went over it."""
+        return Traffic(self.requests, self.rx_bytes, self.tx_bytes)
 
 
 class _Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +71,7 @@ class _Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: _Output | None = None
     link_lost: Link | None = None
+    used_up: Link | None = None
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -109,6 +118,12 @@ class Handler(Protocol):
 
     def output(self, instance: str, data: bytes) -> None:
         """Bytes of a VM's console."""
+
+    def noted(self, link: Link) -> None:
+        """So much has gone over a link."""
+
+    async def used_up(self, link: Link) -> None:
+        """A VM has had as many requests as it may, and gets no more."""
 
     async def connected(self, links: list[Link]) -> None:
         """There is a proxy now, and these are the links that it has."""
@@ -223,6 +238,8 @@ class ProxyClient:
             if message.tell.output is not None:
                 its = message.tell.output
                 self._handler.output(its.instance, its.data)
+            elif message.tell.used_up is not None:
+                self._tasks.start(self._handler.used_up(message.tell.used_up))
         elif message.ask is not None:
             if message.ask.wake is not None:
                 self._tasks.start(self._answer_wake(message.id, message.ask.wake))
@@ -384,6 +401,7 @@ class ProxyClient:
                         "notify_ms": policy.notify_time_ms,
                     },
                     "egress": self._egress,
+                    "requests_max": what.requests_max,
                 },
                 [far.fileno()],
             )
@@ -391,6 +409,11 @@ class ProxyClient:
     def join(self, instance: str, generation: int, group: str) -> None:
         """See Links."""
         self.post("join", {"instance": instance, "generation": generation, "group": group})
+
+    def allow(self, instance: str, generation: int, requests_max: int | None) -> None:
+        """See Links."""
+        fields = {"instance": instance, "generation": generation, "requests_max": requests_max}
+        self.post("allow", fields)
 
     def detach(self, instance: str, generation: int, why: Why, *, parked: bool) -> None:
         """See Links."""
@@ -408,7 +431,9 @@ class ProxyClient:
     async def _quieten(self, how: str, instance: str, generation: int, drain_ms: int) -> None:
         fields = {"instance": instance, "generation": generation, "drain_ms": drain_ms}
         with contextlib.suppress(ProxyGoneError, TimeoutError, ItemError):
-            await self.ask(how, fields, within_s=ANSWER_S + drain_ms / 1000)
+            answer = await self.ask(how, fields, within_s=ANSWER_S + drain_ms / 1000)
+            traffic = msgspec.convert(answer, Traffic)
+            self._handler.noted(Link(instance, generation, True, *msgspec.structs.astuple(traffic)))
 
     def go_on(self, instance: str, generation: int) -> None:
         """See Links."""

@@ -111,7 +111,21 @@ class Router:
         live = self._lifecycle.lives.by_uuid(link.instance)
         if live is None:
             return None
+        self.noted(link)
         return await self._lifecycle.idle(live.row, link.generation)
+
+    def noted(self, link: Link) -> None:
+        """See Handler."""
+        live = self._lifecycle.lives.by_uuid(link.instance)
+        if live is not None and live.link_generation == link.generation:
+            live.traffic = link.traffic
+
+    async def used_up(self, link: Link) -> None:
+        """See Handler."""
+        live = self._lifecycle.lives.by_uuid(link.instance)
+        if live is not None and live.link_generation == link.generation:
+            live.traffic = link.traffic
+            await self._lifecycle.used_up(live.row)
 
     def output(self, instance: str, data: bytes) -> None:
         """See Handler."""
@@ -135,8 +149,10 @@ class Router:
         for instance, generation in there - wanted:
             self._links.detach(instance, generation, "lost", parked=False)
         for link in links:
-            if link.quiet and (link.instance, link.generation) in wanted:
-                self._links.go_on(link.instance, link.generation)
+            if (link.instance, link.generation) in wanted:
+                self.noted(link)
+                if link.quiet:
+                    await self.used_up(link)
         without = [live for live in lives if (live.row.uuid, live.link_generation) not in there]
         await asyncio.gather(*(self._lifecycle.attach_again(live) for live in without))
         for live in lives:

@@ -4,7 +4,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 
-from torpor.controller.errors import Code, ItemError, invalid, not_supported
+from torpor.controller.errors import Code, ItemError, invalid
 from torpor.controller.model import Autokill
 
 MAX_NAME = 255
@@ -13,6 +13,7 @@ MAX_ENV_BYTES = 128 << 10
 MAX_ARGS_BYTES = 128 << 10
 MEMORY_MB = (16, 65536)
 MAX_AUTOKILL_MS = 10 * 366 * 86_400_000
+MAX_AUTOKILL_REQUESTS = 1 << 48
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
 _TAG = re.compile(r"[A-Za-z0-9\-+_.:=]{1,256}\Z")
@@ -78,14 +79,16 @@ def check_env(env: Mapping[str, str]) -> None:
         raise invalid("env", f"must have at most {MAX_ENV_BYTES} characters in all")
 
 
-def check_autokill(autokill: Autokill | None) -> None:
-    """When something is deleted by itself."""
+def check_autokill(autokill: Autokill | None, *, takes_requests: bool = False) -> None:
+    """When something is deleted by itself; only instances take requests."""
     if autokill is None:
         return
     if not 0 <= autokill.time_ms <= MAX_AUTOKILL_MS:
         raise invalid("autokill.time_ms", f"must be 0 to {MAX_AUTOKILL_MS}")
-    if autokill.num_requests:
-        raise not_supported("'autokill.num_requests'")
+    if autokill.num_requests and not takes_requests:
+        raise invalid("autokill.num_requests", "is for instances only")
+    if not 0 <= autokill.num_requests <= MAX_AUTOKILL_REQUESTS:
+        raise invalid("autokill.num_requests", f"must be 0 to {MAX_AUTOKILL_REQUESTS}")
 
 
 def check_args(args: Iterable[str]) -> None:

@@ -15,7 +15,16 @@ from torpor.controller.links import Attachment, Links
 from torpor.controller.live import DEFAULT_POLICY, Beginning, Live
 from torpor.controller.live_set import LiveSet
 from torpor.controller.machines import Machines
-from torpor.controller.model import LOST, NO_IMAGE, config_of, facts_of, started, with_documents
+from torpor.controller.model import (
+    LOST,
+    NO_IMAGE,
+    config_of,
+    facts_of,
+    requests_left,
+    started,
+    with_documents,
+    woken,
+)
 from torpor.controller.saved import SavedStates
 from torpor.controller.templates import Templates
 from torpor.controller.vm import Exit, Identity, Machine, VmHost, VmProcess
@@ -95,6 +104,8 @@ class Starter:
         the next wake is told when it is over, and why.
         """
         config, facts = config_of(row.config), facts_of(row.facts)
+        if requests_left(config, facts) == 0:
+            raise ItemError(Code.WRONG_STATE, "It has had all the requests that it may have")
         live = Live(row, config, facts, "starting", attempt=attempt)
         live.woken = row.state == "standby"
         previous: State = "stopped" if recorded else row.state
@@ -217,6 +228,7 @@ class Starter:
             live.group,
             resumed,
             policy,
+            requests_left(live.config, live.facts),
         )
         self._links.attach(what, pair[1])
 
@@ -330,6 +342,7 @@ class Starter:
         self._lives.set(live, "running", "guest")
         live.settled.set()
         if live.woken:
+            live.facts = woken(live.facts, asyncio.get_running_loop().time() - live.began_s)
             return
         started_us = (now_ms() - live.facts.started_ms) * 1000
         live.facts = msgspec.structs.replace(live.facts, boot_time_us=started_us)

@@ -93,7 +93,12 @@ _EDITS: dict[str, tuple[str, Any, Any, Callable[[Any], None] | None]] = {
     "env": ("env", dict[str, str], {}, check_env),
     "scale_to_zero": ("scale_to_zero", ScaleToZero, None, None),
     "delete_lock": ("delete_lock", bool, False, None),
-    "autokill": ("autokill", Autokill, None, check_autokill),
+    "autokill": (
+        "autokill",
+        Autokill,
+        None,
+        lambda value: check_autokill(value, takes_requests=True),
+    ),
     "hostname": ("hostname", str, "", check_hostname),
     "annotations": ("annotations", dict[str, str], {}, check_annotations),
     "sched_priority": ("sched_priority", Literal["normal", "medium", "high"], "normal", None),

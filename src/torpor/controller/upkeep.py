@@ -146,15 +146,18 @@ class Upkeep:
 
     async def _kills(self) -> None:
         """Deletes what has an autokill whose time is over."""
+        pause_s = TICK_S
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(pause_s)
+            pause_s = TICK_S
             # Those that are live, about to be restarted say, are let be.
             limit = len(self._lifecycle.lives.all()) + KILLS_AT_ONCE
             with contextlib.suppress(StoreError):  # a full disk, for one: tried again
-                await asyncio.gather(
-                    *map(self._kill, self._store.instances.to_kill(now_ms(), limit))
-                )
+                due = self._store.instances.to_kill(now_ms(), limit)
+                await asyncio.gather(*map(self._kill, due))
                 await self._groups.kill_unused(KILLS_AT_ONCE)
+                if len(due) == limit:
+                    pause_s = 0
 
     async def _sweeps(self) -> None:
         while True:

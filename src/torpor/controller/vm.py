@@ -127,8 +127,11 @@ class VmProcess(Protocol):
         With `busy` also a VM that does something. On failure (ItemError) the VM runs on.
         """
 
-    async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
-        """Gives the state while the VM runs on."""
+    async def has_changed(self, generation: int) -> bool:
+        """Whether the VM may have done anything since that state of it was stored here."""
+
+    async def checkpoint(self, generation: int, *, busy: bool, within_s: float) -> Saved:
+        """Gives the state while the VM runs on; with `busy` also of one that does something."""
 
     async def release(self) -> None:
         """The state is committed, or not wanted: the process is free. `ended` is not called.

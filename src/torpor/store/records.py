@@ -59,6 +59,8 @@ class NewService(Struct, frozen=True):
     document: bytes
     claims: tuple[PortClaim, ...] = ()
     kill_ms: int | None = None
+    ephemeral: bool = False
+    """It is deleted by itself when it has no instances any more."""
 
     def recorded(self, service_id: int, owner_id: int) -> ServiceRow:
         """Its row, just after it was recorded."""

@@ -217,7 +217,24 @@ ALTER TABLE services ADD COLUMN kill_ms INTEGER;
 CREATE INDEX services_by_kill ON services(kill_ms) WHERE kill_ms IS NOT NULL;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS, _FAMILIES, _SERVICE_TOTALS, _AUTOKILL)
+# A group that goes with its last instance: when it has none it is to be deleted by itself at once,
+# so that it is even if whoever deletes it is killed in between.
+_EPHEMERAL = """
+ALTER TABLE services ADD COLUMN ephemeral INTEGER NOT NULL DEFAULT 0;
+UPDATE services SET ephemeral = 1
+    WHERE json_extract(CAST(document AS TEXT), '$.persistent') IS NULL;
+CREATE TRIGGER expire_on_delete AFTER DELETE ON instances WHEN old.service_id IS NOT NULL BEGIN
+    UPDATE services SET kill_ms = 0 WHERE id = old.service_id AND ephemeral
+        AND NOT EXISTS (SELECT 1 FROM instances WHERE service_id = old.service_id);
+END;
+CREATE TRIGGER expire_on_update AFTER UPDATE OF service_id ON instances
+    WHEN old.service_id IS NOT NULL AND old.service_id IS NOT new.service_id BEGIN
+    UPDATE services SET kill_ms = 0 WHERE id = old.service_id AND ephemeral
+        AND NOT EXISTS (SELECT 1 FROM instances WHERE service_id = old.service_id);
+END;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS, _FAMILIES, _SERVICE_TOTALS, _AUTOKILL, _EPHEMERAL)
 
 
 def migrate(connection: apsw.Connection) -> None:

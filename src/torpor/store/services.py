@@ -192,8 +192,8 @@ def insert_service(
             raise QuotaError(f"Quota of {quota} service groups exceeded")
     try:
         connection.execute(
-            "INSERT INTO services(uuid, owner_id, name, created_ms, ports, document, kill_ms) "
-            "VALUES(?,?,?,?,?,?,?)",
+            "INSERT INTO services(uuid, owner_id, name, created_ms, ports, document, kill_ms, "
+            "ephemeral) VALUES(?,?,?,?,?,?,?,?)",
             (
                 UUID(new.uuid).bytes,
                 owner_id,
@@ -202,6 +202,7 @@ def insert_service(
                 new.ports,
                 new.document,
                 new.kill_ms,
+                new.ephemeral,
             ),
         )
     except apsw.ConstraintError as error:

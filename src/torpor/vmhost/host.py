@@ -5,7 +5,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -26,6 +26,7 @@ from torpor.images import ImageStore
 from torpor.store import Base
 from torpor.tasks import Tasks
 from torpor.vmhost.adopting import Left, find_left
+from torpor.vmhost.assignments import Assignments
 from torpor.vmhost.loaded import Loaded, Templates, memory_file, open_image, owner_digest
 from torpor.vmhost.pool import Limits, Pool
 from torpor.vmhost.vm import RunningVm, read_all
@@ -37,7 +38,6 @@ from torpor.vmprocess import (
     Prepare,
     Refused,
     Restore,
-    Status,
     launch,
 )
 
@@ -65,6 +65,7 @@ class Host:
     def __init__(self, data_dir: Path, limits: Limits = Limits()) -> None:  # noqa: B008 -- immutable
         self._directory = data_dir / DIRECTORY
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._assignments = Assignments(self._directory / "assignments")
         self._images = ImageStore(data_dir)
         self._limits = limits
         self._budget_bytes = limits.memory_bytes or int(_host_memory_bytes() * MEMORY_SHARE)
@@ -113,6 +114,7 @@ class Host:
         )
         worker = await self._launched()
         try:
+            self._assignments.assign(worker.path, machine.instance)
             image = open_image(machine.image)
             try:
                 console = None if link is None else link.fileno()
@@ -172,6 +174,7 @@ class Host:
                 delta = memory_file("delta", state.delta)
             is_last = False
             while True:
+                self._assignments.assign(worker.path, who.instance)
                 worker.listener = listener
                 try:
                     await worker.process.restore(restore, delta=delta, console=console, sent=told)
@@ -179,9 +182,9 @@ class Host:
                     worker.listener = None
                     busy = isinstance(error, Refused) and error.code == "busy"
                     if isinstance(error, Refused) and error.code == "bad_snapshot":
-                        # It rests as before.
-                        self._pool.give(worker)
-                        worker = None
+                        if self._unassigned(worker):  # it rests as before
+                            self._pool.give(worker)
+                            worker = None
                         raise
                     worker.kill()
                     # One that died may have read from the link, which is of no use to another then.
@@ -272,7 +275,8 @@ class Host:
     async def _free(self, worker: Worker) -> None:
         """A VM is stopped and its state is safe, or not wanted."""
         self._served(worker)
-        if worker.template is not None and self._limits.reuse:
+        # Before anybody can wake the instance in another one.
+        if self._unassigned(worker) and worker.template is not None and self._limits.reuse:
             # The state is safe, so nobody waits for this.
             self._tasks.start(self._reset(worker, worker.template))
         else:
@@ -299,7 +303,16 @@ class Host:
 
     def _buried(self, worker: Worker) -> None:
         self._workers.discard(worker)
+        self._unassigned(worker)
         self._served(worker)
+
+    def _unassigned(self, worker: Worker) -> bool:
+        """Notes that a process is no instance; whether that is written down."""
+        try:
+            self._assignments.clear(worker.path)
+        except OSError:
+            return False
+        return True
 
     def _served(self, worker: Worker) -> None:
         if worker.serving and worker.rest is not None:
@@ -402,23 +415,22 @@ class Host:
     # Restarts -----------------------------------------------------------------------------------
 
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:
-        found: dict[str, Found] = {}
+        found: list[Found] = []
         dying: list[Worker] = []
         all_left = await find_left(self._directory)
-        superseded = _superseded([left.status for left in all_left])
-        for left, is_over in zip(all_left, superseded, strict=True):
+        self._assignments.keep(left.worker.path for left in all_left)
+        for left in all_left:
             worker = left.worker
             self._keep(worker)
-            adopted = None if is_over else await self._adopted(left, listener)
-            # Of two that say that they are the same instance, which must not be, neither is right.
-            if adopted is None or adopted.instance in found:
+            adopted = await self._adopted(left, listener)
+            if adopted is None:
                 worker.listener = None
                 worker.kill()
                 dying.append(worker)
             else:
-                found[adopted.instance] = adopted
+                found.append(adopted)
         await asyncio.gather(*(worker.dead() for worker in dying))
-        return list(found.values())
+        return found
 
     async def _adopted(
         self, left: Left, listener: Callable[[str], VmListener | None]
@@ -428,6 +440,9 @@ class Host:
             return None
         try:
             uuid = str(UUID(status.instance.uuid))
+            if uuid != self._assignments.of(worker.path):
+                # It only waits for its reset, or it lies.
+                return None
             template, warm = self._base(status.template), self._base(status.warm_base)
         except ValueError:  # no process of ours says that; it is ended
             return None
@@ -467,6 +482,7 @@ class Host:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(worker.dead(), 5)
         self._templates.close()
+        self._assignments.close()
 
 
 _EXPECTED = (Refused, OSError, TorporError)
@@ -490,24 +506,6 @@ class _Once:
         if not self.is_done and self._what is not None:
             self.is_done = True
             self._what()
-
-
-def _superseded(statuses: Sequence[Status]) -> list[bool]:
-    """Which processes only wait for their reset: what they were stopped for was committed, since
-    another process runs the same instance from there.
-    """
-    newest: dict[str, int] = {}
-    for status in statuses:
-        if status.instance is not None:
-            uuid = status.instance.uuid
-            newest[uuid] = max(newest.get(uuid, 0), status.instance.generation)
-    return [
-        status.state == "stopped"
-        and status.instance is not None
-        and status.stored_generation is not None
-        and status.stored_generation <= newest[status.instance.uuid]
-        for status in statuses
-    ]
 
 
 def _origin(text: str) -> Origin | None:

@@ -110,13 +110,17 @@ class RunningVm:
         work = self.worker.process.standby(generation, within_s=within_s, busy=busy)
         return await self._ask("be put into standby", work)
 
-    async def checkpoint(self, generation: int, *, within_s: float) -> Saved:
+    async def has_changed(self, generation: int) -> bool:
+        status = await self._ask("be looked at", self.worker.process.query())
+        return not status.still or status.stored_generation != generation
+
+    async def checkpoint(self, generation: int, *, busy: bool, within_s: float) -> Saved:
         if self._template is None:
             # A whole state can only be taken of a VM that is stopped.
-            saved = await self.standby(generation, busy=True, within_s=within_s)
+            saved = await self.standby(generation, busy=busy, within_s=within_s)
             await self.go_on()
             return saved
-        work = self.worker.process.checkpoint(generation, within_s=within_s, busy=True)
+        work = self.worker.process.checkpoint(generation, within_s=within_s, busy=busy)
         return self._saved(await self._ask("be checkpointed", work))
 
     async def release(self) -> None:

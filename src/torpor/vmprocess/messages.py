@@ -92,6 +92,8 @@ class Status:
     """What the VM was restored with; none before it has run."""
     stored_generation: int | None
     """Of this instance's last standby or checkpoint in this process."""
+    still: bool
+    """The guest has done nothing since then."""
     template: str | None
     warm_base: str | None
     seeded: bool

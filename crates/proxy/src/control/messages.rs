@@ -42,6 +42,8 @@ pub enum Ask {
     Attach(Attach),
     /// Another group for one.
     Join(Join),
+    /// Another bound on what one takes.
+    Allow(Allow),
     /// The end of one.
     Detach(Detach),
     /// Begin nothing new.
@@ -107,6 +109,30 @@ pub struct Known {
     pub generation: u64,
     /// Nothing is sent on it.
     pub quiet: bool,
+    /// What went over it.
+    #[serde(flatten)]
+    pub usage: Usage,
+}
+
+/// What went over a link since it was attached.
+#[derive(Debug, Serialize)]
+pub struct Usage {
+    /// Requests and connections.
+    pub requests: u64,
+    /// Payload from the guest.
+    pub rx_bytes: u64,
+    /// To the guest.
+    pub tx_bytes: u64,
+}
+
+/// The answer to [`Park`].
+#[derive(Debug, Serialize)]
+pub struct Parked {
+    /// Requests and connections that are not over.
+    pub in_flight: usize,
+    /// What went over the link.
+    #[serde(flatten)]
+    pub usage: Usage,
 }
 
 /// An instance in one of its generations.
@@ -137,6 +163,9 @@ pub struct Attach {
     pub scale_to_zero: ScaleToZero,
     /// Where its own connections may go.
     pub egress: Egress,
+    /// How many requests and connections it takes, if not any number.
+    #[serde(default)]
+    pub requests_max: Option<u64>,
 }
 
 /// When an instance may sleep.
@@ -228,6 +257,18 @@ pub struct Join {
     pub generation: u64,
     /// Uuid of a group.
     pub group: Uuid,
+}
+
+/// See the document.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Allow {
+    /// Whose.
+    pub instance: Uuid,
+    /// Of what generation.
+    pub generation: u64,
+    /// How many requests and connections it takes, if not any number.
+    pub requests_max: Option<u64>,
 }
 
 /// See the document.

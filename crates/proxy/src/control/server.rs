@@ -2,7 +2,7 @@
 
 use super::Connection;
 use super::envelope::{self, Received};
-use super::messages::{Ask, Attach, Detach, Incoming, Known, Park, Refusal, Stats, Tell, Welcome};
+use super::messages::{Ask, Attach, Detach, Incoming, Park, Parked, Refusal, Stats, Tell, Welcome};
 use crate::instance::{Instance, Phase};
 use crate::proxy::Proxy;
 use crate::watched::Watched;
@@ -156,7 +156,7 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
             proxy.certificates.set_suffix(&hello.suffix);
             // Another torpord may have made what the one before did not know.
             proxy.routes.borrow_mut().forget_misses();
-            let links = proxy.routes.borrow().instances().map(known).collect();
+            let links = proxy.routes.borrow().instances().map(|instance| instance.known()).collect();
             let welcome = Welcome { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), links };
             connection.answer(id, Ok(welcome));
             proxy.control.set_current(connection.clone());
@@ -170,6 +170,14 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
             if let Some(instance) = find(proxy, join.instance, join.generation) {
                 instance.join(join.group);
                 proxy.routes.borrow_mut().add(instance);
+                Ok(json!({}))
+            } else {
+                Err(refusal("unknown", "no such link"))
+            }
+        }
+        Ask::Allow(allow) => {
+            if let Some(instance) = find(proxy, allow.instance, allow.generation) {
+                instance.allow(allow.requests_max);
                 Ok(json!({}))
             } else {
                 Err(refusal("unknown", "no such link"))
@@ -202,9 +210,8 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
     connection.answer(id, result);
 }
 
-fn known(instance: &Rc<Instance>) -> Known {
-    let which = instance.which();
-    Known { instance: which.instance, generation: which.generation, quiet: instance.phase() != Phase::Running }
+fn parked(instance: &Instance) -> Parked {
+    Parked { in_flight: instance.in_flight(), usage: instance.usage() }
 }
 
 fn find(proxy: &Rc<Proxy>, instance: Uuid, generation: u64) -> Option<Rc<Instance>> {
@@ -240,7 +247,7 @@ fn drain_link(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, drain: &P
     tokio::task::spawn_local(async move {
         instance.drain();
         let _ = tokio::time::timeout(time, instance.drained(Instance::in_flight)).await;
-        connection.answer(id, Ok(json!({"in_flight": instance.in_flight()})));
+        connection.answer(id, Ok(parked(&instance)));
     });
 }
 
@@ -256,7 +263,7 @@ fn park_link(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, park: &Par
         if matches!(instance.phase(), Phase::Draining) {
             instance.be_quiet();
         }
-        connection.answer(id, Ok(json!({"in_flight": instance.in_flight()})));
+        connection.answer(id, Ok(parked(&instance)));
     });
 }
 
@@ -269,15 +276,15 @@ fn count(proxy: &Rc<Proxy>, stats: &Stats) -> Value {
     let links: Vec<Value> = instances
         .into_iter()
         .map(|instance| {
-            let traffic = instance.link.traffic();
+            let usage = instance.usage();
             json!({
                 "instance": instance.id,
                 "generation": instance.which().generation,
-                "requests": instance.served(),
+                "requests": usage.requests,
                 "connections": instance.connections(),
                 "in_flight": instance.requests(),
-                "rx_bytes": traffic.rx_bytes,
-                "tx_bytes": traffic.tx_bytes,
+                "rx_bytes": usage.rx_bytes,
+                "tx_bytes": usage.tx_bytes,
             })
         })
         .collect();

@@ -9,7 +9,7 @@ use super::upstream::{self, SendError};
 use crate::control::messages::Handler;
 use crate::host::Host;
 use crate::instance::{Kind, Phase};
-use crate::proxy::{HTTPS_PORT, Proxy};
+use crate::proxy::{Admitted, HTTPS_PORT, Proxy};
 use crate::telemetry::Record;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
@@ -106,8 +106,12 @@ async fn forward(
     // It follows the opening of its connection at once, since it can be sent again where that is refused.
     let mut ahead = bodiless;
     let mut tries = 0;
+    let mut admitted_before = None;
     loop {
-        let admitted = door.proxy.admit(&host, door.port, Kind::Request).await?;
+        let admitted = match admitted_before.take() {
+            Some(admitted) => admitted,
+            None => door.proxy.admit(&host, door.port, Kind::Request).await?,
+        };
         let instance = admitted.busy.instance().clone();
         if !door.entrance.secure && admitted.handlers.contains(&Handler::Redirect) {
             return Ok(redirect(door, &host, request.uri().path_and_query().map_or("/", |path| path.as_str())));
@@ -148,19 +152,29 @@ async fn forward(
                 }
                 return Ok(response.map(|body| Body::guest(body, lease, admitted.busy)));
             }
-            Err(SendError::Unsent(unsent)) if tries < TRIES_MAX => request = *unsent,
+            Err(SendError::Unsent(unsent)) if tries < TRIES_MAX => {
+                request = *unsent;
+                admitted_before = still_admitted(admitted);
+            }
             Err(SendError::Unsent(_)) => return Err(lost(&io::Error::from(io::ErrorKind::ConnectionReset))),
             Err(SendError::Unopened(error)) => {
                 let may_try = tries < TRIES_MAX && error.kind() != io::ErrorKind::TimedOut;
                 request = copy.filter(|_| may_try).ok_or_else(|| lost(&error))?;
                 ahead = false;
+                admitted_before = still_admitted(admitted);
             }
             Err(SendError::Broken(error)) => {
                 request = copy.filter(|_| again).ok_or_else(|| lost(&error))?;
                 repeated = true;
+                admitted_before = still_admitted(admitted);
             }
         }
     }
+}
+
+/// It has its turn already, where the instance is still there: it is not to be counted twice.
+fn still_admitted(admitted: Admitted) -> Option<Admitted> {
+    matches!(admitted.busy.instance().phase(), Phase::Running | Phase::Draining).then_some(admitted)
 }
 
 /// A request without a body once more.

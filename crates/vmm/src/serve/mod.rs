@@ -83,6 +83,8 @@ struct Inner {
     instance: Option<Identity>,
     /// Of the last standby or checkpoint of this instance here.
     stored_generation: Option<u64>,
+    /// How often the guest had been told of something new when that was stored at its idle point; none where it was busy.
+    still_at: Option<u64>,
     /// The VM was booted with random numbers that others were booted with too.
     seeded: bool,
     /// Template and warm base that a VM rests at.
@@ -102,6 +104,7 @@ impl Inner {
             "busy": self.job.is_some(),
             "instance": self.instance,
             "stored_generation": self.stored_generation,
+            "still": self.handle.is_some_and(|handle| self.still_at == Some(handle.raised())),
             "template": template,
             "warm_base": warm_base,
             "seeded": self.seeded,

@@ -151,9 +151,10 @@ impl Worker {
             }
             Some(Job { id, command: Command::Checkpoint(stop), .. }) => {
                 vm.pause();
+                let still_at = still_at(vm, &stop);
                 let captured = vm.capture_delta(self.uuid, stop.generation, false);
                 vm.go_on();
-                let done = self.stored(&stop, captured);
+                let done = self.stored(&stop, still_at, captured);
                 self.answer(id, done);
             }
             Some(Job { id, command: Command::Link {}, descriptors, .. }) => {
@@ -174,17 +175,22 @@ impl Worker {
     /// Stores the state of a guest that has just been stopped, and leaves it so.
     fn standby(&mut self, stop: &Stop) -> Done {
         let vm = self.vm.as_mut().expect("it ran");
-        let captured = vm.settle().and_then(|()| vm.capture_delta(self.uuid, stop.generation, true));
+        let settled = vm.settle();
+        let still_at = still_at(vm, stop);
+        let captured = settled.and_then(|()| vm.capture_delta(self.uuid, stop.generation, true));
         match &captured {
             Ok(_) => self.shared.lock().state = State::Stopped,
             Err(_) => vm.go_on(),
         }
-        self.stored(stop, captured)
+        self.stored(stop, still_at, captured)
     }
 
-    fn stored(&self, stop: &Stop, captured: Result<Captured, Refusal>) -> Done {
+    /// `still_at` is what that function said when it was stopped.
+    fn stored(&self, stop: &Stop, still_at: Option<u64>, captured: Result<Captured, Refusal>) -> Done {
         let captured = captured?;
-        self.shared.lock().stored_generation = Some(stop.generation);
+        let mut inner = self.shared.lock();
+        (inner.stored_generation, inner.still_at) = (Some(stop.generation), still_at);
+        drop(inner);
         reply_with(captured)
     }
 
@@ -206,7 +212,7 @@ impl Worker {
             (Command::Standby(stop), State::Stopped) => {
                 let vm = self.vm.as_mut().expect("it is stopped");
                 let captured = vm.capture_delta(self.uuid, stop.generation, true);
-                self.stored(&stop, captured)
+                self.stored(&stop, None, captured)
             }
             (Command::Link {}, State::Stopped) => self.link(&mut descriptors),
             (Command::Template { uuid, generation }, State::Stopped) => self.template(uuid, generation),
@@ -308,7 +314,7 @@ impl Worker {
         let mut inner = self.shared.lock();
         inner.state = State::Running;
         if restored.is_some() {
-            inner.stored_generation = None;
+            (inner.stored_generation, inner.still_at) = (None, None);
         }
         // A VM that boots is of no generation yet.
         let instance = restored.or(inner.instance.take());
@@ -379,6 +385,13 @@ impl Worker {
 
 /// Overwrites what is below the caller's frame: copies of an instance's pages were there.
 #[inline(never)]
+/// How often a guest that is stopped at its idle point was told of something new, unless it has yet to look.
+fn still_at(vm: &Vm, stop: &Stop) -> Option<u64> {
+    let handle = vm.handle();
+    let raised = handle.raised();
+    (!stop.busy && !handle.has_news()).then_some(raised)
+}
+
 fn scrub_stack() {
     const BYTES: usize = 256 << 10;
     std::hint::black_box(&mut [0_u8; BYTES]);

@@ -192,6 +192,8 @@ struct Machine {
     /// Rung by [`torpor_abi::shared::doorbell::NOTIFY`].
     notify: EventFd,
     resident: ResidentMemory,
+    /// How often the guest was told that there is something new.
+    raised: AtomicU64,
     image: File,
     image_bytes: u64,
     debug_exits: bool,
@@ -238,6 +240,7 @@ impl Machine {
 
     /// Tells the guest that there is something new.
     fn raise(&self) {
+        self.raised.fetch_add(1, Ordering::SeqCst);
         if self.control().pending().swap(1, Ordering::SeqCst) == 0 && self.kicker.kick() {
             self.notify_io();
         }

@@ -178,6 +178,7 @@ pub(super) fn assemble(
         kicker,
         notify,
         resident: ResidentMemory::new(parts.statm, parts.memory_limit_bytes),
+        raised: AtomicU64::new(0),
         image: parts.image,
         image_bytes: parts.image_bytes,
         debug_exits: parts.debug_exits,

@@ -15,6 +15,7 @@ from torpor.api.wire import (
     HistoryAnswer,
     HistoryEntry,
     InstanceAnswer,
+    LatencyBucket,
     LogAnswer,
     MetricsAnswer,
     RangeAnswer,
@@ -25,7 +26,10 @@ from torpor.api.wire import (
 from torpor.controller import Code, ItemError
 from torpor.controller.errors import invalid
 from torpor.controller.events import now_ms
-from torpor.controller.model import facts_of
+from torpor.controller.lifecycle import STOP_DRAIN_MAX_MS
+from torpor.controller.links import Traffic
+from torpor.controller.live import counted
+from torpor.controller.model import WAKEUP_BUCKETS_MS, facts_of
 from torpor.controller.requests import CreateInstance, Int32, Reference, Seconds
 from torpor.store import InstanceRow, Kind, State
 
@@ -34,9 +38,9 @@ MAX_WAIT_S = 86400
 LOG_LIMIT_BYTES = 1 << 20
 SUSPEND_DRAIN_MAX_MS = 10_000
 """How long requests in flight are waited for at most, before a standby that was asked for."""
-STOP_DRAIN_MAX_MS = 3_600_000
-"""The same for requests and connections, before a stop."""
-_NO_LATENCIES = "no packets, queues or wake-up latencies"
+_DEPRECATED = "'wait_timeout_ms' is deprecated: use 'timeout_s'"
+_NO_PRIORITY = "'sched_priority' is recorded, and has no effect: all instances run alike"
+_NO_PACKETS = "no packets, and not what waits (nqueued)"
 
 PROPS = Literal[
     "image",
@@ -63,6 +67,7 @@ class DeleteItem(Reference, frozen=True, kw_only=True):
 
     timeout_s: Seconds | None = None
     dont_retain: bool | None = None
+    """Nothing is retained here, so it goes without saying."""
 
 
 class StartItem(Reference, frozen=True, kw_only=True):
@@ -135,6 +140,10 @@ async def create_instance(call: Call) -> list[Any]:
     waits: list[float] = []
     for request in call.body:
         seconds = request.timeout_s
+        if request.sched_priority not in (None, "normal"):
+            call.warn(_NO_PRIORITY)
+        if request.wait_timeout_ms is not None:
+            call.warn(_DEPRECATED)
         if seconds is None and request.wait_timeout_ms is not None:
             seconds = request.wait_timeout_ms / 1000
         waits += [float(seconds or 0)] * ((request.replicas or 0) + 1)
@@ -185,17 +194,18 @@ async def update_instance(call: Call, item: UpdateItem) -> UpdatedAnswer:
 async def update(call: Call, item: Any, kind: Kind) -> UpdatedAnswer:
     """Changes one property of an instance, template or checkpoint."""
     row = find(call, item, kind)
+    if item.prop == "sched_priority" and item.value not in (None, "normal"):
+        call.warn(_NO_PRIORITY)
     await call.service.controller.update(row, item.prop, item.op, item.value)
     return UpdatedAnswer(status="success", uuid=row.uuid, name=row.name, id=item.id)
 
 
 @operation("DELETE", PATH, "delete_instances", "Delete instances", group="Instances", form="each",
-           key="instances", answer=TransitionAnswer, body=DeleteItem, array=True, body_needed=True,
-           support="partial", note="deleted ones are not retained")  # fmt: skip
+           key="instances", answer=TransitionAnswer, body=DeleteItem, array=True,
+           body_needed=True)  # fmt: skip
 @operation("DELETE", PATH + "/{uuid:str}", "delete_instance_by_uuid", "Delete an instance",
            group="Instances", form="each", key="instances", answer=TransitionAnswer,
-           body=DeleteItem,
-           support="partial", note="deleted ones are not retained")  # fmt: skip
+           body=DeleteItem)  # fmt: skip
 async def delete_instance(call: Call, item: DeleteItem) -> TransitionAnswer:
     return await delete(call, item, "instance")
 
@@ -223,6 +233,8 @@ async def start_instance(call: Call, item: StartItem) -> TransitionAnswer:
     row = find(call, item)
     previous = await controller.start(call.principal.owner, row)
     timeout_s: float = item.timeout_s or 0
+    if item.wait_timeout_ms is not None:
+        call.warn(_DEPRECATED)
     if item.timeout_s is None and item.wait_timeout_ms is not None:
         timeout_s = item.wait_timeout_ms / 1000
     state, reached = controller.lifecycle.lives.state(row), True
@@ -324,11 +336,11 @@ async def get_log(call: Call, item: LogItem) -> LogAnswer:
 @operation("GET", PATH + "/metrics", "get_instance_metrics", "Metrics of instances",
            group="Instances", key="instances", answer=MetricsAnswer, query=References,
            body=Reference, array=True, support="partial",
-           note=_NO_LATENCIES)  # fmt: skip
+           note=_NO_PACKETS)  # fmt: skip
 @operation("GET", PATH + "/{uuid:str}/metrics", "get_instance_metrics_by_uuid",
            "Metrics of an instance", group="Instances", key="instances", answer=MetricsAnswer,
            query=References, support="partial",
-           note=_NO_LATENCIES)  # fmt: skip
+           note=_NO_PACKETS)  # fmt: skip
 async def get_metrics(call: Call) -> Any:
     named = listing.references(call)
     links, _ = await traffic(call)
@@ -366,12 +378,19 @@ async def _metrics(call: Call, row: InstanceRow, links: dict[str, dict[str, int]
     if live is not None and live.vm is not None:
         usage = await live.vm.query()
         answer.rss_bytes, answer.cpu_time_ms = usage.rss_bytes, usage.cpu_time_ms
+    traffic = Traffic()
     link = links.get(row.uuid)
-    if link is not None:
-        # The proxy counts from its own side.
-        answer.rx_bytes, answer.tx_bytes = link["tx_bytes"], link["rx_bytes"]
+    if link is not None and live is not None and link["generation"] == live.link_generation:
         answer.nconns, answer.nreqs = link["connections"], link["in_flight"]
-        answer.ntotal = link["requests"]
+        traffic = Traffic(link["requests"], link["rx_bytes"], link["tx_bytes"])
+    facts = counted(facts, traffic)
+    answer.rx_bytes, answer.tx_bytes, answer.ntotal = facts.rx_bytes, facts.tx_bytes, facts.requests
+    counts = [*facts.wakeups, *[0] * (len(WAKEUP_BUCKETS_MS) + 1 - len(facts.wakeups))]
+    answer.wakeup_latency = [
+        LatencyBucket(count=count, bucket_ms=bucket_ms)
+        for bucket_ms, count in zip((*WAKEUP_BUCKETS_MS, None), counts, strict=True)
+    ]
+    answer.wakeup_latency_sum = facts.wakeups_us // 1000
     return answer
 
 
@@ -402,6 +421,17 @@ def _prometheus(answers: list[Any]) -> bytes:
             value = getattr(each, name)
             if value is not None:
                 lines.append(f'instance_{name}{{instance_uuid="{each.uuid}"}} {value}')
+    lines.append("# TYPE instance_wakeup_latency histogram")
+    for each in good:
+        total = 0
+        for bucket in each.wakeup_latency or ():
+            total += bucket.count
+            bound = "+Inf" if bucket.bucket_ms is None else bucket.bucket_ms
+            labels = f'instance_uuid="{each.uuid}",le="{bound}"'
+            lines.append(f"instance_wakeup_latency_bucket{{{labels}}} {total}")
+        which = f'{{instance_uuid="{each.uuid}"}}'
+        lines.append(f"instance_wakeup_latency_sum{which} {each.wakeup_latency_sum}")
+        lines.append(f"instance_wakeup_latency_count{which} {total}")
     return ("\n".join(lines) + "\n").encode()
 
 

@@ -244,6 +244,18 @@ impl Handle {
         }
     }
 
+    /// How often the guest was told that there is something new: one at its idle point does nothing until the next time.
+    #[must_use]
+    pub fn raised(self) -> u64 {
+        self.0.raised.load(Ordering::SeqCst)
+    }
+
+    /// Whether it was told, and has not looked yet.
+    #[must_use]
+    pub fn has_news(self) -> bool {
+        self.0.control().pending().load(Ordering::SeqCst) != 0
+    }
+
     /// Whether the link's other end is gone and there is no new one.
     #[must_use]
     pub fn is_unlinked(self) -> bool {

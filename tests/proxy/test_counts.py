@@ -1,0 +1,89 @@
+"""What goes over a link is counted, and an instance takes no more requests than it may."""
+
+import uuid
+from typing import Any
+
+from tests.proxy.client import Client, get
+from tests.proxy.daemon import Proxy, Refusal, Torpord
+from tests.proxy.guest import Connection, Guest, answer, echo, read_request
+
+HOST = "app.localhost"
+
+
+def stopped(fields: dict[str, Any]) -> dict[str, Any]:
+    raise Refusal("stopped", f"{fields} is to be deleted")
+
+
+def used_up(torpord: Torpord) -> list[int]:
+    return [fields["requests"] for name, fields in torpord.told if name == "used_up"]
+
+
+def test_what_went_over_a_link_is_told_when_it_is_silent(proxy: Proxy, torpord: Torpord) -> None:
+    told: list[dict[str, Any]] = []
+
+    def idle(fields: dict[str, Any]) -> dict[str, Any]:
+        told.append(fields)
+        return {"parked": False, "why": "not now"}
+
+    torpord.on["idle"] = idle
+    group = torpord.group([HOST])
+    torpord.attach(Guest(echo), group, cooldown_ms=0)
+    with Client(proxy.address) as client:
+        for _ in range(3):
+            assert client.get(HOST).status == 200
+    torpord.wait_for(lambda: bool(told) and told[-1]["requests"] == 3)
+    assert told[-1]["rx_bytes"] > 3 * len("HTTP/1.1 200 OK")
+    assert told[-1]["tx_bytes"] > 3 * len(f"GET / HTTP/1.1\r\nHost: {HOST}")
+    (link,) = torpord.ask("stats")["links"]
+    for count in ("requests", "rx_bytes", "tx_bytes"):
+        assert link[count] == told[-1][count]
+
+
+def test_it_takes_no_more_than_it_may(proxy: Proxy, torpord: Torpord) -> None:
+    torpord.on["wake"] = stopped
+    group = torpord.group([HOST])
+    torpord.attach(Guest(echo), group, requests_max=3)
+    with Client(proxy.address) as client:
+        for _ in range(3):
+            assert used_up(torpord) == []
+            assert client.get(HOST).status == 200
+        torpord.wait_for(lambda: used_up(torpord) == [3])
+        assert client.get(HOST).status == 503
+    assert used_up(torpord) == [3]
+
+
+def test_what_it_may_take_can_change(proxy: Proxy, torpord: Torpord) -> None:
+    torpord.on["wake"] = stopped
+    group = torpord.group([HOST])
+    guest = Guest(echo)
+    which = {"instance": torpord.attach(guest, group), "generation": guest.generation}
+    assert get(proxy.address, HOST).status == 200
+    torpord.ask("allow", **which, requests_max=2)
+    assert get(proxy.address, HOST).status == 200
+    torpord.wait_for(lambda: used_up(torpord) == [2])
+    assert get(proxy.address, HOST).status == 503
+    torpord.ask("allow", **which, requests_max=None)
+    torpord.ask("go_on", **which)
+    assert get(proxy.address, HOST).status == 200
+    torpord.ask("allow", **which, requests_max=1)
+    torpord.wait_for(lambda: used_up(torpord) == [2, 3])
+
+
+def test_a_request_that_is_repeated_counts_once(proxy: Proxy, torpord: Torpord) -> None:
+    """The last one that it may have gets its second try, though nothing new is begun any more."""
+
+    def program(connection: Connection) -> None:
+        # One answer a connection, as a server that ends idle connections at the wrong moment.
+        read_request(connection)
+        answer(connection, b"done")
+        read_request(connection)
+        connection.close()
+
+    torpord.on["wake"] = stopped
+    service = {"port": 80, "destination_port": 8080, "handlers": ["http"]}
+    group = torpord.group([HOST], services=[service | {"retry_idempotent": True}])
+    torpord.attach(Guest(program), group, str(uuid.uuid4()), requests_max=2)
+    with Client(proxy.address) as client:
+        assert client.get(HOST).body == b"done"
+        assert client.get(HOST).body == b"done"
+    torpord.wait_for(lambda: used_up(torpord) == [2])
