@@ -105,7 +105,8 @@ def end_all() -> None:
 class Guest:
     """Runs `program` for each connection, in a thread of its own, until it dies or sleeps.
 
-    Ports of `refuse` are refused. `state` of a guest that slept continues its connections.
+    Ports of `refuse` are refused. `state` of a guest that slept continues its connections. With
+    `hesitates` connections are accepted when their first bytes have come, or `dies_before` that.
     """
 
     def __init__(
@@ -115,7 +116,10 @@ class Guest:
         refuse: tuple[int, ...] = (),
         generation: int = 1,
         state: dict[int, Connection] | None = None,
+        hesitates: bool = False,
+        dies_before: bool = False,
     ) -> None:
+        self.hesitates, self.dies_before = hesitates or dies_before, dies_before
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.program = program
         self.refuse = refuse
@@ -223,9 +227,8 @@ class Guest:
             connection = Connection(self, stream, port)
             self.connections[stream] = connection
             self.attached.add(stream)
-            self.accepted += 1
-            self.say(frame(stream, OPENED))
-            threading.Thread(target=self._serve, args=[connection], daemon=True).start()
+            if not self.hesitates:
+                self._accept(connection)
             return
         connection_or_none = self.connections.get(stream)
         if kind == ATTACH:
@@ -234,8 +237,13 @@ class Guest:
         if connection_or_none is None:
             return
         connection = connection_or_none
+        if kind == DATA and self.dies_before:
+            self.die()
+            return
         with connection.changed:
             if kind == DATA:
+                if not connection.received_bytes and self.hesitates:
+                    self._accept(connection)
                 connection.received += payload
                 connection.received_bytes += len(payload)
             elif kind == CREDIT:
@@ -250,6 +258,11 @@ class Guest:
         if kind == CLOSE:
             connection.close()
             self.forget_if_over(connection)
+
+    def _accept(self, connection: Connection) -> None:
+        self.accepted += 1
+        self.say(frame(connection.number, OPENED))
+        threading.Thread(target=self._serve, args=[connection], daemon=True).start()
 
     def _attach(self, stream: int, payload: bytes, argument: int) -> None:
         connection = self.connections.get(stream)

@@ -191,13 +191,20 @@ def test_only_what_may_be_repeated_is_where_the_service_says_so(
     assert torpord.count("wake") == (status == 200)
 
 
+def test_a_request_follows_the_opening_of_its_connection(proxy: Proxy, torpord: Torpord) -> None:
+    """It does not wait until the guest has accepted."""
+    torpord.attach(Guest(echo, hesitates=True), torpord.group(["app.localhost"]))
+    assert get(proxy.address, "app.localhost").status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("refuses", [False, True])
 def test_a_request_that_did_not_reach_the_guest_goes_to_its_next_life(
-    proxy: Proxy, torpord: Torpord
+    proxy: Proxy, torpord: Torpord, method: str, refuses: bool
 ) -> None:
     """The VM dies before it accepts: the instance is woken again, and answers."""
     group = torpord.group(["app.localhost"])
-    first = Guest(echo)
-    first.refuse = (8080,)
+    first = Guest(echo, refuse=(8080,)) if refuses else Guest(echo, dies_before=True)
     instance = torpord.attach(first, group)
 
     def wake(fields: dict[str, object]) -> dict[str, object]:
@@ -214,7 +221,9 @@ def test_a_request_that_did_not_reach_the_guest_goes_to_its_next_life(
     torpord.on["wake"] = wake
     timer = threading.Timer(0.2, first.die)
     timer.start()
-    assert get(proxy.address, "app.localhost").status == 200
+    with Client(proxy.address) as client:
+        client.send(f"{method} / HTTP/1.1\r\nHost: app.localhost\r\n\r\n".encode())
+        assert client.answer().status == 200
     timer.join()
     assert torpord.count("wake") == 1
 

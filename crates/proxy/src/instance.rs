@@ -363,13 +363,13 @@ impl Instance {
     fn notify(self: &Rc<Self>, sleep_at: Instant) {
         self.noticed.set(Some((Instant::now(), sleep_at)));
         self.end_notice();
-        let Ok(mut stream) = self.link.connect_notice(NOTICE_PORT) else { return };
+        let Ok((mut stream, opening)) = self.link.connect_notice(NOTICE_PORT) else { return };
         self.notice.set(Some(stream.number()));
         let instance = self.clone();
         tokio::task::spawn_local(async move {
             let number = stream.number();
             let told = async {
-                stream.opened().await?;
+                opening.await?;
                 stream.write_all(NOTICE).await?;
                 stream.shutdown().await
             };

@@ -279,7 +279,10 @@ impl Ledger {
         let datagrams = connection.transport == Transport::Udp;
         match what {
             kind::DATA if datagrams && (len as usize) < ENDPOINT_BYTES => bad_payload,
-            kind::DATA if connection.answered || datagrams => connection.halves[mine].data(header),
+            // The host may send behind its own OPEN, within the first window: a guest that refuses drops that.
+            kind::DATA if connection.answered || datagrams || (side == Side::Host && opener == side) => {
+                connection.halves[mine].data(header)
+            }
             kind::CREDIT if connection.answered || datagrams => {
                 connection.halves[theirs].allow(header, MAX_WINDOW_BYTES)
             }
@@ -444,6 +447,21 @@ mod tests {
         assert_eq!(ledger.to_guest(&frame(17, kind::CLOSE, 104)), Ok(()));
         assert_eq!(ledger.connections().count(), 0);
         assert_eq!(ledger.from_guest(&frame(17, kind::OPEN, tcp)), Ok(()));
+    }
+
+    #[test]
+    fn the_host_alone_may_send_before_it_is_answered() {
+        let mut ledger = Ledger::new(false);
+        let tcp = Transport::Tcp as u32;
+        assert_eq!(ledger.to_guest(&frame(18, kind::OPEN, tcp)), Ok(()));
+        assert_eq!(ledger.to_guest(&data(18, CONNECTION_WINDOW_BYTES - 1)), Ok(()));
+        assert!(ledger.to_guest(&data(18, 2)).is_err());
+        assert!(ledger.to_guest(&frame(18, kind::SHUTDOWN, 0)).is_err());
+        assert!(ledger.from_guest(&data(18, 1)).is_err());
+        assert_eq!(ledger.from_guest(&frame(18, kind::CLOSE, 111)), Ok(()));
+        assert_eq!(ledger.to_guest(&data(18, 1)), Ok(()));
+        assert_eq!(ledger.to_guest(&frame(18, kind::CLOSE, 0)), Ok(()));
+        assert_eq!(ledger.connections().count(), 0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -32,6 +32,10 @@ AUDIT_EVERY = 10
 """At the end, one instance in this many is woken and asked."""
 BUSY_EVERY = 100
 BUSY_REQUESTS = 100
+BUSY_COOLDOWN_MS = 1000
+"""So that these requests find their instance awake."""
+TELL_S = 5.0
+"""Between two lines of progress."""
 MANY = 20
 """Wrong answers that are shown at once."""
 WARM_UP = 3
@@ -211,7 +215,7 @@ class Density:
         chosen = range(0, self.options.count, AUDIT_EVERY)
         self.say(f"audit of {len(chosen):,} instances")
         began_s = time.monotonic()
-        await for_each(chosen, lambda index: counters.ask(index, counts=False), WORKERS)
+        await self._each("audited", chosen, lambda index: counters.ask(index, counts=False))
         audit_s = time.monotonic() - began_s
         await population.settle()
 
@@ -221,7 +225,8 @@ class Density:
 
         busy = range(0, self.options.count, BUSY_EVERY)
         self.say(f"{BUSY_REQUESTS} requests to {len(busy):,} instances each")
-        await for_each(busy, keep_busy, WORKERS)
+        await population.set_cooldown(busy, BUSY_COOLDOWN_MS)
+        await self._each("asked", busy, keep_busy)
         await population.settle()
         busy_disk_bytes = self._disk_bytes()
         self.say("reading the list of all instances")
@@ -248,6 +253,23 @@ class Density:
         )
         self.journal.add(final)
         return final
+
+    async def _each(
+        self, done: str, indexes: Sequence[int], work: Callable[[int], Awaitable[object]]
+    ) -> None:
+        """Does `work` with each of them, WORKERS at a time, and tells how many are `done`."""
+        finished = 0
+        told_s = time.monotonic()
+
+        async def one(index: int) -> None:
+            nonlocal finished, told_s
+            await work(index)
+            finished += 1
+            if time.monotonic() >= told_s + TELL_S:
+                told_s = time.monotonic()
+                self.say(f"{finished:,} of {len(indexes):,} {done}")
+
+        await for_each(indexes, one, WORKERS)
 
     async def _restart(self) -> float | None:
         """Seconds from killing torpord to the answer of an instance that slept."""

@@ -107,6 +107,13 @@ class Population:
                 self.counters.lost += 1
                 await asyncio.sleep(0.2)
 
+    async def set_cooldown(self, indexes: Sequence[int], cooldown_ms: int) -> None:
+        """Gives instances another cool-down from their next standby on."""
+        value = self.shape.scale_to_zero(cooldown_ms)
+        for first in range(0, len(indexes), PAGE):
+            names = [self.counters.name_of(index) for index in indexes[first : first + PAGE]]
+            await self.api.change(names, "scale_to_zero", value)
+
     async def settle(self) -> dict[str, int]:
         """Waits until no instance is awake; how many there are in each state."""
         ends_s = time.monotonic() + SETTLE_S + self.shape.cooldown_ms / 1000

@@ -199,12 +199,12 @@ class Shape:
                 ],
                 "domains": [{"name": name}],
             },
-            "scale_to_zero": {
-                "policy": self.policy,
-                "stateful": True,
-                "cooldown_time_ms": self.cooldown_ms,
-            },
+            "scale_to_zero": self.scale_to_zero(self.cooldown_ms),
         }
+
+    def scale_to_zero(self, cooldown_ms: int) -> dict[str, object]:
+        """When an instance sleeps, as the API has it, with that cool-down."""
+        return {"policy": self.policy, "stateful": True, "cooldown_time_ms": cooldown_ms}
 
 
 class Api:
@@ -247,6 +247,14 @@ class Api:
         """Starts instances; those that run, run on."""
         body = msgspec.json.encode([{"uuid": uuid} for uuid in uuids])
         _checked(await self._http.request("PUT", "/v1/instances/start", body))
+
+    async def change(self, names: Sequence[str], prop: str, value: object) -> None:
+        """Sets a property of instances; where it has to, that waits until they stop."""
+        changes = [{"name": name, "prop": prop, "op": "set", "value": value} for name in names]
+        body = msgspec.json.encode(changes)
+        answer = _checked(await self._http.request("PATCH", "/v1/instances", body))
+        if json.loads(answer)["status"] != "success":
+            raise WrongServerError(f"the server answered {answer[:300].decode(errors='replace')}")
 
     async def counts(self) -> dict[str, int]:
         """How many instances there are in each state."""

@@ -8,12 +8,11 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from torpor.bench.population import Population, first_error
-from torpor.errors import TorporError
 
 PAUSE_S = 0.02
 """Between wakes on an idle machine: the standby of the one before is over."""
@@ -58,7 +57,7 @@ async def alone(population: Population, wakes: int) -> Woken:
     turns = _Turns(population)
     began_s = time.monotonic()
     for _ in range(wakes):
-        with turns.next() as index:
+        async with turns.next() as index:
             woken.wake_ms.append(await population.counters.ask(index) * 1e3)
         await asyncio.sleep(PAUSE_S)
     woken.took_s = time.monotonic() - began_s
@@ -73,7 +72,7 @@ async def at_rate(population: Population, wakes: int, rate: float) -> Woken:
     began_s = time.perf_counter()
 
     async def wake(due_s: float) -> None:
-        with turns.next() as index:
+        async with turns.next() as index:
             await population.counters.ask(index)
         woken.wake_ms.append((time.perf_counter() - due_s) * 1e3)
 
@@ -96,7 +95,7 @@ async def by_clients(population: Population, wakes: int, clients: int = CLIENTS)
 
     async def client() -> None:
         for _ in left:
-            with turns.next() as index:
+            async with turns.next() as index:
                 woken.wake_ms.append(await population.counters.ask(index) * 1e3)
 
     began_s = time.monotonic()
@@ -111,19 +110,22 @@ async def by_clients(population: Population, wakes: int, clients: int = CLIENTS)
 
 
 class _Turns:
-    """Instances by chance, no one again while it is asked, nor before half of the others."""
+    """Instances by chance, no one again while it is asked, nor before half of the others.
+
+    Where all are being asked or rest, the next turn waits.
+    """
 
     def __init__(self, population: Population) -> None:
         self._waiting = deque(range(population.next))
         random.shuffle(self._waiting)
+        self._there = asyncio.Semaphore(len(self._waiting))
         self._recent: deque[int] = deque()
         self._rest = population.next // 2
 
-    @contextmanager
-    def next(self) -> Iterator[int]:
+    @asynccontextmanager
+    async def next(self) -> AsyncIterator[int]:
         """One that has its turn while the block lasts."""
-        if not self._waiting:
-            raise TorporError("fewer instances than clients: give more --instances")
+        await self._there.acquire()
         self._waiting.rotate(-random.randrange(len(self._waiting)))
         index = self._waiting.popleft()
         try:
@@ -132,3 +134,4 @@ class _Turns:
             self._recent.append(index)
             if len(self._recent) > self._rest:
                 self._waiting.append(self._recent.popleft())
+                self._there.release()

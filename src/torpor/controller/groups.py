@@ -20,7 +20,7 @@ from torpor.store import InUseError, NewService, PortClaim, ServiceRow, Store, S
 MAX_SERVICES = 64
 MAX_DOMAINS = 64
 HTTP, HTTPS = 80, 443
-KNOWN_MAX = 20_000
+KNOWN_MAX = 4096
 """Groups and routes that are kept in memory; a group takes about 2 KB."""
 
 
@@ -169,6 +169,8 @@ class ServiceGroups:
             if row is not None:
                 self._bound(self._routes)
                 self._routes[host] = row.id
+                if row.id not in self._groups:
+                    self._know(row)
                 return row.id
             rest = name.removeprefix("*.").partition(".")[2]
             name = f"*.{rest}" if rest else ""

@@ -109,6 +109,8 @@ class Lifecycle:
         self._timer_interval_ms = int(timer_interval_s * 1000)
         self.on_stopped: Callable[[InstanceRow, Config], None] = lambda _row, _config: None
         """Called when an instance has stopped for good."""
+        self.on_timer: Callable[[], None] = lambda: None
+        """Called when an instance was put down that is to be woken for a timer of its own."""
 
     # Transitions that are asked for -------------------------------------------------------------
 
@@ -303,9 +305,10 @@ class Lifecycle:
             live.facts, stop_reason=SCALED_TO_ZERO, stopped_ms=now_ms(), updates=updates
         )
         wanted = with_documents(row, config, facts, "standby")
+        wake_ms = self._timer_of(live, saved)
         try:
             live.row = await self._saved.commit(
-                wanted, saved, image=live.config.image_digest, wake_ms=self._timer_of(live, saved)
+                wanted, saved, image=live.config.image_digest, wake_ms=wake_ms
             )
         except ConflictError as error:
             live.stopping_for = LOST
@@ -318,6 +321,8 @@ class Lifecycle:
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         self._templates.stored(live, saved)
         await self._leave_standby(live, origin)
+        if wake_ms is not None:
+            self.on_timer()
 
     def _timer_of(self, live: Live, saved: Saved) -> int | None:
         """When an instance that is put down is to be woken for a timer of its own."""

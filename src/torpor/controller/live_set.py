@@ -120,6 +120,7 @@ class LiveSet:
     def forget(self, live: Live) -> None:
         """It is not live any more, and whoever waits for it looks again."""
         live.settled.set()
+        live.listener = None  # which refers to it: their memory would wait for the collector
         self.unpin(live)
         if self.has(live):
             self.leave(live.row)

@@ -17,7 +17,8 @@ from torpor.controller.vm import VmHost
 from torpor.store import InstanceRow, Store, StoreError
 
 TICK_S = 1.0
-TIMERS_S = 0.1
+TIMERS_S = 5.0
+"""So often at least: the event loop's clock stands still while the host sleeps."""
 WAKES_AT_ONCE = 16
 WAKE_AGAIN_MS = 10_000
 CHECKPOINTS_AT_ONCE = 2
@@ -72,6 +73,8 @@ class Upkeep:
         self._put_off: dict[int, int] = {}
         """Ids of instances whose timers could not wake them, and until when they are let be."""
         self._slots = asyncio.Semaphore(CHECKPOINTS_AT_ONCE)
+        self._timer_set = asyncio.Event()
+        lifecycle.on_timer = self._timer_set.set
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -111,9 +114,8 @@ class Upkeep:
 
     async def _timers(self) -> None:
         """Wakes instances for timers of their own."""
-        pause_s = TIMERS_S
         while True:
-            await asyncio.sleep(pause_s)
+            self._timer_set.clear()
             lives, now = self._lifecycle.lives, steady_ms()
             self._put_off = {one: until for one, until in self._put_off.items() if until > now}
             # Those that were woken since have the same committed state.
@@ -121,10 +123,14 @@ class Upkeep:
             due = self._store.snapshots.due(now, limit)
             asleep = [one for one in due if lives.get(one) is None and one not in self._put_off]
             await asyncio.gather(*(self._wake(one) for one in asleep[:WAKES_AT_ONCE]))
-            following = self._store.snapshots.due_after(steady_ms())
+            following = self._store.snapshots.due_after(now)
             pause_s = TIMERS_S
-            if following is not None:
+            if len(asleep) > WAKES_AT_ONCE:
+                pause_s = 0.0
+            elif following is not None:
                 pause_s = min(max(following - steady_ms(), 0) / 1000, TIMERS_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._timer_set.wait(), pause_s)
 
     async def _wake(self, instance_id: int) -> None:
         row = self._store.instances.by_id(instance_id)

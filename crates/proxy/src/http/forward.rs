@@ -100,8 +100,11 @@ async fn forward(
     let (parts, body) = request.into_parts();
     let mut request = Request::from_parts(parts, RequestBody::new(body, client.clone()));
     headers::prepare_request(&mut request, &host, door.entrance, &record.id, upgrade);
-    let repeatable = request.method().is_idempotent() && request.body().is_end_stream() && !upgrade;
+    let bodiless = request.body().is_end_stream() && !upgrade;
+    let repeatable = request.method().is_idempotent() && bodiless;
     let mut repeated = false;
+    // It follows the opening of its connection at once, since it can be sent again where that is refused.
+    let mut ahead = bodiless;
     let mut tries = 0;
     loop {
         let admitted = door.proxy.admit(&host, door.port, Kind::Request).await?;
@@ -118,13 +121,14 @@ async fn forward(
             Refused::because(StatusCode::BAD_GATEWAY, "the program behind this name gave no answer", reason)
         };
         tries += 1;
-        let upstream = match upstream::connect(&instance, admitted.destination).await {
+        let upstream = match upstream::connect(&instance, admitted.destination, ahead).await {
             Ok(upstream) => upstream,
             // Its VM has gone, or goes to sleep, and no byte was sent.
             Err(_) if instance.phase() != Phase::Running && tries < TRIES_MAX => continue,
             Err(error) => return Err(lost(&error)),
         };
-        let again = (repeatable && admitted.retry_idempotent && !repeated).then(|| repeat(&request, client));
+        let again = repeatable && admitted.retry_idempotent && !repeated;
+        let copy = (again || upstream.is_ahead()).then(|| repeat(&request, client));
         match upstream.send(&instance, request).await {
             Ok((mut response, lease)) => {
                 let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -146,8 +150,13 @@ async fn forward(
             }
             Err(SendError::Unsent(unsent)) if tries < TRIES_MAX => request = *unsent,
             Err(SendError::Unsent(_)) => return Err(lost(&io::Error::from(io::ErrorKind::ConnectionReset))),
+            Err(SendError::Unopened(error)) => {
+                let may_try = tries < TRIES_MAX && error.kind() != io::ErrorKind::TimedOut;
+                request = copy.filter(|_| may_try).ok_or_else(|| lost(&error))?;
+                ahead = false;
+            }
             Err(SendError::Broken(error)) => {
-                request = again.ok_or_else(|| lost(&error))?;
+                request = copy.filter(|_| again).ok_or_else(|| lost(&error))?;
                 repeated = true;
             }
         }

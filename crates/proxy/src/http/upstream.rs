@@ -3,7 +3,7 @@
 use super::body::RequestBody;
 use crate::instance::Instance;
 use crate::limits::{CONNECT_TIME, POOLED_MAX, POOLED_TIME, STARTING_TIME};
-use crate::link::{Link, Stream};
+use crate::link::{Link, Opening, Stream};
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -35,6 +35,8 @@ pub struct Upstream {
     port: u16,
     idle_since: Instant,
     leftover: oneshot::Receiver<Leftover>,
+    /// The guest has not accepted it yet.
+    opening: Option<Opening>,
 }
 
 /// A connection whose answer is under way.
@@ -66,7 +68,10 @@ impl Lease {
 pub enum SendError {
     /// Not a byte of it was sent: here it is.
     Unsent(Box<Request<RequestBody>>),
-    /// Some of it may have been.
+    /// It was sent, and the guest has not accepted the connection: no program has seen it, nor will, unless this is a
+    /// time-out.
+    Unopened(io::Error),
+    /// Some of it may have reached the program.
     Broken(hyper::Error),
 }
 
@@ -114,17 +119,23 @@ impl Pool {
     }
 }
 
-/// A connection to a port of an instance: an idle one, or a new one.
+/// A connection to a port of an instance: an idle one, or a new one. With `ahead` the guest need not have accepted that
+/// yet: a request can follow its opening at once.
 ///
 /// # Errors
 /// What the guest refused with.
-pub async fn connect(instance: &Rc<Instance>, port: u16) -> io::Result<Upstream> {
+pub async fn connect(instance: &Rc<Instance>, port: u16, ahead: bool) -> io::Result<Upstream> {
     while let Some(mut upstream) = instance.pool.take(port) {
         if upstream.sender.ready().await.is_ok() {
             return Ok(upstream);
         }
     }
-    let stream = open(instance, port, None).await?;
+    let (stream, opening) = if ahead {
+        let (stream, opening) = instance.link.connect(port, None)?;
+        (stream, Some(opening))
+    } else {
+        (open(instance, port, None).await?, None)
+    };
     let number = stream.number();
     let (sender, connection) =
         http1::Builder::new().max_headers(256).handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
@@ -137,7 +148,7 @@ pub async fn connect(instance: &Rc<Instance>, port: u16) -> io::Result<Upstream>
             let _ = left.send(Leftover { stream: parts.io.into_inner(), read: parts.read_buf });
         }
     });
-    Ok(Upstream { sender, number, port, idle_since: Instant::now(), leftover })
+    Ok(Upstream { sender, number, port, idle_since: Instant::now(), leftover, opening })
 }
 
 /// A stream to a port of an instance. While its program may be starting, a refusal is no answer.
@@ -147,10 +158,10 @@ pub async fn connect(instance: &Rc<Instance>, port: u16) -> io::Result<Upstream>
 pub async fn open(instance: &Rc<Instance>, port: u16, peer: Option<std::net::SocketAddr>) -> io::Result<Stream> {
     let mut pause = REFUSED_PAUSE.0;
     loop {
-        let stream = instance.link.connect(port, peer)?;
-        match tokio::time::timeout(CONNECT_TIME, stream.opened()).await {
-            Ok(Ok(())) => return Ok(stream),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        let (stream, opening) = instance.link.connect(port, peer)?;
+        match opened(opening).await {
+            Ok(()) => return Ok(stream),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 if instance.attached_at().elapsed() > STARTING_TIME {
                     return Err(error);
                 }
@@ -158,13 +169,22 @@ pub async fn open(instance: &Rc<Instance>, port: u16, peer: Option<std::net::Soc
                 tokio::time::sleep(pause).await;
                 pause = REFUSED_PAUSE.1.min(2 * pause);
             }
-            Ok(Err(error)) => return Err(error),
-            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error),
         }
     }
 }
 
+async fn opened(opening: Opening) -> io::Result<()> {
+    tokio::time::timeout(CONNECT_TIME, opening).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
 impl Upstream {
+    /// Whether the guest has not accepted it yet: then sending may end in [`SendError::Unopened`].
+    #[must_use]
+    pub fn is_ahead(&self) -> bool {
+        self.opening.is_some()
+    }
+
     /// Sends a request, and waits for the head of its answer.
     ///
     /// # Errors
@@ -174,7 +194,12 @@ impl Upstream {
         instance: &Rc<Instance>,
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
-        match self.sender.try_send_request(request).await {
+        // It is on its way from here on, not from the first poll.
+        let answer = self.sender.try_send_request(request);
+        if let Some(opening) = self.opening.take() {
+            opened(opening).await.map_err(SendError::Unopened)?;
+        }
+        match answer.await {
             Ok(response) => Ok((response, Lease { upstream: self, instance: instance.clone() })),
             Err(mut error) => Err(match error.take_message() {
                 Some(request) => SendError::Unsent(Box::new(request)),

@@ -9,7 +9,7 @@ mod egress;
 mod stream;
 mod wire;
 
-pub use stream::Stream;
+pub use stream::{Opening, Stream};
 
 use crate::link::egress::Egress;
 use crate::link::stream::Half;
@@ -192,29 +192,33 @@ impl Link {
     ///
     /// # Errors
     /// Where there are too many, or no guest runs.
-    pub fn connect(self: &Rc<Self>, port: u16, peer: Option<SocketAddr>) -> io::Result<Stream> {
-        self.open(|number| tcp_ends(number, port, peer), Half::default())
+    pub fn connect(self: &Rc<Self>, port: u16, peer: Option<SocketAddr>) -> io::Result<(Stream, Opening)> {
+        self.open(|number| tcp_ends(number, port, peer), false)
     }
 
     /// Opens a connection to a vsock port of the guest's, over which it is told something that is no traffic.
     ///
     /// # Errors
     /// As [`Link::connect`].
-    pub fn connect_notice(self: &Rc<Self>, port: u32) -> io::Result<Stream> {
+    pub fn connect_notice(self: &Rc<Self>, port: u32) -> io::Result<(Stream, Opening)> {
         let ends = |number| {
             let to = Endpoint::Vsock { cid: network::GUEST_CID, port };
             (Transport::Vsock, [to, Endpoint::Vsock { cid: network::HOST_CID, port: number }])
         };
-        self.open(ends, Half::of_notice())
+        self.open(ends, true)
     }
 
-    fn open(self: &Rc<Self>, ends: impl Fn(u32) -> (Transport, [Endpoint; 2]), half: Half) -> io::Result<Stream> {
-        let is_notice = half.is_notice;
+    fn open(
+        self: &Rc<Self>,
+        ends: impl Fn(u32) -> (Transport, [Endpoint; 2]),
+        is_notice: bool,
+    ) -> io::Result<(Stream, Opening)> {
+        let (half, opening) = Half::new(is_notice);
         let mut inner = self.inner.borrow_mut();
         let number = inner.open(ends, half)?;
         inner.send();
         drop(inner);
-        Ok(Stream::new(self.clone(), number, is_notice))
+        Ok((Stream::new(self.clone(), number, is_notice), opening))
     }
 
     /// Closes a connection under whoever holds it.

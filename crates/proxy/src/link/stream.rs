@@ -8,12 +8,15 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 use torpor_abi::frame::{CONNECTION_WINDOW_BYTES, Header, MAX_PAYLOAD_BYTES, kind};
 
 /// What the link keeps of a connection until its [`Stream`] is dropped.
 pub(super) struct Half {
     received: VecDeque<u8>,
-    pub(super) opened: bool,
+    opened: bool,
+    /// To whoever waits for the guest to accept.
+    opening: Option<oneshot::Sender<io::Result<()>>>,
     /// What goes over it is no traffic: it keeps nothing awake.
     pub(super) is_notice: bool,
     /// The guest sends no more bytes.
@@ -32,12 +35,15 @@ pub(super) struct Half {
     writer: Option<Waker>,
 }
 
-impl Default for Half {
-    fn default() -> Self {
-        Self {
+impl Half {
+    /// A connection that is just being opened. With `is_notice` no traffic goes over it.
+    pub(super) fn new(is_notice: bool) -> (Self, Opening) {
+        let (opening, opened) = oneshot::channel();
+        let half = Self {
             received: VecDeque::new(),
             opened: false,
-            is_notice: false,
+            opening: Some(opening),
+            is_notice,
             ended: false,
             closed: None,
             said_close: false,
@@ -47,14 +53,8 @@ impl Default for Half {
             window_bytes: CONNECTION_WINDOW_BYTES,
             reader: None,
             writer: None,
-        }
-    }
-}
-
-impl Half {
-    /// One over which no traffic goes.
-    pub(super) fn of_notice() -> Self {
-        Self { is_notice: true, ..Self::default() }
+        };
+        (half, Opening(opened))
     }
 
     /// A frame of the guest.
@@ -67,17 +67,28 @@ impl Half {
                 }
                 return;
             }
-            kind::OPENED => self.opened = true,
+            kind::OPENED => {
+                self.opened = true;
+                self.answer(Ok(()));
+            }
             kind::SHUTDOWN => self.ended = true,
-            kind::CLOSE => self.closed = self.closed.or(Some(header.argument)),
+            kind::CLOSE => return self.end(header.argument),
             _ => {}
         }
         self.wake();
     }
 
+    fn answer(&mut self, answer: io::Result<()>) {
+        if let Some(opening) = self.opening.take() {
+            // Where nobody waits, nobody needs to know.
+            let _ = opening.send(answer);
+        }
+    }
+
     /// Nothing more comes or goes.
     pub(super) fn end(&mut self, errno: u32) {
         self.closed = self.closed.or(Some(errno));
+        self.answer(Err(closed_error(errno)));
         self.wake();
     }
 
@@ -131,25 +142,17 @@ impl Stream {
     pub fn number(&self) -> u32 {
         self.number
     }
+}
 
-    /// Waits until the guest has accepted.
-    ///
-    /// # Errors
-    /// The errno that it refused with.
-    pub async fn opened(&self) -> io::Result<()> {
-        std::future::poll_fn(|cx| {
-            let mut inner = self.link.inner.borrow_mut();
-            let Some(half) = inner.streams.get_mut(&self.number) else { return Poll::Ready(Err(closed_error(0))) };
-            match (half.opened, half.closed) {
-                (true, _) => Poll::Ready(Ok(())),
-                (false, Some(errno)) => Poll::Ready(Err(closed_error(errno))),
-                (false, None) => {
-                    keep(&mut half.reader, cx);
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+/// Ends when the guest has accepted a connection, or with the errno that it refused with. If it fails, nothing that was
+/// written to the connection has reached a program: whatever a program does is heard of behind the acceptance.
+pub struct Opening(oneshot::Receiver<io::Result<()>>);
+
+impl Future for Opening {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|answer| answer.unwrap_or_else(|_| Err(closed_error(0))))
     }
 }
 
@@ -160,7 +163,7 @@ impl Inner {
         if let Some(errno) = half.closed {
             return Poll::Ready(Err(closed_error(errno)));
         }
-        let Some(wire) = self.wire.as_mut().filter(|_| !held && half.opened) else {
+        let Some(wire) = self.wire.as_mut().filter(|_| !held) else {
             keep(&mut half.writer, cx);
             return Poll::Pending;
         };
