@@ -134,15 +134,16 @@ def soak_servers() -> list[str]:
 
 
 def vm_processes() -> list[int]:
-    """Processes of this user that run torpor-vmm."""
+    """Processes that run the binary of this build: others may have VMs of their own."""
+    vmm = TORPOR.with_name("torpor-vmm")
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                name = (entry / "exe").readlink().name
+                program = (entry / "exe").readlink()
             except OSError:  # gone, or another user's
                 continue
-            if name.startswith("torpor-vmm"):
+            if program == vmm:
                 found.append(int(entry.name))
     return found
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from tests.conformance import cases, cpython, fuzz, page, stress_ng, suites
-from tests.conformance.kept import Side, build
+from tests.conformance.kept import Side, build, commit
 
 
 def steps() -> Iterator[str]:
@@ -32,7 +32,7 @@ def steps() -> Iterator[str]:
 def main() -> int:
     if sys.argv[1:] != ["--page"]:
         begun = build()
-        page.commit()
+        commit()
         for step in steps():
             build.cache_clear()
             if build() != begun:

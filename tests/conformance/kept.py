@@ -7,6 +7,7 @@ changes too.
 
 import hashlib
 import json
+import subprocess
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,19 @@ class Side(Enum):
 def build() -> str:
     """The digest of the binary that runs the guests."""
     return hashlib.sha256((TORPOR.parent / "torpor-vmm").read_bytes()).hexdigest()
+
+
+@cache
+def commit() -> str:
+    """What was checked out when this build was run first."""
+    kept = Kept(Side.GUEST, "programs", "commit")
+    known = kept.load()
+    if known is None:
+        words = ["git", "rev-parse", "--short=12", "HEAD"]
+        found = subprocess.run(words, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+        known = found.stdout.strip()
+        kept.store(known)
+    return str(known)
 
 
 def identity(side: Side, root: str) -> str:

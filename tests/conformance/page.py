@@ -1,10 +1,9 @@
 """docs/conformance.md, from what is kept of runs of the binary that is installed now."""
 
-import subprocess
 from collections.abc import Iterator
 
 from tests.conformance import cases, cpython, fuzz, stress_ng, suites
-from tests.conformance.kept import Kept, Side, build
+from tests.conformance.kept import Side, build, commit
 from tests.harness import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "conformance.md"
@@ -26,18 +25,6 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def commit() -> str:
-    """What was checked out when this build was run first."""
-    kept = Kept(Side.GUEST, "programs", "commit")
-    known = kept.load()
-    if known is None:
-        words = ["git", "rev-parse", "--short=12", "HEAD"]
-        found = subprocess.run(words, cwd=REPOSITORY, check=True, capture_output=True, text=True)
-        known = found.stdout.strip()
-        kept.store(known)
-    return str(known)
-
-
 def summary() -> Iterator[str]:
     yield f"All of it is of one build, {build()[:12]}, at commit {commit()}.\n"
     yield "| | rewritten | trapped |\n|---|---|---|"
@@ -49,9 +36,7 @@ def summary() -> Iterator[str]:
     for title, figures in rows.items():
         yield f"| {title} | " + " | ".join(figures(side) for side in GUESTS) + " |"
     counts = suites.known()
-    own = (
-        "not run" if counts is None else f"{counts.passed} of {counts.passed + len(counts.failed)}"
-    )
+    own = "not run" if counts is None else counts.text()
     yield f"| tests with the project's own programs | {own} | in part (test_rewrite) |"
 
 

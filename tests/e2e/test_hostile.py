@@ -40,6 +40,11 @@ def test_sockets_until_memory_is_short() -> None:
     assert run("sockets").status in (0, 128 + 9)
 
 
+def test_listen_flood() -> None:
+    said = b"then EADDRINUSE\na backlog: 1\nserves again: 1\n"
+    assert run("listens", "1", "3") == Result(0, said, b"")
+
+
 def test_signal_storm() -> None:
     assert run("signals", "1", "3") == Result(0, b"caught some: 1\n", b"")
 

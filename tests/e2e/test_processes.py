@@ -14,6 +14,7 @@ COMPARED = [
     "process_groups",
     "process_signals",
     "process_futex",
+    "process_inherit",
     "process_ids",
     "process_tty",
 ]

@@ -97,6 +97,29 @@ def test_a_closed_output_ends_the_program() -> None:
 
 
 @pytest.mark.parametrize(
+    ("redirection", "said"),
+    [
+        (">&-", "standard output is closed"),
+        ("2>&-", ""),
+        ("-i <&-", "standard input is closed"),
+        ("-i 0>/dev/null", "standard input is not open for reading"),
+        ("1</dev/null", "standard output is not open for writing"),
+        ("<&-", None),
+    ],
+)
+def test_streams_that_cannot_be_used_are_refused(redirection: str, said: str | None) -> None:
+    """None: without -i nobody reads standard input."""
+    option, _, rest = redirection.rpartition(" ")
+    command = f"{TORPOR} vm run {option} {root_image('busybox')} echo said {rest}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    if said is None:
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"said\n", b"")
+    else:
+        assert (done.returncode, done.stdout) == (125, b"")
+        assert said in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
     ("script", "redirection", "said"),
     [
         ("echo lost", ">/dev/full", "standard output: No space left on device"),

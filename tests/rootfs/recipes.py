@@ -51,6 +51,25 @@ RECIPES = {
         ),
         Recipe("stress", ("stress-ng", "busybox-static")),
         Recipe(
+            "inspection",
+            (
+                "bash",
+                "coreutils",
+                "grep",
+                "sed",
+                "gawk",
+                "ncurses-base",
+                "procps",
+                "lsof",
+                "python3-psutil",
+            ),
+            links=(
+                ("usr/bin/sh", "bash"),
+                ("usr/bin/python3", "python3.11"),
+                ("usr/bin/awk", "gawk"),
+            ),
+        ),
+        Recipe(
             "applications",
             (
                 "bash",

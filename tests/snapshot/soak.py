@@ -2,11 +2,13 @@
 
 Every answer must be right, whatever process gives it and whatever was killed before; memory of VM
 processes and time of a cycle must not grow. SOAK_CYCLES (100,000) or SOAK_MINUTES (10) ends it,
-whichever comes first; SOAK_CLONES (500) run at once.
+whichever comes first; SOAK_CLONES (500) run at once. Cycles that the same binary has gone through
+before count.
 """
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import secrets
@@ -18,6 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.conformance.kept import build
+from tests.harness import REPOSITORY
 from tests.kvm import kvm_problem
 from tests.rootfs.build import root_image
 from tests.snapshot.vms import Sibling, Template, make_template
@@ -29,6 +33,18 @@ LARGE_EVERY = 2000
 """Cycles between instances that grow by 64 MiB of random bytes, and are forgotten then."""
 KILLED_SHARE = 0.002
 MAY_GROW_BYTES = 32 << 20
+KEPT = REPOSITORY / "build" / "soak" / "cycles.json"
+
+
+def cycles_before() -> int:
+    """What earlier runs of this binary have gone through without a fault."""
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    return int(kept.get(build(), 0))
+
+
+def keep(count: int) -> None:
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    KEPT.write_text(json.dumps({build(): count}))
 
 
 @dataclass
@@ -149,6 +165,7 @@ async def cycles(directory: Path, template: Template, limit: int, until_s: float
     finally:
         for worker in workers:
             worker.replace()
+    keep(cycles_before() + len(took_ms))
     grown = max(worker.grown_bytes for worker in workers)
     tenth = max(1, len(took_ms) // 10)
     p99s = [
@@ -157,7 +174,7 @@ async def cycles(directory: Path, template: Template, limit: int, until_s: float
         if tenth > 1
     ]
     print(
-        f"soak: {len(took_ms)} cycles, {killed} processes killed, "
+        f"soak: {len(took_ms)} cycles ({cycles_before()} in all), {killed} processes killed, "
         f"{sum(worker.replaced for worker in workers)} replaced, grown by {grown >> 10} KiB; "
         f"p50 {statistics.median(took_ms):.1f} ms, p99 of each tenth "
         + " ".join(f"{value:.0f}" for value in p99s)
@@ -217,9 +234,13 @@ def main() -> int:
     if problem is not None:
         print(f"soak: {problem}", file=sys.stderr)
         return 1
+    limit = int(os.environ.get("SOAK_CYCLES", "100000")) - cycles_before()
+    if limit < 1:
+        print(f"soak: {cycles_before()} cycles were run before")
+        return 0
     wrong = asyncio.run(
         soak(
-            int(os.environ.get("SOAK_CYCLES", "100000")),
+            limit,
             float(os.environ.get("SOAK_MINUTES", "10")),
             int(os.environ.get("SOAK_CLONES", "500")),
         )

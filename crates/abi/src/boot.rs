@@ -3,22 +3,22 @@
 /// First word of [`BootInfo`]: "TORPORBI".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TORPORBI");
 /// Changes whenever anything in this crate changes its layout or meaning.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// How many ports [`BootInfo::ready_ports`] can name.
 pub const READY_PORTS_MAX: usize = 16;
 
-/// A byte string inside the boot information area.
+/// A byte string at [`crate::layout::BOOT_STRINGS_GPA`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Span {
-    /// From the start of [`BootInfo`].
+    /// From there on.
     pub offset: u32,
     /// Length in bytes.
     pub len: u32,
 }
 
-/// The fixed part; strings follow it in the same area ([`crate::layout::BOOT_INFO_MAX_BYTES`]).
+/// At [`crate::layout::BOOT_INFO_GPA`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct BootInfo {

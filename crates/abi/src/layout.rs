@@ -47,7 +47,7 @@ pub const TRAP_GPA: u64 = 0x1000;
 pub const TRAP_BYTES: u64 = 0xf000;
 /// [`crate::boot::BootInfo`].
 pub const BOOT_INFO_GPA: u64 = 0x1_0000;
-/// At most this many bytes of boot information, its strings included.
+/// Room for the boot information.
 pub const BOOT_INFO_MAX_BYTES: u64 = 0x1_0000;
 /// [`crate::shared::Control`].
 pub const CONTROL_GPA: u64 = 0x2_0000;
@@ -73,6 +73,10 @@ pub const HANDOVER_LIST_GPA: u64 = 0xc_8000;
 pub const HANDOVER_LIST_MAX: u32 = 0x1_0000;
 /// End of the list.
 pub const HANDOVER_END_GPA: u64 = HANDOVER_LIST_GPA + HANDOVER_LIST_MAX as u64 * 16;
+/// The strings of [`crate::boot::BootInfo`], where the list is later: they are read before there is one.
+pub const BOOT_STRINGS_GPA: u64 = HANDOVER_LIST_GPA;
+/// Room for them.
+pub const BOOT_STRINGS_MAX_BYTES: u64 = HANDOVER_END_GPA - HANDOVER_LIST_GPA;
 /// Where the kernel image is loaded.
 pub const KERNEL_GPA: u64 = 0x20_0000;
 

@@ -31,7 +31,7 @@ use core::cell::RefCell;
 use linux_raw_sys::general::AT_FDCWD;
 use torpor_abi::boot::{BootInfo, MAGIC, Span, VERSION, flags};
 use torpor_abi::frame::{Header, kind, stream};
-use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_INFO_MAX_BYTES, DIRECT_MAP_BASE, IMAGE_GPA};
+use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_STRINGS_GPA, BOOT_STRINGS_MAX_BYTES, DIRECT_MAP_BASE, IMAGE_GPA};
 
 /// The boot information, copied out and checked.
 pub struct Boot {
@@ -49,17 +49,12 @@ pub struct Boot {
 }
 
 impl Boot {
-    fn read() -> Self {
-        let area = (DIRECT_MAP_BASE + BOOT_INFO_GPA) as *const u8;
-        // SAFETY: the area is mapped, aligned, and written by the VM process before the first instruction.
-        let (info, bytes) = unsafe {
-            (area.cast::<BootInfo>().read(), core::slice::from_raw_parts(area, BOOT_INFO_MAX_BYTES as usize))
-        };
-        assert!(
-            info.magic == MAGIC && info.version == VERSION,
-            "boot information of another version: {}",
-            info.version
-        );
+    /// Copies the strings to where the memory is set up by now.
+    fn read(info: BootInfo) -> Self {
+        let strings = (DIRECT_MAP_BASE + BOOT_STRINGS_GPA) as *const u8;
+        // SAFETY: mapped, and written by the VM process before the first instruction; nobody writes to them as long as this
+        // function borrows them.
+        let bytes = unsafe { core::slice::from_raw_parts(strings, BOOT_STRINGS_MAX_BYTES as usize) };
         let span = |span: Span| {
             let end = span.offset.saturating_add(span.len) as usize;
             bytes.get(span.offset as usize..end).unwrap_or_else(|| panic!("boot information: {span:?} is outside"))
@@ -78,11 +73,17 @@ impl Boot {
     }
 }
 
+fn read_info() -> BootInfo {
+    // SAFETY: mapped, aligned, and written by the VM process before the first instruction.
+    let info = unsafe { ((DIRECT_MAP_BASE + BOOT_INFO_GPA) as *const BootInfo).read() };
+    assert!(info.magic == MAGIC && info.version == VERSION, "boot information of another version: {}", info.version);
+    info
+}
+
 /// Called by the entry on the boot stack.
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main() -> ! {
-    let boot = Boot::read();
-    let info = &boot.info;
+    let info = read_info();
     crate::arch::tlb::set_boot_root(mm::addr::Gpa(info.pml4_gpa));
     mm::init(info.ram_bytes, info.memory_limit_bytes, mm::addr::Gpa(info.kernel_end_gpa), mm::addr::Gpa(info.pml4_gpa));
     if info.flags & flags::TEMPLATE == 0 {
@@ -94,6 +95,7 @@ extern "C" fn kernel_main() -> ! {
     if info.flags & flags::NO_REWRITE == 0 {
         rewrite::enable();
     }
+    let boot = Boot::read(info);
     let first = first_thread(&boot);
     blame_image();
     match first {

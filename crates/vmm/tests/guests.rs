@@ -338,6 +338,30 @@ fn hostile_guests_end_their_own_run() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("ring protocol"));
 }
 
+/// What a random guest does is taken, or refused by the VM process itself: it does not fall, nor pass on what the broker
+/// would have to refuse.
+#[test]
+fn random_guests_end_their_own_run() {
+    if !has_kvm() {
+        return;
+    }
+    let mut refused = 0;
+    for seed in 0..40 {
+        let seed = seed.to_string();
+        let output = run(&["--memory", "64M", "--trace=/dev/null"], &["random", &seed]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        // Before it may stand what the guest has written to its standard error.
+        let reason = text.rsplit_once("torpor-vmm: ").map(|(_, reason)| reason);
+        match (status(&output), reason) {
+            (0, None) => {}
+            (125, Some(reason)) => assert!(!reason.contains("the VM process"), "seed {seed}: {reason}"),
+            other => panic!("seed {seed}: {other:?}, {text}"),
+        }
+        refused += u32::from(status(&output) == 125);
+    }
+    assert!(refused > 10, "{refused} of 40 did anything");
+}
+
 #[test]
 fn an_image_that_shrinks_is_reported() {
     if !has_kvm() {

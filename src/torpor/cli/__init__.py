@@ -20,11 +20,16 @@ def main() -> int:
 
         return run(sys.argv[1:])
     except TorporError as error:
-        sys.stderr.write(f"torpor: {error}\n")
-        return EXIT_TORPOR_FAILED
+        return _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        sys.stderr.write(f"torpor: {where}{error.strerror or error}\n")
-        return EXIT_TORPOR_FAILED
+        return _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         return 130
+
+
+def _fail(text: str) -> int:
+    # Where standard error is closed Python has none; the status still says it.
+    if sys.stderr is not None:
+        sys.stderr.write(f"torpor: {text}\n")
+    return EXIT_TORPOR_FAILED

@@ -86,7 +86,7 @@ def vm_restore(
     for option, values in (("-p", ports), ("--egress-allow", allow), ("--egress-deny", deny)):
         for value in values:
             words += [option, value]
-    return become_vmm([*words, "--image", str(image.erofs)])
+    return become_vmm([*words, "--image", str(image.erofs)], interactive)
 
 
 def _template(directory: Path, stored: SnapshotFile, owner: str) -> bytes:

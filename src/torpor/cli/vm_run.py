@@ -115,7 +115,7 @@ def vm_run(args: list[str]) -> int:
     name = line.last("--name")
     if name is not None:
         arguments[1:1] = _named(name, line, program)
-    return become_vmm(arguments)
+    return become_vmm(arguments, "--interactive" in line.options)
 
 
 def _parse(args: list[str]) -> _CommandLine:
@@ -291,12 +291,32 @@ def check_name(name: str) -> str:
     return name
 
 
-def become_vmm(arguments: list[str]) -> int:
+def _check_streams(interactive: bool) -> None:
+    """Refuses standard streams that can't be used, as the program in the VM would not see why.
+
+    It has pipes or a terminal of its own there. Raises TorporError.
+    """
+    import fcntl
+
+    streams = [("standard output", 1, os.O_RDONLY), ("standard error", 2, os.O_RDONLY)]
+    if interactive:
+        streams.append(("standard input", 0, os.O_WRONLY))
+    for name, descriptor, useless in streams:
+        try:
+            mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        except OSError:
+            raise TorporError(f"{name} is closed: redirect it to or from /dev/null") from None
+        if mode == useless:
+            raise TorporError(f"{name} is not open for {'writing' if descriptor else 'reading'}")
+
+
+def become_vmm(arguments: list[str], interactive: bool) -> int:
     """Replace this process by torpor-vmm. Raises TorporError if that fails; never returns."""
     import signal
 
     from torpor.binaries import find_binary
 
+    _check_streams(interactive)
     vmm = find_binary("torpor-vmm")
     # Python ignores these, and an ignored signal stays ignored across exec.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -4,12 +4,15 @@
  * forks        forks until nothing goes any more, in every child
  * descriptors  opens until nothing goes any more
  * sockets      makes sockets until nothing goes any more
+ * listens      listens at every port that there is, then connects to one as fast as it can while nobody accepts
  * signals      two processes send each other signals as fast as they can
  * memory       maps, touches and forks until nothing goes any more
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -190,6 +193,65 @@ static void sockets(void) {
     printf("socket again: %d\n", socket(AF_UNIX, SOCK_STREAM, 0) >= 0);
 }
 
+static int tcp_socket(int flags) {
+    return socket(AF_INET, SOCK_STREAM | flags, 0);
+}
+
+/* Whether a connection can be made to `server`, and a byte crosses it. */
+static int serves(int server, const struct sockaddr_in *at) {
+    int client = tcp_socket(0), other = -1;
+    char byte = 0;
+    int crossed = connect(client, (const struct sockaddr *)at, sizeof *at) == 0 && (other = accept(server, NULL, NULL)) >= 0 &&
+                  write(client, "x", 1) == 1 && read(other, &byte, 1) == 1 && byte == 'x';
+    close(client);
+    close(other);
+    return crossed;
+}
+
+static void listens(void) {
+    struct rlimit limit = {1 << 20, 1 << 20};
+    setrlimit(RLIMIT_NOFILE, &limit);
+    int fd, last = 2;
+    while ((fd = tcp_socket(0)) >= 0 && listen(fd, 1 << 30) == 0)
+        last = fd;
+    printf("then %s\n", fd < 0 ? "no socket" : strerrorname_np(errno));
+    for (close(fd); last > 2; last--)
+        close(last);
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t len = sizeof at;
+    int server = tcp_socket(0);
+    bind(server, (struct sockaddr *)&at, sizeof at);
+    listen(server, 16);
+    getsockname(server, (struct sockaddr *)&at, &len);
+    pid_t flooders[4];
+    for (int n = 0; n < 4; n++)
+        if ((flooders[n] = fork()) == 0) {
+            struct rlimit few = {2000, 2000};
+            setrlimit(RLIMIT_NOFILE, &few);
+            for (;;) {
+                while ((fd = tcp_socket(SOCK_NONBLOCK)) >= 0)
+                    connect(fd, (struct sockaddr *)&at, sizeof at);
+                for (fd = 0; fd < 2000; fd++)
+                    if (fd != server)
+                        close(fd);
+            }
+        }
+    struct timespec wait = {seconds, 0};
+    while (nanosleep(&wait, &wait) != 0)
+        ;
+    for (int n = 0; n < 4; n++) {
+        kill(flooders[n], SIGKILL);
+        waitpid(flooders[n], NULL, 0);
+    }
+    /* What waits to be accepted is what the backlog allows. */
+    int waiting = 0;
+    struct pollfd poll_server = {server, POLLIN, 0};
+    while (poll(&poll_server, 1, 0) == 1 && (fd = accept(server, NULL, NULL)) >= 0 && ++waiting)
+        close(fd);
+    printf("a backlog: %d\n", waiting > 0 && waiting <= 17);
+    printf("serves again: %d\n", serves(server, &at));
+}
+
 static volatile sig_atomic_t caught;
 
 static void on_signal(int number) {
@@ -257,7 +319,7 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         void (*run)(void);
-    } kinds[] = {{"calls", calls}, {"forks", forks}, {"descriptors", descriptors}, {"sockets", sockets}, {"signals", signals}, {"memory", memory}};
+    } kinds[] = {{"calls", calls}, {"forks", forks}, {"descriptors", descriptors}, {"sockets", sockets}, {"listens", listens}, {"signals", signals}, {"memory", memory}};
     state = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
     seconds = argc > 3 ? atoi(argv[3]) : seconds;
     for (unsigned i = 0; argc > 1 && i < sizeof kinds / sizeof *kinds; i++)

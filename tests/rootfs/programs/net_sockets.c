@@ -460,6 +460,66 @@ static void packets(void) {
     close(s), close(c);
 }
 
+/* Receives a datagram and prints the address that it comes from. */
+static void show_from(int fd) {
+    struct sockaddr_storage from = {0};
+    socklen_t len = sizeof from;
+    char byte, text[64];
+    if (recvfrom(fd, &byte, 1, MSG_DONTWAIT, (void *)&from, &len) < 0) {
+        printf("nothing\n");
+        return;
+    }
+    int six = from.ss_family == AF_INET6;
+    const void *at = six ? (void *)&((struct sockaddr_in6 *)&from)->sin6_addr : (void *)&((struct sockaddr_in *)&from)->sin_addr;
+    printf("from %s\n", inet_ntop(from.ss_family, at, text, sizeof text));
+}
+
+static void sources(void) {
+    TITLE("source addresses that the sender chooses");
+    int s = socket(AF_INET, SOCK_DGRAM, 0), c = socket(AF_INET, SOCK_DGRAM, 0), bound = socket(AF_INET, SOCK_DGRAM, 0);
+    struct sockaddr_in to = local(0), own = local(0);
+    socklen_t len = sizeof to;
+    bind(s, (void *)&to, sizeof to), getsockname(s, (void *)&to, &len);
+    own.sin_addr.s_addr = htonl(0x7f000005);
+    bind(bound, (void *)&own, sizeof own);
+    static const unsigned addresses[] = {0, 0x7f000001, 0x7f000007, 0x08080808, 0xe0000001, 0xffffffff};
+    for (unsigned i = 0; i < sizeof addresses / sizeof *addresses; i++) {
+        struct in_pktinfo info = {.ipi_spec_dst = {htonl(addresses[i])}, .ipi_addr = {htonl(0x7f000009)}};
+        printf("%x\n", addresses[i]);
+        SHOW(send_with(c, &to, len, IPPROTO_IP, IP_PKTINFO, &info, sizeof info)), show_from(s);
+        SHOW(send_with(bound, &to, len, IPPROTO_IP, IP_PKTINFO, &info, sizeof info)), show_from(s);
+    }
+    static const int interfaces[] = {1, 77, -1};
+    for (unsigned i = 0; i < sizeof interfaces / sizeof *interfaces; i++) {
+        struct in_pktinfo info = {.ipi_ifindex = interfaces[i], .ipi_spec_dst = {htonl(0x7f000007)}};
+        SHOW(send_with(c, &to, len, IPPROTO_IP, IP_PKTINFO, &info, sizeof info)), show_from(s);
+    }
+    struct in_pktinfo info = {.ipi_spec_dst = {htonl(0x7f000007)}};
+    struct in6_pktinfo info6 = {0};
+    SHOW(send_with(c, &to, len, IPPROTO_IP, IP_PKTINFO, &info, 8)), show_from(s);
+    SHOW(send_with(c, &to, len, IPPROTO_IPV6, IPV6_PKTINFO, &info6, sizeof info6)), show_from(s);
+    connect(c, (void *)&to, len);
+    SHOW(send_with(c, NULL, 0, IPPROTO_IP, IP_PKTINFO, &info, sizeof info)), show_from(s);
+    close(s), close(c), close(bound);
+
+    s = socket(AF_INET6, SOCK_DGRAM, 0), c = socket(AF_INET6, SOCK_DGRAM, 0);
+    struct sockaddr_in6 six = {.sin6_family = AF_INET6}, mapped;
+    len = sizeof six;
+    bind(s, (void *)&six, sizeof six), getsockname(s, (void *)&six, &len);
+    six.sin6_addr = in6addr_loopback, mapped = six, inet_pton(AF_INET6, "::ffff:127.0.0.1", &mapped.sin6_addr);
+    static const char *const names[] = {"::", "::1", "::ffff:127.0.0.7", "2001:db8::1", "ff02::1", "fe80::1"};
+    for (unsigned i = 0; i < sizeof names / sizeof *names; i++)
+        for (int interface = 0; interface < 78; interface += interface ? 76 : 1) {
+            inet_pton(AF_INET6, names[i], &info6.ipi6_addr), info6.ipi6_ifindex = interface;
+            printf("%s %d\n", names[i], interface);
+            SHOW(send_with(c, &six, len, IPPROTO_IPV6, IPV6_PKTINFO, &info6, sizeof info6)), show_from(s);
+            SHOW(send_with(c, &mapped, len, IPPROTO_IPV6, IPV6_PKTINFO, &info6, sizeof info6)), show_from(s);
+        }
+    SHOW(send_with(c, &six, len, IPPROTO_IP, IP_PKTINFO, &info, sizeof info)), show_from(s);
+    SHOW(send_with(c, &mapped, len, IPPROTO_IP, IP_PKTINFO, &info, sizeof info)), show_from(s);
+    close(s), close(c);
+}
+
 static void udp_lite(void) {
     TITLE("UDP-Lite");
     int s = socket(AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE), c = socket(AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE);
@@ -518,6 +578,7 @@ int main(void) {
     unix_names();
     unix_datagram_peers();
     packets();
+    sources();
     udp_lite();
     nothing_to_a_closed_peer();
     loopback_interface();

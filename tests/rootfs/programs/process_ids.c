@@ -248,6 +248,33 @@ static void namespaces(void) {
     SHOW(sethostname("x", 1));
 }
 
+static void io_priorities(void) {
+    TITLE("I/O priorities");
+    enum { PROCESS = 1, GROUP, USER };
+    setpgid(0, 0); /* what others run as is not known */
+    SHOW(syscall(SYS_ioprio_get, PROCESS, 0)), SHOW(syscall(SYS_ioprio_get, PROCESS, getpid()));
+    static const int values[] = {0x4003, 0x4007, 0x2000, 0x2004, 0x6000, 0x6003, 0x4002, 0, 3, 0x8000, 0xe000, 0x4108, -1, 1 << 20 | 0x4001};
+    for (unsigned i = 0; i < sizeof values / sizeof *values; i++) {
+        printf("%x\n", values[i]);
+        SHOW(syscall(SYS_ioprio_set, PROCESS, 0, values[i])), SHOW(syscall(SYS_ioprio_get, PROCESS, 0));
+    }
+    SHOW(syscall(SYS_ioprio_set, GROUP, 0, 0x4005)), SHOW(syscall(SYS_ioprio_get, GROUP, 0));
+    SHOW(syscall(SYS_ioprio_get, PROCESS, 99999999)), SHOW(syscall(SYS_ioprio_set, PROCESS, 99999999, 0x4001));
+    SHOW(syscall(SYS_ioprio_get, GROUP, 99999999)), SHOW(syscall(SYS_ioprio_get, USER, 99999999));
+    SHOW(syscall(SYS_ioprio_get, 0, 0)), SHOW(syscall(SYS_ioprio_get, 4, 0)), SHOW(syscall(SYS_ioprio_set, 4, 0, 0x4001));
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        SHOW(syscall(SYS_ioprio_get, PROCESS, 0)), SHOW(syscall(SYS_ioprio_set, PROCESS, 0, 0x6000)), SHOW(syscall(SYS_ioprio_get, GROUP, 0));
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+    setuid(1000);
+    SHOW(syscall(SYS_ioprio_set, PROCESS, 0, 0x2000)), SHOW(syscall(SYS_ioprio_set, PROCESS, 0, 0x4001)), SHOW(syscall(SYS_ioprio_set, PROCESS, 0, 0x6000));
+    SHOW(syscall(SYS_ioprio_set, PROCESS, getppid(), 0x4001));
+    SHOW(syscall(SYS_ioprio_get, USER, 1000));
+}
+
 int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     in_child(users);
@@ -255,6 +282,7 @@ int main(void) {
     in_child(capabilities);
     in_child(killing);
     in_child(limits);
+    in_child(io_priorities);
     TITLE("processor time");
     in_child(processor_limit);
     in_child(masks);

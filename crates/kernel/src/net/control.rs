@@ -10,6 +10,7 @@ use crate::task::creds::Credentials;
 use crate::task::current;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::net::IpAddr;
 use linux_raw_sys::general::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN};
 
 const SOL_SOCKET: u32 = 1;
@@ -22,6 +23,15 @@ const HEADER_BYTES: usize = 16;
 /// The most control data that sendmsg(2) takes (net.core.optmem_max).
 pub const MAX_CONTROL_BYTES: usize = 20_480;
 
+/// What a sender chooses of `struct in_pktinfo` and `struct in6_pktinfo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Unspecified where the route is to choose.
+    pub ip: IpAddr,
+    /// Number of the interface; 0 where the route is to choose.
+    pub interface: u32,
+}
+
 /// What a sender passes on.
 #[derive(Clone, Default)]
 pub struct Passed {
@@ -29,6 +39,8 @@ pub struct Passed {
     pub rights: Vec<Rc<OpenFile>>,
     /// SCM_CREDENTIALS.
     pub sender: Option<Sender>,
+    /// From where a datagram over IP is sent (IP_PKTINFO, IPV6_PKTINFO).
+    pub source: Option<Source>,
     /// Hop limit of a datagram over IP (IP_TTL, IPV6_HOPLIMIT).
     pub hops: Option<u8>,
     /// Traffic class of a datagram over IP (IP_TOS, IPV6_TCLASS).
@@ -107,9 +119,16 @@ fn parse_ip(level: u32, kind: u32, data: &[u8], passed: &mut Passed) -> Result<(
         // -1 is the socket's own hop limit, but a class like others.
         (level::IPV6, told::HOPLIMIT) => passed.hops = Some(int()?).filter(|v| *v != -1).map(byte).transpose()?,
         (level::IPV6, told::TCLASS) => passed.class = Some(if int()? == -1 { u8::MAX } else { byte(int()?)? }),
-        // Each destination has one interface and one address to send from.
-        (level::IP, told::PKTINFO) if data.len() == 12 => {}
-        (level::IPV6, told::PKTINFO_V6) if data.len() == 20 => {}
+        (level::IP, told::PKTINFO) if data.len() == 12 => {
+            // Number, address to send from, and one that counts in the other direction only.
+            let [interface, ip, _]: [[u8; 4]; 3] = data.as_chunks().0.try_into().map_err(|_| Errno::EINVAL)?;
+            passed.source = Some(Source { ip: ip.into(), interface: u32::from_ne_bytes(interface) });
+        }
+        (level::IPV6, told::PKTINFO_V6) => {
+            let (ip, interface) = data.split_first_chunk::<16>().ok_or(Errno::EINVAL)?;
+            let interface = u32::from_ne_bytes(interface.try_into().map_err(|_| Errno::EINVAL)?);
+            passed.source = Some(Source { ip: (*ip).into(), interface });
+        }
         _ => return Err(Errno::EINVAL),
     }
     Ok(())

@@ -1,6 +1,8 @@
 //! TCP and UDP (tcp(7), udp(7), ip(7), ipv6(7)): addresses, and who talks to whom inside the guest.
 
 use super::address::{Address, InetAddress};
+use super::control::Source;
+use super::interfaces::{LOOPBACK, OUTSIDE};
 use super::options::level;
 use super::socket::{Family, Kind, Socket};
 use super::{bound, outside};
@@ -81,16 +83,48 @@ fn route(to: InetAddress) -> (InetAddress, bool) {
 /// The source address for packets to `to`.
 pub(super) fn source_for(socket: &Socket, to: InetAddress) -> InetAddress {
     let local = socket.local_inet();
-    if !local.ip.is_unspecified() {
-        return local;
-    }
+    if local.ip.is_unspecified() { routed_source(socket, to) } else { local }
+}
+
+/// The same as the route has it, whatever the socket is bound to.
+fn routed_source(socket: &Socket, to: InetAddress) -> InetAddress {
     let canonical = to.ip.to_canonical();
     let ip = match canonical {
         ip if !ip.is_loopback() => outside::own_address(ip.is_ipv6()),
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     };
-    InetAddress { ip, port: local.port }.in_family(socket.is_v6())
+    from_port_of(socket, ip)
+}
+
+fn from_port_of(socket: &Socket, ip: IpAddr) -> InetAddress {
+    InetAddress { ip, port: socket.local_inet().port }.in_family(socket.is_v6())
+}
+
+/// The source address that the sender of a datagram has chosen, as far as that goes with `to`.
+///
+/// # Errors
+/// ENODEV for an interface that is not there; ENETUNREACH (IPv6: EINVAL) for an address that is not this machine's; EINVAL
+/// for one that nobody can have, or of another family.
+fn chosen_source(socket: &Socket, to: InetAddress, source: Source) -> Result<InetAddress> {
+    let ip = match (source.ip, to.ip.to_canonical().is_ipv4()) {
+        // What is said of the other family counts for none of this one.
+        (IpAddr::V4(_), false) => return Ok(source_for(socket, to)),
+        (IpAddr::V6(_), true) if !socket.is_v6() => return Ok(source_for(socket, to)),
+        (IpAddr::V6(ip), true) => IpAddr::V4(ip.to_ipv4_mapped().ok_or(Errno::EINVAL)?),
+        (ip, _) => ip,
+    };
+    if ![0, LOOPBACK, OUTSIDE].contains(&source.interface) {
+        return Err(Errno::ENODEV);
+    }
+    match ip {
+        ip if ip.is_unspecified() => return Ok(routed_source(socket, to)),
+        IpAddr::V4(ip) if ip.is_multicast() || ip.is_broadcast() || ip.octets()[0] == 0 => return Err(Errno::EINVAL),
+        IpAddr::V4(_) if !is_local(ip) => return Err(Errno::ENETUNREACH),
+        IpAddr::V6(six) if six.to_ipv4_mapped().is_some() || !is_local(ip) => return Err(Errno::EINVAL),
+        _ => {}
+    }
+    Ok(from_port_of(socket, ip))
 }
 
 pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bool) -> Result<()> {
@@ -187,11 +221,14 @@ pub(super) enum DatagramTarget {
     Outside { to: InetAddress, from: InetAddress },
 }
 
-/// Who receives what `socket` sends to `to`.
-pub(super) fn datagram_target(socket: &Rc<Socket>, to: InetAddress) -> Result<DatagramTarget> {
+/// Who receives what `socket` sends to `to`, from the address that it has chosen or the route gives.
+pub(super) fn datagram_target(socket: &Rc<Socket>, to: InetAddress, chosen: Option<Source>) -> Result<DatagramTarget> {
     let (to, is_outside) = route(of_family(socket, to)?);
     ensure_bound(socket)?;
-    let source = source_for(socket, to);
+    let source = match chosen {
+        Some(chosen) => chosen_source(socket, to, chosen)?,
+        None => source_for(socket, to),
+    };
     if is_outside {
         check_outside(socket)?;
         return Ok(DatagramTarget::Outside { to, from: outside_source(source)? });

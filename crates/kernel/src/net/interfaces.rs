@@ -109,11 +109,12 @@ fn number(value: u32) -> [u8; 24] {
 /// ioctl(2) of netdevice(7) on any socket.
 ///
 /// # Errors
-/// ENODEV for an unknown interface, EPERM for a change, ENOTTY for another request.
+/// ENODEV for an unknown interface, EPERM for a change, EOPNOTSUPP for what drivers know, ENOTTY for another request.
 pub(super) fn ioctl(request: u32, argument: u64) -> Result<u64> {
     const GIFNAME: u32 = 0x8910;
     const GIFCONF: u32 = 0x8912;
     const GIFINDEX: u32 = 0x8933;
+    const ETHTOOL: u32 = 0x8946;
     let at = UserAddr(argument);
     match request {
         GIFCONF => return configuration(at),
@@ -133,7 +134,7 @@ pub(super) fn ioctl(request: u32, argument: u64) -> Result<u64> {
         | 0x8936
         | 0x8937
         | 0x8943 => return Err(Errno::EPERM),
-        GIFNAME..=0x8942 => {}
+        GIFNAME..=0x8942 | ETHTOOL => {}
         _ => return Err(Errno::ENOTTY),
     }
     let mut bytes = [0; REQUEST_BYTES];
@@ -162,6 +163,7 @@ pub(super) fn ioctl(request: u32, argument: u64) -> Result<u64> {
         }
         GIFINDEX => number(interface.index),
         0x8942 => number(interface.queue_length),
+        ETHTOOL => return Err(Errno::EOPNOTSUPP),
         _ => return Err(Errno::EINVAL),
     };
     bytes[NAME_BYTES..].copy_from_slice(&union);

@@ -14,6 +14,7 @@ mod path;
 pub mod queue;
 pub mod report;
 pub mod socket;
+pub mod traffic;
 mod transfer;
 mod unix;
 mod vsock;

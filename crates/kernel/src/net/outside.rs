@@ -6,6 +6,7 @@ use super::options::level;
 use super::packet::Packet;
 use super::queue::Message;
 use super::socket::{Kind, Socket, State};
+use super::traffic::{self, Way};
 use crate::errno::{Errno, Result};
 use crate::host::connection::{Connection, DATAGRAM_MAX_BYTES, Owner, refuse};
 use crate::wait::Events;
@@ -54,6 +55,9 @@ impl Owner for Socket {
                 connection.consumed(first.len() + second.len());
             }
             return;
+        }
+        if self.is_inet() {
+            traffic::count(Way::In, first.len() + second.len());
         }
         if self.read_ended.get() {
             // Nobody will read it (SHUT_RD).
@@ -215,6 +219,7 @@ fn split_datagram<'a>(first: &'a [u8], second: &'a [u8]) -> Option<(InetAddress,
 
 /// Puts a datagram into a socket's queue; what does not fit, or comes from another peer than the connected one, is lost.
 fn deliver(socket: &Socket, from: InetAddress, bytes: Vec<u8>) {
+    traffic::count(Way::In, bytes.len());
     let stranger = socket.remote_inet().is_some_and(|remote| remote.canonical() != from.canonical());
     if stranger || socket.read_ended.get() || socket.incoming.room_bytes() < bytes.len().max(1) {
         return;

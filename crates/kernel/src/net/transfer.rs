@@ -6,6 +6,7 @@ use super::inet::{self, DatagramTarget};
 use super::packet::Packet;
 use super::queue::{Message, Sender};
 use super::socket::{Family, Kind, Socket, message};
+use super::traffic::{self, Way};
 use super::{netlink, outside, unix};
 use crate::errno::{Errno, Result};
 use crate::fs::file::OpenFile;
@@ -228,7 +229,11 @@ impl Socket {
             return Err(Errno::EPIPE);
         }
         if let Some(connection) = self.outside() {
-            return connection.write(src);
+            let written = connection.write(src)?;
+            if let Some(bytes) = written.filter(|_| self.is_inet()) {
+                traffic::count(Way::Out, bytes);
+            }
+            return Ok(written);
         }
         if self.is_unix() && src.remaining() == 0 {
             return Ok(Some(0));
@@ -255,6 +260,9 @@ impl Socket {
         bytes.truncate(taken);
         // TCP takes what comes after SHUT_RD, too.
         if taken > 0 {
+            if self.is_inet() {
+                traffic::count(Way::Inside, taken);
+            }
             peer.incoming.push_stream(message(bytes, self.sender_name(), passed, self.is_unix()));
             peer.queue.wake(Events::READABLE);
         }
@@ -398,16 +406,18 @@ impl Socket {
             Some(_) => return Err(Errno::EAFNOSUPPORT),
             None => self.remote_inet().ok_or(Errno::EDESTADDRREQ)?,
         };
-        match inet::datagram_target(self, to)? {
+        match inet::datagram_target(self, to, passed.source)? {
             DatagramTarget::Outside { to, from } => {
                 self.wait(nonblocking, self.send_deadline(), &self.queue, || {
                     let sent = outside::send_datagram(self, to, from, bytes);
                     sent.map(|sent| sent.then_some(())).transpose()
                 })?;
+                traffic::count(Way::Out, bytes.len());
             }
             DatagramTarget::Local { to, target: Some((target, source)) }
                 if self.send_room(&target) >= bytes.len().max(1) && !target.read_ended.get() =>
             {
+                traffic::count(Way::Inside, bytes.len());
                 target.incoming.push(Message::datagram(bytes.to_vec(), source, Packet::sent(self, to, passed)));
                 target.queue.wake(Events::READABLE);
             }

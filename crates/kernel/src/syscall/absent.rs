@@ -107,8 +107,6 @@ pub const ABSENT: &[(&str, &[&str])] = &[
             "futex_wait",
             "futex_wake",
             "getxattrat",
-            "ioprio_get",
-            "ioprio_set",
             "listxattrat",
             "map_shadow_stack",
             "memfd_secret",

@@ -13,10 +13,9 @@ use alloc::vec::Vec;
 use linux_raw_sys::general as linux;
 
 pub(super) const CALLS: &[Syscall] = &[
-    Syscall::partial(
+    Syscall::full(
         linux::__NR_futex as u16,
         "futex",
-        "locks that inherit priority hand over to the first in the queue, and lend no priority",
         sys_futex,
         &[Arg::Ptr, Arg::FutexOp, Arg::Size, Arg::Ptr, Arg::Ptr, Arg::Hex],
     ),

@@ -14,6 +14,7 @@ mod file_times;
 mod futex;
 mod ids;
 mod inotify;
+mod ioprio;
 mod ipc;
 mod lock;
 mod memfd;

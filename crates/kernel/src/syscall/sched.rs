@@ -7,7 +7,7 @@ use crate::mm::user;
 use crate::task::limits::{INFINITY, Resource};
 use crate::task::runqueue::{MIN_SLICE_NS, Params, Policy, RR_SLICE_NS};
 use crate::task::thread::Thread;
-use crate::task::{current, pid, sched};
+use crate::task::{current, futex, pid, sched};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use linux_raw_sys::general as linux;
@@ -114,6 +114,7 @@ fn change(thread: &Rc<Thread>, new: Params, reset_on_fork: bool) -> Result<u64> 
     }
     thread.sched.reset_on_fork.set(reset_on_fork);
     sched::set_params(thread, new);
+    futex::priority_changed(thread);
     Ok(0)
 }
 
@@ -281,7 +282,7 @@ fn sys_getcpu(args: Args) -> Result<u64> {
 }
 
 /// The threads that `which` and `who` of getpriority(2) mean.
-fn threads_of(which: u32, who: i32) -> Result<Vec<Rc<Thread>>> {
+pub(super) fn threads_of(which: u32, who: i32) -> Result<Vec<Rc<Thread>>> {
     let id = u32::try_from(who).map_err(|_| Errno::ESRCH)?;
     let all = || pid::processes().into_iter().flat_map(|process| process.threads());
     let threads: Vec<_> = match which {

@@ -215,6 +215,7 @@ pub const GROUPS: &[&[Syscall]] = &[
     super::transfer::CALLS,
     super::exec::CALLS,
     super::inotify::CALLS,
+    super::ioprio::CALLS,
     super::ipc::msg::CALLS,
     super::ipc::sem::CALLS,
     super::ipc::shm::CALLS,

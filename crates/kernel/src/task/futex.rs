@@ -4,10 +4,12 @@
 //! preempted), so no wake-up is lost. A waiter is found by its key: address space and address for private memory, object
 //! and offset for shared memory.
 
+mod inherit;
 mod pi;
 mod requeue_pi;
 mod robust;
 
+pub use inherit::{Lending, priority_changed};
 pub use pi::{lock_pi, trylock_pi, unlock_pi};
 pub use requeue_pi::{requeue_pi, wait_requeue_pi};
 pub use robust::thread_exits;
@@ -88,22 +90,39 @@ struct Waiter {
     wants_lock: bool,
     /// The lock that it is to be moved to before that (`requeue_pi`).
     lock: Option<Key>,
+    /// Where the lock is in the memory of the thread's process.
+    lock_addr: UserAddr,
+    /// Who has the lock (`inherit`).
+    owner: RefCell<Weak<Thread>>,
     woken: Cell<bool>,
 }
 
 impl Waiter {
     fn new(thread: &Rc<Thread>, key: Key, bits: u32) -> Rc<Self> {
-        Self::with(thread, key, bits, false, None)
+        Rc::new(Self::plain(thread, key, bits))
     }
 
-    /// One that waits for a lock with this key, now or once it has been moved to `lock`.
-    fn for_lock(thread: &Rc<Thread>, key: Key, lock: Option<Key>) -> Rc<Self> {
-        Self::with(thread, key, MATCH_ANY, true, lock)
+    fn plain(thread: &Rc<Thread>, key: Key, bits: u32) -> Self {
+        Self {
+            thread: Rc::downgrade(thread),
+            key: Cell::new(key),
+            bits,
+            wants_lock: false,
+            lock: None,
+            lock_addr: UserAddr::NULL,
+            owner: RefCell::new(Weak::new()),
+            woken: Cell::new(false),
+        }
     }
 
-    fn with(thread: &Rc<Thread>, key: Key, bits: u32, wants_lock: bool, lock: Option<Key>) -> Rc<Self> {
-        let (key, woken) = (Cell::new(key), Cell::new(false));
-        Rc::new(Self { thread: Rc::downgrade(thread), key, bits, wants_lock, lock, woken })
+    /// One that waits for the lock at `lock_addr`, now or once it has been moved from `key` to `lock`.
+    fn for_lock(thread: &Rc<Thread>, key: Key, lock: Option<Key>, lock_addr: UserAddr) -> Rc<Self> {
+        Rc::new(Self { wants_lock: true, lock, lock_addr, ..Self::plain(thread, key, MATCH_ANY) })
+    }
+
+    /// Its thread's real-time priority; 0 for others.
+    fn priority(&self) -> u8 {
+        self.thread.upgrade().map_or(0, |thread| thread.sched.effective().priority)
     }
 
     fn wake(&self) {

@@ -77,6 +77,16 @@ impl Params {
         matches!(self.policy, Policy::Fifo | Policy::RoundRobin)
     }
 
+    /// With a real-time priority that was lent, if it is higher than its own: then as SCHED_FIFO unless it is SCHED_RR.
+    #[must_use]
+    pub const fn with_priority(self, lent: u8) -> Self {
+        if lent <= self.priority {
+            return self;
+        }
+        let policy = if self.realtime() { self.policy } else { Policy::Fifo };
+        Self { policy, priority: lent, ..self }
+    }
+
     const fn weight(self) -> u64 {
         match self.policy {
             Policy::Idle => IDLE_WEIGHT,

@@ -67,6 +67,8 @@ enum State {
 pub struct Entity {
     state: Cell<State>,
     params: Cell<Params>,
+    /// Real-time priority that others lend it (`super::futex::Lending`); 0 for none.
+    lent_priority: Cell<u8>,
     virtual_ns: Cell<u64>,
     user_ns: Cell<u64>,
     system_ns: Cell<u64>,
@@ -83,6 +85,7 @@ impl Entity {
         Self {
             state: Cell::new(State::Sleeping),
             params: Cell::new(Params::default()),
+            lent_priority: Cell::new(0),
             virtual_ns: Cell::new(0),
             user_ns: Cell::new(0),
             system_ns: Cell::new(0),
@@ -111,10 +114,16 @@ impl Entity {
         (self.voluntary_switches.get(), self.involuntary_switches.get())
     }
 
-    /// Policy, priority and nice value.
+    /// Policy, priority and nice value of its own.
     #[must_use]
     pub fn params(&self) -> Params {
         self.params.get()
+    }
+
+    /// What the scheduler goes by: with the priority that is lent to it, if that is higher.
+    #[must_use]
+    pub fn effective(&self) -> Params {
+        self.params.get().with_priority(self.lent_priority.get())
     }
 
     /// The letter of /proc/PID/stat: R, S or D (T and Z are the process's affair).
@@ -221,14 +230,14 @@ pub fn make_runnable(thread: &Rc<Thread>) {
     }
     account();
     SCHED.with(|sched| {
-        let params = thread.sched.params.get();
+        let params = thread.sched.effective();
         let mut virtual_ns = thread.sched.virtual_ns.get();
         let mut queue = sched.queue.borrow_mut();
         let key = queue.insert(Rc::clone(thread), params, &mut virtual_ns, Reason::Woken);
         thread.sched.virtual_ns.set(virtual_ns);
         thread.sched.state.set(State::Queued(key));
         if let Some(running) = &*sched.current.borrow()
-            && queue.preempts(key, params, running.sched.params.get(), running.sched.virtual_ns.get())
+            && queue.preempts(key, params, running.sched.effective(), running.sched.virtual_ns.get())
         {
             sched.need_resched.set(true);
         }
@@ -254,7 +263,7 @@ pub fn tick() {
     SCHED.with(|sched| {
         let Some(running) = sched.current.borrow().clone() else { return };
         let entity = &running.sched;
-        if sched.queue.borrow().slice_over(entity.params.get(), entity.virtual_ns.get(), sched.ran_ns.get()) {
+        if sched.queue.borrow().slice_over(entity.effective(), entity.virtual_ns.get(), sched.ran_ns.get()) {
             sched.need_resched.set(true);
         }
     });
@@ -306,7 +315,7 @@ pub fn account() {
         entity.system_ns.set(entity.system_ns.get() + system_ns);
         let ns = user_ns + system_ns;
         sched.ran_ns.set(sched.ran_ns.get() + ns);
-        let params = entity.params.get();
+        let params = entity.effective();
         entity.virtual_ns.set(entity.virtual_ns.get() + params.virtual_ns(ns));
         sched.queue.borrow_mut().advance(params, entity.virtual_ns.get(), sched.accounted_to.get().0, ns);
     });
@@ -333,12 +342,31 @@ pub fn runnable() -> usize {
 /// Changes policy, priority or nice value.
 pub fn set_params(thread: &Rc<Thread>, params: Params) {
     account();
+    thread.sched.params.set(params);
+    find_new_place(thread);
+}
+
+/// Lends a thread a real-time priority, or none with 0; whether it runs with another one by that.
+pub(super) fn lend(thread: &Rc<Thread>, priority: u8) -> bool {
+    let before = thread.sched.effective();
+    if before == thread.sched.params.get().with_priority(priority) {
+        thread.sched.lent_priority.set(priority);
+        return false;
+    }
+    account();
+    thread.sched.lent_priority.set(priority);
+    find_new_place(thread);
+    true
+}
+
+/// A thread's parameters are others now.
+fn find_new_place(thread: &Rc<Thread>) {
     SCHED.with(|sched| {
-        thread.sched.params.set(params);
         if let State::Queued(key) = thread.sched.state.get() {
             let mut queue = sched.queue.borrow_mut();
             let mut virtual_ns = thread.sched.virtual_ns.get();
             if let Some(thread) = queue.remove(key) {
+                let params = thread.sched.effective();
                 let key = queue.insert(Rc::clone(&thread), params, &mut virtual_ns, Reason::Expired);
                 thread.sched.state.set(State::Queued(key));
             }
@@ -361,7 +389,7 @@ pub fn yield_now() {
         if let Some(running) = &*sched.current.borrow() {
             let entity = &running.sched;
             // Past the last one that shares the processor by virtual runtime.
-            let last = sched.queue.borrow().last_virtual_ns(entity.params.get());
+            let last = sched.queue.borrow().last_virtual_ns(entity.effective());
             entity.virtual_ns.set(entity.virtual_ns.get().max(last));
         }
     });
@@ -375,10 +403,10 @@ fn requeue_current(reason: Reason) {
         let Some(running) = sched.current.borrow().clone() else { return };
         let entity = &running.sched;
         let mut virtual_ns = entity.virtual_ns.get();
-        let slice_over = entity.params.get().realtime()
-            && sched.queue.borrow().slice_over(entity.params.get(), virtual_ns, sched.ran_ns.get());
+        let slice_over = entity.effective().realtime()
+            && sched.queue.borrow().slice_over(entity.effective(), virtual_ns, sched.ran_ns.get());
         let reason = if slice_over { Reason::Expired } else { reason };
-        let key = sched.queue.borrow_mut().insert(Rc::clone(&running), entity.params.get(), &mut virtual_ns, reason);
+        let key = sched.queue.borrow_mut().insert(Rc::clone(&running), entity.effective(), &mut virtual_ns, reason);
         entity.state.set(State::Queued(key));
     });
 }

@@ -2,6 +2,7 @@
 
 use super::ThreadState;
 use super::creds::Credentials;
+use super::futex::Lending;
 use super::process::Process;
 use super::sched;
 use super::signal::{Signal, ThreadSignals};
@@ -41,6 +42,8 @@ pub struct Thread {
     pub clear_child_tid: Cell<UserAddr>,
     /// Head of the robust futex list (set_robust_list(2)).
     pub robust_list: Cell<UserAddr>,
+    /// Locks that it waits for, and who waits for its own.
+    pub lending: Lending,
     /// What semop(2) is to undo when its last holder ends.
     pub undo_list: RefCell<Option<Rc<UndoList>>>,
     files: RefCell<Option<Rc<FdTable>>>,
@@ -55,6 +58,8 @@ pub struct Thread {
     pub parent_death_signal: Cell<Option<Signal>>,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: Cell<bool>,
+    /// What ioprio_set(2) has set.
+    pub io_priority: Cell<u16>,
     /// PR_SET_TIMERSLACK in nanoseconds, and what PR_SET_TIMERSLACK with 0 goes back to.
     pub timer_slack_ns: Cell<(u64, u64)>,
     /// The system call could not access the program's memory for want of a page.
@@ -119,6 +124,7 @@ impl Thread {
             signals,
             clear_child_tid: Cell::new(UserAddr::NULL),
             robust_list: Cell::new(UserAddr::NULL),
+            lending: Lending::default(),
             undo_list: RefCell::default(),
             files: RefCell::new(Some(shared.files)),
             fs: RefCell::new(shared.fs),
@@ -129,6 +135,7 @@ impl Thread {
             waker: Rc::new(Waker { thread: me.clone(), woken: Cell::new(false) }),
             parent_death_signal: Cell::new(None),
             no_new_privs: Cell::new(false),
+            io_priority: Cell::new(0),
             timer_slack_ns: Cell::new((TIMER_SLACK_NS, TIMER_SLACK_NS)),
             short_of_memory: Cell::new(false),
             lent_pages: Cell::new(0),
@@ -150,6 +157,7 @@ impl Thread {
     pub(super) fn inherit(&self, maker: &Thread) {
         self.name.set(maker.name.get());
         self.no_new_privs.set(maker.no_new_privs.get());
+        self.io_priority.set(maker.io_priority.get());
         let (slack_ns, _) = maker.timer_slack_ns.get();
         self.timer_slack_ns.set((slack_ns, slack_ns));
     }

@@ -569,14 +569,4 @@ fn exit_status(wait_status: u32) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wait_statuses_become_exit_statuses() {
-        assert_eq!(exit_status(0), 0);
-        assert_eq!(exit_status(3 << 8), 3);
-        assert_eq!(exit_status(9), 137);
-        assert_eq!(exit_status(0x80 | 11), 139);
-    }
-}
+mod tests;

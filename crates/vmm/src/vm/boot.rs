@@ -1,9 +1,9 @@
-//! The boot information area ([`torpor_abi::boot`]).
+//! The boot information ([`torpor_abi::boot`]).
 
-use super::memory::bytes_of;
+use super::memory::{Gpa, GuestMemory, OutOfRange, bytes_of};
 use crate::error::Failure;
 use torpor_abi::boot::{BootInfo, MAGIC, READY_PORTS_MAX, Span, VERSION};
-use torpor_abi::layout::BOOT_INFO_MAX_BYTES;
+use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_STRINGS_GPA, BOOT_STRINGS_MAX_BYTES};
 
 /// What the broker says about the program; the rest of [`BootInfo`] is the VM process's to know.
 #[derive(Debug, Default, Clone)]
@@ -52,7 +52,7 @@ pub struct Machine {
     pub seed: [u8; 64],
 }
 
-/// The strings behind the fixed part.
+/// The strings, one behind the other.
 struct Strings {
     bytes: Vec<u8>,
 }
@@ -68,7 +68,7 @@ impl Strings {
         }
         // `check_size` bounds the sum; what does not fit is never encoded.
         let word = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-        Span { offset: word(size_of::<BootInfo>() + start), len: word(self.bytes.len() - start) }
+        Span { offset: word(start), len: word(self.bytes.len() - start) }
     }
 }
 
@@ -83,7 +83,7 @@ pub fn check_size(program: &Program) -> Result<(), Failure> {
         + program.workdir.len()
         + program.user.len()
         + program.hostname.len();
-    let room = usize::try_from(BOOT_INFO_MAX_BYTES).expect("64 KiB") - size_of::<BootInfo>();
+    let room = usize::try_from(BOOT_STRINGS_MAX_BYTES).expect("1 MiB");
     if all > room {
         return Err(Failure::new(format!(
             "arguments and environment take {all} bytes, of {room} that there are: pass large data through standard \
@@ -93,9 +93,17 @@ pub fn check_size(program: &Program) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The whole area, for [`torpor_abi::layout::BOOT_INFO_GPA`].
-#[must_use]
-pub fn encode(program: &Program, machine: &Machine) -> Vec<u8> {
+/// Writes both parts where the guest kernel reads them. The program has passed [`check_size`].
+///
+/// # Errors
+/// [`OutOfRange`] in a memory that has no room for a kernel either.
+pub(super) fn write(memory: &GuestMemory, program: &Program, machine: &Machine) -> Result<(), OutOfRange> {
+    let (info, strings) = encode(program, machine);
+    memory.write(Gpa(BOOT_STRINGS_GPA), &strings)?;
+    memory.write(Gpa(BOOT_INFO_GPA), bytes_of(&info))
+}
+
+fn encode(program: &Program, machine: &Machine) -> (BootInfo, Vec<u8>) {
     let mut strings = Strings { bytes: Vec::new() };
     let argv: Vec<&[u8]> = program.argv.iter().map(Vec::as_slice).collect();
     let envp: Vec<&[u8]> = program.envp.iter().map(Vec::as_slice).collect();
@@ -127,15 +135,12 @@ pub fn encode(program: &Program, machine: &Machine) -> Vec<u8> {
         user: strings.span(&[&program.user], false),
         hostname: strings.span(&[program.hostname.as_bytes()], false),
     };
-    let mut area = bytes_of(&info).to_vec();
-    area.extend_from_slice(&strings.bytes);
-    area
+    (info, strings.bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::mem::offset_of;
 
     fn machine() -> Machine {
         Machine {
@@ -160,24 +165,21 @@ mod tests {
             ..Program::default()
         };
         check_size(&program).expect("small");
-        let area = encode(&program, &machine());
-        let span = |at: usize| {
-            let word = |at: usize| u32::from_le_bytes(area[at..at + 4].try_into().expect("four bytes")) as usize;
-            &area[word(at)..word(at) + word(at + 4)]
-        };
-        assert_eq!(span(offset_of!(BootInfo, argv)), b"sh\0-c\0\0");
-        assert_eq!(span(offset_of!(BootInfo, envp)), b"A=1\0");
-        assert_eq!(span(offset_of!(BootInfo, workdir)), b"/tmp");
-        assert_eq!(span(offset_of!(BootInfo, user)), b"");
-        assert_eq!(span(offset_of!(BootInfo, hostname)), b"h");
+        let (info, strings) = encode(&program, &machine());
+        let text = |span: Span| &strings[span.offset as usize..][..span.len as usize];
+        assert_eq!(text(info.argv), b"sh\0-c\0\0");
+        assert_eq!(text(info.envp), b"A=1\0");
+        assert_eq!(text(info.workdir), b"/tmp");
+        assert_eq!(text(info.user), b"");
+        assert_eq!(text(info.hostname), b"h");
     }
 
     #[test]
     fn the_largest_that_passes_fits() {
-        let room = usize::try_from(BOOT_INFO_MAX_BYTES).expect("64 KiB") - size_of::<BootInfo>();
+        let room = usize::try_from(BOOT_STRINGS_MAX_BYTES).expect("1 MiB");
         let mut program = Program { argv: vec![vec![b'x'; room - 1]], ..Program::default() };
         check_size(&program).expect("just fits");
-        assert_eq!(encode(&program, &machine()).len() as u64, BOOT_INFO_MAX_BYTES);
+        assert_eq!(encode(&program, &machine()).1.len() as u64, BOOT_STRINGS_MAX_BYTES);
         program.hostname = "h".into();
         assert!(check_size(&program).is_err());
     }

@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use torpor_abi::boot::flags;
-use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_TABLES_BYTES, BOOT_TABLES_GPA, PAGE_BYTES, ram_bytes};
+use torpor_abi::layout::{BOOT_TABLES_BYTES, BOOT_TABLES_GPA, PAGE_BYTES, ram_bytes};
 use torpor_streams::ledger::Ledger;
 use torpor_streams::link::{Message, report};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -135,7 +135,7 @@ pub(super) fn build(parts: Parts, program: &boot::Program) -> Result<Built, Fata
     let mut built = assemble(parts, memory, header.resume_entry, header.syscall_stub)?;
     about.xcr0 = built.features.xcr0;
     about.tsc_hz = built.features.tsc_hz;
-    built.machine.memory.write(Gpa(BOOT_INFO_GPA), &boot::encode(program, &about))?;
+    boot::write(&built.machine.memory, program, &about)?;
     cpu::set_entry(&mut built.vcpu, header.entry, header.boot_stack_top);
     built.boot_tables.push((end.0, tables.kernel_end.0 - end.0));
     built.boot_tables.retain(|(_, len)| *len > 0);

@@ -2,7 +2,7 @@
 
 use crate::fs::generated::{Attributes, Listing, TextFile, ino_of};
 use crate::fs::inode::{FileType, Inode};
-use crate::net::report;
+use crate::net::{report, traffic};
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,12 +16,7 @@ pub(super) struct Net {
 type Make = fn() -> String;
 
 const FILES: &[(&str, Make)] = &[
-    ("dev", || {
-        "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed \
-         multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:       0       0    0    0    0     0          0         \
-         0        0       0    0    0    0     0       0          0\n"
-            .into()
-    }),
+    ("dev", traffic::text),
     ("if_inet6", || "00000000000000000000000000000001 01 80 10 80       lo\n".into()),
     ("route", || "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n".into()),
     ("tcp", || report::tcp(false)),

@@ -75,6 +75,7 @@ pub(super) fn stat(process: &Process, tid: Option<u32>) -> String {
     let (size, resident) = space.as_ref().map_or((0, 0), |s| (s.footprint().total, s.resident_pages().pages()));
     let memory = process.arguments.get();
     let params = thread.map(|t| t.sched.params()).unwrap_or_default();
+    let effective = thread.map(|t| t.sched.effective()).unwrap_or_default();
     let signals = Signals::of(process, thread);
     let name = thread.map_or_else(|| process.name(), |t| t.name());
     let ticks = |ns: u64| ns / TICK_NS;
@@ -97,7 +98,7 @@ pub(super) fn stat(process: &Process, tid: Option<u32>) -> String {
         stime = ticks(usage.system_ns),
         cutime = ticks(children.user_ns),
         cstime = ticks(children.system_ns),
-        priority = if params.realtime() { -1 - i32::from(params.priority) } else { 20 + i32::from(params.nice) },
+        priority = if effective.realtime() { -1 - i32::from(effective.priority) } else { 20 + i32::from(params.nice) },
         nice = params.nice,
         threads = threads.len(),
         start = ticks(process.started_boottime_ns),

@@ -1,15 +1,18 @@
 //! Locks that the kernel hands over (FUTEX_LOCK_PI and its relatives): the word holds the owner's thread id.
 //!
-//! The kernel keeps no state of a lock beyond the queue of those who want it. The next owner is the first of the queue:
-//! with one virtual CPU and no real-time load there is no priority to be lent.
+//! The kernel keeps no state of a lock beyond the queue of those who want it. The next owner is the one with the highest
+//! real-time priority, among equals the first of the queue. What they lend the owner: `inherit`.
 
-use super::{Key, Place, Scope, TABLE, Waiter};
+use super::{Key, Scope, TABLE, Waiter, inherit};
 use crate::errno::{Errno, Result};
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task::sched::{Sleep, WaitError};
+use crate::task::thread::Thread;
 use crate::task::{current, pid};
 use crate::time::sleep::{self, Deadline};
+use alloc::rc::Rc;
+use core::cmp::Reverse;
 use linux_raw_sys::general::{FUTEX_OWNER_DIED, FUTEX_TID_MASK, FUTEX_WAITERS};
 
 /// What an attempt to take a lock came to.
@@ -52,22 +55,26 @@ pub fn trylock_pi(addr: UserAddr, scope: Scope) -> Result<()> {
 /// FUTEX_LOCK_PI and FUTEX_LOCK_PI2.
 ///
 /// # Errors
-/// EDEADLK if this thread has it, ESRCH if its owner does not exist, ETIMEDOUT, ERESTARTNOINTR when interrupted; EINVAL,
-/// EFAULT.
+/// EDEADLK if this thread has it, or something that its owner waits for; ESRCH if its owner does not exist, ETIMEDOUT,
+/// ERESTARTNOINTR when interrupted; EINVAL, EFAULT.
 pub fn lock_pi(addr: UserAddr, scope: Scope, deadline: Option<Deadline>) -> Result<()> {
     let key = Key::new(addr, scope)?;
     let Attempt::Held(owner) = attempt(addr, key, true)? else { return Ok(()) };
-    if pid::thread(owner).is_none() {
-        return Err(Errno::ESRCH);
+    let owner = pid::thread(owner).ok_or(Errno::ESRCH)?;
+    let me = current();
+    if inherit::is_circle(&me, &owner) {
+        return Err(Errno::EDEADLK);
     }
-    let waiter = Waiter::for_lock(&current(), key, None);
+    let waiter = Waiter::for_lock(&me, key, None, addr);
     TABLE.with(|table| table.borrow_mut().enter(&waiter));
+    inherit::begin(&waiter, &owner);
     let handed_over = || waiter.woken.get().then_some(());
     let outcome = sleep::wait_until(&[], deadline, Sleep::Interruptible, handed_over);
     if waiter.woken.get() {
         return Ok(());
     }
     TABLE.with(|table| table.borrow_mut().leave(&waiter));
+    inherit::end(&waiter);
     Err(match outcome {
         Err(WaitError::TimedOut) => Errno::ETIMEDOUT,
         _ => Errno::ERESTARTNOINTR,
@@ -83,49 +90,65 @@ pub fn unlock_pi(addr: UserAddr, scope: Scope) -> Result<()> {
     if user::load_u32(addr)? & FUTEX_TID_MASK != current().tid() {
         return Err(Errno::EPERM);
     }
-    hand_over(addr, key, 0)
+    let first = TABLE.with(|table| table.borrow().0.get(&key).and_then(|queue| queue.front().cloned()));
+    if first.is_some_and(|first| !first.wants_lock) {
+        return Err(Errno::EINVAL);
+    }
+    let next = next_owner(key);
+    let word = next.as_ref().map_or(0, Next::word);
+    user::update_u32(addr, |_| Some(word))?;
+    if let Some(next) = next {
+        next.waiter.wake();
+    }
+    Ok(())
 }
 
-/// Gives the lock to the first who wants it, or to nobody; `died` is FUTEX_OWNER_DIED or 0.
-pub(super) fn hand_over(addr: UserAddr, key: Key, died: u32) -> Result<()> {
-    loop {
-        let next = TABLE.with(|table| table.borrow().0.get(&key).and_then(|queue| queue.front().cloned()));
-        let Some(next) = next else {
-            user::update_u32(addr, |_| Some(died))?;
-            return Ok(());
-        };
-        if !next.wants_lock {
-            return Err(Errno::EINVAL);
-        }
-        TABLE.with(|table| table.borrow_mut().leave(&next));
-        let Some(thread) = next.thread.upgrade().filter(|thread| !thread.dying()) else { continue };
-        let more = TABLE.with(|table| table.borrow().0.contains_key(&key));
-        let waiters = if more { FUTEX_WAITERS } else { 0 };
-        user::update_u32(addr, |_| Some(thread.tid() | waiters | died))?;
-        next.wake();
-        return Ok(());
+/// Who gets a lock.
+struct Next {
+    waiter: Rc<Waiter>,
+    thread: Rc<Thread>,
+    /// Others wait for it.
+    more: bool,
+}
+
+impl Next {
+    /// What the lock's word holds.
+    fn word(&self) -> u32 {
+        self.thread.tid() | if self.more { FUTEX_WAITERS } else { 0 }
     }
 }
 
-/// The current thread ends: locks that it has and others wait for go to them, marked FUTEX_OWNER_DIED, as far as they are
-/// in this address space.
+/// Takes who is next out of the queue of a lock; the others wait for that one then.
+fn next_owner(key: Key) -> Option<Next> {
+    loop {
+        let waiter = TABLE.with(|table| {
+            let table = table.borrow();
+            let lockers = table.0.get(&key)?.iter().filter(|waiter| waiter.wants_lock);
+            lockers.min_by_key(|waiter| Reverse(waiter.priority())).cloned()
+        })?;
+        let owner = waiter.owner.borrow().upgrade();
+        TABLE.with(|table| table.borrow_mut().leave(&waiter));
+        inherit::end(&waiter);
+        let Some(thread) = waiter.thread.upgrade().filter(|thread| !thread.dying()) else { continue };
+        if let Some(owner) = owner {
+            inherit::pass(key, &owner, &thread);
+        }
+        let more = TABLE.with(|table| table.borrow().0.contains_key(&key));
+        return Some(Next { waiter, thread, more });
+    }
+}
+
+/// The current thread ends: locks that it has and others wait for go to them, marked FUTEX_OWNER_DIED.
 pub(super) fn owner_exits() {
     let me = current();
-    let Some(space) = me.process.try_space() else { return };
-    let keys: alloc::vec::Vec<Key> = TABLE.with(|table| {
-        let table = table.borrow();
-        let of_locks = table.0.iter().filter(|(key, queue)| {
-            [Place::Private(space.id()), Place::Space(space.id())].contains(&key.place)
-                && queue.front().is_some_and(|waiter| waiter.wants_lock)
-        });
-        of_locks.map(|(key, _)| *key).collect()
-    });
-    drop(space);
-    for key in keys {
-        let addr = UserAddr(key.offset);
-        if user::load_u32(addr).is_ok_and(|word| word & FUTEX_TID_MASK == me.tid()) {
-            // Memory that is not there any more has no lock.
-            let _ = hand_over(addr, key, FUTEX_OWNER_DIED);
-        }
+    while let Some(key) = me.lending.waited_for() {
+        let Some(next) = next_owner(key) else { break };
+        let (addr, word) = (next.waiter.lock_addr, next.word() | FUTEX_OWNER_DIED);
+        // Memory that is not there any more has no lock. It may be the other's only.
+        let _ = match next.thread.process.try_space() {
+            Some(space) => space.update_u32(addr.0, |_| Some(word)),
+            None => user::update_u32(addr, |_| Some(word)),
+        };
+        next.waiter.wake();
     }
 }

@@ -1,11 +1,12 @@
 //! Moving waiters from a plain word to a lock that the kernel hands over (FUTEX_WAIT_REQUEUE_PI and FUTEX_CMP_REQUEUE_PI):
 //! how a condition variable goes with such a mutex.
 
-use super::{Key, Scope, TABLE, Waiter};
+use super::{Key, Scope, TABLE, Waiter, inherit};
 use crate::errno::{Errno, Result};
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task::sched::{Sleep, WaitError};
+use crate::task::thread::Thread;
 use crate::task::{current, pid};
 use crate::time::sleep::{self, Deadline};
 use alloc::rc::Rc;
@@ -32,7 +33,7 @@ pub fn wait_requeue_pi(
     if user::load_u32(addr)? != expected {
         return Err(Errno::EAGAIN);
     }
-    let waiter = Waiter::for_lock(&current(), key, Some(lock_key));
+    let waiter = Waiter::for_lock(&current(), key, Some(lock_key), lock);
     TABLE.with(|table| table.borrow_mut().enter(&waiter));
     let handed_over = || waiter.woken.get().then_some(());
     let outcome = sleep::wait_until(&[], deadline, Sleep::Interruptible, handed_over);
@@ -40,6 +41,7 @@ pub fn wait_requeue_pi(
         return Ok(());
     }
     TABLE.with(|table| table.borrow_mut().leave(&waiter));
+    inherit::end(&waiter);
     Err(match outcome {
         Err(WaitError::TimedOut) => Errno::ETIMEDOUT,
         _ if waiter.key.get() == key => Errno::ERESTARTNOINTR,
@@ -76,7 +78,7 @@ pub fn requeue_pi(
     if waiters.iter().any(|waiter| waiter.lock != Some(lock_key)) {
         return Err(Errno::EINVAL);
     }
-    let owns = offer(lock, lock_key, first, waiters.len() > 1)?;
+    let (owner, owns) = offer(lock, lock_key, first, waiters.len() > 1)?;
     TABLE.with(|table| {
         let mut table = table.borrow_mut();
         for (n, waiter) in waiters.iter().enumerate() {
@@ -87,26 +89,28 @@ pub fn requeue_pi(
             }
         }
     });
+    for waiter in &waiters[usize::from(owns)..] {
+        inherit::begin(waiter, &owner);
+    }
     if owns {
         first.wake();
     }
     Ok(waiters.len())
 }
 
-/// Gives a free lock to `waiter`, and marks one that is not free as waited for; whether it was free.
-fn offer(lock: UserAddr, key: Key, waiter: &Waiter, others: bool) -> Result<bool> {
-    let Some(thread) = waiter.thread.upgrade() else { return Ok(false) };
+/// Gives a free lock to `waiter`, and marks one that is not free as waited for; who has it then, and whether it was free.
+fn offer(lock: UserAddr, key: Key, waiter: &Waiter, others: bool) -> Result<(Rc<Thread>, bool)> {
+    let thread = waiter.thread.upgrade().ok_or(Errno::ESRCH)?;
     let queued = others || TABLE.with(|table| table.borrow().0.contains_key(&key));
     let waiters = if queued { FUTEX_WAITERS } else { 0 };
     let owner = user::load_u32(lock)? & FUTEX_TID_MASK;
     if owner == thread.tid() {
         return Err(Errno::EDEADLK);
     }
-    if owner != 0 && pid::thread(owner).is_none() {
-        return Err(Errno::ESRCH);
-    }
+    let has_it = if owner == 0 { Some(Rc::clone(&thread)) } else { pid::thread(owner) };
+    let has_it = has_it.ok_or(Errno::ESRCH)?;
     user::update_u32(lock, |old| {
         Some(if owner == 0 { old & FUTEX_OWNER_DIED | waiters | thread.tid() } else { old | FUTEX_WAITERS })
     })?;
-    Ok(owner == 0)
+    Ok((has_it, owner == 0))
 }

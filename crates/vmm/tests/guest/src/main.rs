@@ -2,6 +2,8 @@
 #![no_std]
 #![no_main]
 
+mod random;
+
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -211,7 +213,7 @@ extern "C" fn main() -> ! {
     // SAFETY: the VM process has put the arguments there.
     let arguments = unsafe {
         core::slice::from_raw_parts(
-            (DIRECT_MAP_BASE + BOOT_INFO_GPA + u64::from(info.argv.offset)) as *const u8,
+            (DIRECT_MAP_BASE + BOOT_STRINGS_GPA + u64::from(info.argv.offset)) as *const u8,
             info.argv.len as usize,
         )
     };
@@ -455,6 +457,8 @@ fn run(name: &[u8], number: u32) -> ! {
         // A connection, with endpoints that are none.
         send(&Header { stream: number, kind: kind::OPEN, len: 48, argument: 1 }, 0);
         loop {}
+    } else if is(name, "random") {
+        random::run(number)
     } else if is(name, "report") {
         // What only the VM process may say.
         send(&Header { stream: stream::CONTROL, kind: 0x100, len: 0, argument: 0 }, 0);
