@@ -79,8 +79,8 @@ class Connection:
             )
             data = bytes(self.received)
             self.received.clear()
-        if data and not self.closed:
-            self.guest.say(frame(self.number, CREDIT, argument=len(data)))
+            if data and not self.we_closed:
+                self.guest.say(frame(self.number, CREDIT, argument=len(data)))
         return data
 
     def close(self, errno: int = 0) -> None:
@@ -88,7 +88,7 @@ class Connection:
             if self.we_closed:
                 return
             self.we_closed = True
-        self.guest.say(frame(self.number, CLOSE, argument=errno))
+            self.guest.say(frame(self.number, CLOSE, argument=errno))
         self.guest.forget_if_over(self)
 
 
