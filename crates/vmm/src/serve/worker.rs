@@ -383,8 +383,6 @@ impl Worker {
     }
 }
 
-/// Overwrites what is below the caller's frame: copies of an instance's pages were there.
-#[inline(never)]
 /// How often a guest that is stopped at its idle point was told of something new, unless it has yet to look.
 fn still_at(vm: &Vm, stop: &Stop) -> Option<u64> {
     let handle = vm.handle();
@@ -392,6 +390,9 @@ fn still_at(vm: &Vm, stop: &Stop) -> Option<u64> {
     (!stop.busy && !handle.has_news()).then_some(raised)
 }
 
+/// Overwrites what is below the caller's frame: copies of an instance's pages were there. Not a part of that frame, hence
+/// never inlined.
+#[inline(never)]
 fn scrub_stack() {
     const BYTES: usize = 256 << 10;
     std::hint::black_box(&mut [0_u8; BYTES]);
