@@ -90,6 +90,7 @@ class Usage(Struct, frozen=True):
 
     rss_bytes: int
     cpu_time_ms: int
+    """Since it was started or woken last."""
 
 
 class VmListener(Protocol):

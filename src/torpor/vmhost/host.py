@@ -268,6 +268,7 @@ class Host:
             raise
         worker.template = template
         worker.rest = Rest.at(template, warm)
+        worker.rested_cpu_ms = worker.cpu_time_ms()
         return worker
 
     # Coming back to the pool --------------------------------------------------------------------
@@ -289,6 +290,7 @@ class Host:
         back: Worker | None = None
         try:
             if await worker.process.reset() and worker.rest == self._rest(template):
+                worker.rested_cpu_ms = worker.cpu_time_ms()
                 back = worker
         except (Refused, ConnectionError):
             pass

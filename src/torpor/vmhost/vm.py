@@ -148,7 +148,8 @@ class RunningVm:
 
     async def query(self) -> Usage:
         worker = self.worker
-        return Usage(rss_bytes=worker.private_bytes(), cpu_time_ms=worker.cpu_time_ms())
+        cpu_time_ms = max(worker.cpu_time_ms() - worker.rested_cpu_ms, 0)
+        return Usage(rss_bytes=worker.private_bytes(), cpu_time_ms=cpu_time_ms)
 
     async def link(self, end: socket.socket) -> None:
         with end:

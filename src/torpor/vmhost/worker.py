@@ -47,6 +47,8 @@ class Worker:
         self.listener: VmListener | None = None
         self.serving = False
         """An instance of its template: it counts as in use."""
+        self.rested_cpu_ms = 0
+        """Processor time that it had used when it came to rest last: not its next instance's."""
         self._measured_bytes = 0
         self.alive = True
         self.killed = False
