@@ -30,11 +30,6 @@ MEMORY_MIB = 32
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("vm")
-
-
-@pytest.fixture(scope="module")
 def template(directory: Path) -> Iterator[Template]:
     image = root_image("programs")
     made = asyncio.run(make_template(directory, image, ["secrets"], memory_mib=MEMORY_MIB))

@@ -56,11 +56,6 @@ ROUNDS = 1500
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("vm")
-
-
-@pytest.fixture(scope="module")
 def template(directory: Path) -> Iterator[Template]:
     made = asyncio.run(make_template(directory, root_image("programs"), ["secrets"], memory_mib=32))
     yield made

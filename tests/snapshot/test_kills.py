@@ -5,31 +5,15 @@ import contextlib
 import os
 import random
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.rootfs.build import root_image
-from tests.snapshot.test_snapshots import PROGRAM, ask, check
-from tests.snapshot.vms import Sibling, Template, make_template, read_descriptor
+from tests.snapshot.test_snapshots import ask, check
+from tests.snapshot.vms import Sibling, Template, read_descriptor
 from torpor.vmprocess import Refused, launch
 
 pytestmark = pytest.mark.kvm
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("vm")
-
-
-@pytest.fixture(scope="module")
-def template(directory: Path) -> Iterator[Template]:
-    made = asyncio.run(
-        make_template(directory, root_image("python"), ["python3", "-u", "-c", PROGRAM])
-    )
-    yield made
-    made.close()
 
 
 async def run(command: str, vm: Sibling, uuid: str, delta: bytes) -> bytes:

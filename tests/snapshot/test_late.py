@@ -8,19 +8,16 @@ import os
 import random
 import secrets
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.harness import REPOSITORY
-from tests.rootfs.build import root_image
-from tests.snapshot.test_snapshots import PROGRAM, ask, check
+from tests.snapshot.test_snapshots import ask, check
 from tests.snapshot.vms import (
     Sibling,
     Template,
-    make_template,
     memory_file,
     read_descriptor,
     vm_process,
@@ -30,20 +27,6 @@ from torpor.vmprocess import Ended, Prepare, VMProcess
 pytestmark = pytest.mark.kvm
 
 NOISE_BYTES = 24 << 20
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("vm")
-
-
-@pytest.fixture(scope="module")
-def template(directory: Path) -> Iterator[Template]:
-    made = asyncio.run(
-        make_template(directory, root_image("python"), ["python3", "-u", "-c", PROGRAM])
-    )
-    yield made
-    made.close()
 
 
 def late_chunks(directory: Path, delta: bytes) -> int:

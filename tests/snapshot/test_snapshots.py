@@ -7,17 +7,15 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from tests.rootfs.build import root_image
 from tests.snapshot.peer import TIMEOUT_S
 from tests.snapshot.vms import (
     Sibling,
     Template,
-    make_template,
     occurrences,
     read_descriptor,
     vm_process,
@@ -27,21 +25,6 @@ from torpor.vmprocess import Refused
 pytestmark = pytest.mark.kvm
 
 LARGE_BYTES = 64 << 20
-PROGRAM = (Path(__file__).parent / "programs/obey.py").read_text()
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("vm")
-
-
-@pytest.fixture(scope="module")
-def template(directory: Path) -> Iterator[Template]:
-    made = asyncio.run(
-        make_template(directory, root_image("python"), ["python3", "-u", "-c", PROGRAM])
-    )
-    yield made
-    made.close()
 
 
 def in_sibling(

@@ -4,36 +4,21 @@ import asyncio
 import json
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from tests.rootfs.build import root_image
 from tests.snapshot.peer import Stream
-from tests.snapshot.vms import Sibling, Template, make_template, read_descriptor, vm_process
+from tests.snapshot.vms import Sibling, Template, read_descriptor, vm_process
 from torpor.vmprocess import Unlinked
 
 pytestmark = pytest.mark.kvm
 
-PROGRAM = (Path(__file__).parent / "programs/network.py").read_text()
+PROGRAM = "network.py"
 ECONNRESET = 104
 RESET = "Connection reset by peer"
 WINDOW_BYTES = 64 << 10
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("vm")
-
-
-@pytest.fixture(scope="module")
-def template(directory: Path) -> Iterator[Template]:
-    made = asyncio.run(
-        make_template(directory, root_image("python"), ["python3", "-u", "-c", PROGRAM])
-    )
-    yield made
-    made.close()
 
 
 def in_siblings(

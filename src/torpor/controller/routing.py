@@ -116,15 +116,20 @@ class Router:
 
     def noted(self, link: Link) -> None:
         """See Handler."""
+        self._counted(link)
+
+    def _counted(self, link: Link) -> Live | None:
+        """Whose link it is, if that is still so, with what went over it."""
         live = self._lifecycle.lives.by_uuid(link.instance)
-        if live is not None and live.link_generation == link.generation:
-            live.traffic = link.traffic
+        if live is None or live.link_generation != link.generation:
+            return None
+        live.traffic = link.traffic
+        return live
 
     async def used_up(self, link: Link) -> None:
         """See Handler."""
-        live = self._lifecycle.lives.by_uuid(link.instance)
-        if live is not None and live.link_generation == link.generation:
-            live.traffic = link.traffic
+        live = self._counted(link)
+        if live is not None:
             await self._lifecycle.used_up(live.row)
 
     def output(self, instance: str, data: bytes) -> None:

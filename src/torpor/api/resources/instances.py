@@ -139,14 +139,9 @@ async def create_instance(call: Call) -> list[Any]:
     answers = await controller.create(call.principal.owner, call.body)
     waits: list[float] = []
     for request in call.body:
-        seconds = request.timeout_s
         if request.sched_priority not in (None, "normal"):
             call.warn(_NO_PRIORITY)
-        if request.wait_timeout_ms is not None:
-            call.warn(_DEPRECATED)
-        if seconds is None and request.wait_timeout_ms is not None:
-            seconds = request.wait_timeout_ms / 1000
-        waits += [float(seconds or 0)] * ((request.replicas or 0) + 1)
+        waits += [_wait_s(call, request)] * ((request.replicas or 0) + 1)
 
     async def finish(answer: InstanceRow | ItemError, wait_s: float) -> Any:
         if isinstance(answer, ItemError):
@@ -232,11 +227,7 @@ async def start_instance(call: Call, item: StartItem) -> TransitionAnswer:
     controller = call.service.controller
     row = find(call, item)
     previous = await controller.start(call.principal.owner, row)
-    timeout_s: float = item.timeout_s or 0
-    if item.wait_timeout_ms is not None:
-        call.warn(_DEPRECATED)
-    if item.timeout_s is None and item.wait_timeout_ms is not None:
-        timeout_s = item.wait_timeout_ms / 1000
+    timeout_s = _wait_s(call, item)
     state, reached = controller.lifecycle.lives.state(row), True
     if timeout_s:
         state, reached = await controller.wait_until_started(row, _bounded(timeout_s))
@@ -452,6 +443,15 @@ def history(row: InstanceRow) -> HistoryAnswer:
         for each in facts_of(row.facts).history
     ]
     return HistoryAnswer(status="success", uuid=row.uuid, name=row.name, history=entries)
+
+
+def _wait_s(call: Call, item: CreateInstance | StartItem) -> float:
+    """How long a start is waited for, by the newer way to say it or the older."""
+    if item.wait_timeout_ms is not None:
+        call.warn(_DEPRECATED)
+        if item.timeout_s is None:
+            return item.wait_timeout_ms / 1000
+    return float(item.timeout_s or 0)
 
 
 def _bounded(timeout_s: float) -> float:
