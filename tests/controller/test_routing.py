@@ -13,6 +13,7 @@ from torpor.controller import Controller
 from torpor.controller.errors import ItemError
 from torpor.controller.model import Service, service_of
 from torpor.controller.requests import CreateInstance, ServiceGroupSpec
+from torpor.controller.vm import Exit
 from torpor.store import InstanceRow, Owner, ServiceRow, Store
 
 pytestmark = pytest.mark.anyio
@@ -190,3 +191,40 @@ async def test_a_broken_message_ends_the_connection_and_no_more(
         await asyncio.sleep(0.05)
         await peer.connected.wait()
     assert (await peer.wake(host="web.localhost", port=80)).instance == row.uuid
+
+
+async def test_a_wake_waits_for_the_end_of_a_vm_that_has_lost_its_link(
+    served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
+) -> None:
+    row = await running(served, owner, "web")
+    link = await peer.wake(instance=row.uuid)
+    assert await peer.idle(link)
+    link = await peer.wake(instance=row.uuid)
+    await served.wait(row, "running", 60)
+    vm = host.running[row.uuid]
+    vm.unlink()
+    peer.tell("link_lost", link)
+    waking = asyncio.create_task(peer.wake(instance=row.uuid))
+    # A process that was killed is seen dead some time after its descriptors were closed.
+    await asyncio.sleep(0.1)
+    assert not waking.done()
+    vm.end(Exit("lost"))
+    assert await waking is not link
+    await served.wait(row, "running", 60)
+    assert host.running[row.uuid] is not vm
+
+
+async def test_a_vm_that_lost_its_link_and_goes_on_is_ended(
+    served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
+) -> None:
+    row = await running(served, owner, "web")
+    link = await peer.wake(instance=row.uuid)
+    assert await peer.idle(link)
+    link = await peer.wake(instance=row.uuid)
+    await served.wait(row, "running", 60)
+    vm = host.running[row.uuid]
+    peer.tell("link_lost", link)
+    assert await peer.wake(instance=row.uuid) is not link
+    await served.wait(row, "running", 60)
+    assert not vm.alive
+    assert host.running[row.uuid].memory["lives"] == 2, "from its last committed state"

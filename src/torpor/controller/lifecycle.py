@@ -58,6 +58,8 @@ STOPPING: tuple[State, ...] = ("draining", "stopping")
 """What a row says of an instance that somebody has asked to stop."""
 SETTLE_S = 2.0
 """How long a start of torpord waits until what it found is written down."""
+UNLINKED_S = 1.0
+"""How long a VM without a link may take to end by itself."""
 WAKES_MAX = 8
 """Of one instance, before whoever waits for it is told to come again."""
 IDLE_S = 0.5
@@ -213,8 +215,7 @@ class Lifecycle:
             )
             self._links.go_on(row.uuid, live.link_generation)
             return
-        with contextlib.suppress(TimeoutError):  # it may not be known yet that it runs
-            await asyncio.wait_for(live.settled.wait(), READY_S + STANDBY_S)
+        await self._settled(live)
         await self.stop(live.row, force=False, drain_ms=STOP_DRAIN_MAX_MS)
 
     async def suspend(
@@ -334,10 +335,7 @@ class Lifecycle:
                 wanted, saved, image=live.config.image_digest, wake_ms=wake_ms
             )
         except ConflictError as error:
-            live.stopping_for = LOST
-            await vm.stop(force=True, timeout_s=0)
-            self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
-            await self._lost(live)
+            await self._give_up(live, vm)
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         except StoreError as error:
             await vm.go_on()
@@ -454,7 +452,9 @@ class Lifecycle:
         lock = self._lives.lock(row.id)
         waits = lock.locked()
         if live is not None:
-            if live.state == "running" and not waits:
+            if live.is_unlinked:
+                await self._seen_dead(live)
+            elif live.state == "running" and not waits:
                 return live
             live.wanted = True
         async with lock:
@@ -496,10 +496,35 @@ class Lifecycle:
                 self._abort_restart(row.id)
                 live.stopping_for = FORCED_BY_USER
                 await live.vm.stop(force=True, timeout_s=0)
-            while self._lives.has(live) and live.vm is not None:
-                with self._events.watch(row.uuid) as changed:
-                    if live.vm is not None and self._lives.has(live):
-                        await changed.wait()
+            await self._seen_dead(live)
+
+    async def _settled(self, live: Live) -> None:
+        """Waits until it is known that a VM runs, or that it does not; not for ever."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(live.settled.wait(), READY_S + STANDBY_S)
+
+    async def _seen_dead(self, live: Live) -> None:
+        """Waits until a VM that ends has been taken leave of."""
+        while self._lives.has(live) and live.vm is not None:
+            with self._events.watch(live.row.uuid) as changed:
+                if live.vm is not None and self._lives.has(live):
+                    await changed.wait()
+
+    async def link_lost(self, live: Live) -> None:
+        """The proxy reaches a VM no more: it ends just now, or is ended.
+
+        A process that is killed closes its link well before it can be seen dead, and one that
+        breaks the protocol of links may not go on.
+        """
+        live.is_unlinked = True
+        await self._settled(live)
+        vm = live.vm
+        try:
+            await asyncio.wait_for(self._seen_dead(live), UNLINKED_S)
+        except TimeoutError:
+            async with self._lives.lock(live.row.id):
+                if vm is not None and live.vm is vm and live.is_unlinked:
+                    await self._give_up(live, vm)
 
     # Coming back --------------------------------------------------------------------------------
 
@@ -618,6 +643,13 @@ class Lifecycle:
                 return
             self._lives.set(live, "stopped", "api" if asked_for else "guest")
             self._lives.forget(live)
+
+    async def _give_up(self, live: Live, vm: VmProcess) -> None:
+        """Ends a VM that may not go on; its instance has the last committed state, if any."""
+        live.stopping_for = LOST
+        await vm.stop(force=True, timeout_s=0)
+        self._links.detach(live.row.uuid, live.link_generation, "lost", parked=False)
+        await self._lost(live)
 
     async def _lost(self, live: Live, *, starts_anew: bool = False) -> None:
         """The VM process is gone without a word: back to the last committed state, if any.

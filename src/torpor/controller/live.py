@@ -69,6 +69,8 @@ class Live:
     """It came from standby, and its row still says so."""
     link_generation: int = 0
     """The generation that its link at the proxy belongs to."""
+    is_unlinked: bool = False
+    """The proxy has lost that link, so nothing reaches its VM."""
     group: str | None = None
     traffic: Traffic = NO_TRAFFIC
     """What went over its link, as the proxy said last."""

@@ -125,6 +125,9 @@ class Handler(Protocol):
     async def used_up(self, link: Link) -> None:
         """A VM has had as many requests as it may, and gets no more."""
 
+    async def link_lost(self, link: Link) -> None:
+        """A VM has closed its end of a link that was in use, or broke the protocol on it."""
+
     async def connected(self, links: list[Link]) -> None:
         """There is a proxy now, and these are the links that it has."""
 
@@ -240,6 +243,8 @@ class ProxyClient:
                 self._handler.output(its.instance, its.data)
             elif message.tell.used_up is not None:
                 self._tasks.start(self._handler.used_up(message.tell.used_up))
+            elif message.tell.link_lost is not None:
+                self._tasks.start(self._handler.link_lost(message.tell.link_lost))
         elif message.ask is not None:
             if message.ask.wake is not None:
                 self._tasks.start(self._answer_wake(message.id, message.ask.wake))

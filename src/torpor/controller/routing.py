@@ -132,6 +132,12 @@ class Router:
         if live is not None:
             await self._lifecycle.used_up(live.row)
 
+    async def link_lost(self, link: Link) -> None:
+        """See Handler."""
+        live = self._counted(link)
+        if live is not None:
+            await self._lifecycle.link_lost(live)
+
     def output(self, instance: str, data: bytes) -> None:
         """See Handler."""
         live = self._lifecycle.lives.by_uuid(instance)

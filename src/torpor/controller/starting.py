@@ -209,7 +209,7 @@ class Starter:
         resumed: bool,
     ) -> None:
         """Hands the far end of a link to the proxy."""
-        live.link_generation = live.row.generation
+        live.link_generation, live.is_unlinked = live.row.generation, False
         if pair is None:
             return
         row = live.row
