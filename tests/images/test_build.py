@@ -132,7 +132,7 @@ def test_a_dockerfile_becomes_an_image(store: ImageStore, build: Build) -> None:
     assert config.env == ("PATH=/bin", "FROM_BASE=yes", "A=1", "B=two words")
     assert (config.entrypoint, config.cmd) == (("/bin/echo",), ("a", "b"))
     assert (config.user, config.workdir) == ("1000:1000", "/files")
-    assert config.exposed_ports == ("53/udp", "8080/tcp")
+    assert (config.exposed_ports, config.main_port) == (("53/udp", "8080/tcp"), 8080)
     assert (config.stop_signal, config.labels, config.volumes) == (
         "SIGINT",
         {"who": "me"},

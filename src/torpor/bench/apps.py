@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torpor.errors import TorporError, UsageError
+from torpor.errors import TorporError
 from torpor.images import ImageStore, ResolvedImage
 from torpor.images.build import Builder, BuildOptions
+from torpor.images.config import the_port
 from torpor.images.exporting import export_image
 from torpor.images.importing import DOCKER_ARCHIVE, import_image
 from torpor.images.names import Reference, parse_reference
@@ -26,12 +27,8 @@ class App:
 
     @property
     def port(self) -> int:
-        """Where it listens: the first port that its image exposes. Raises UsageError."""
-        for exposed in self.image.config.exposed_ports:
-            number, _, protocol = exposed.partition("/")
-            if protocol in ("", "tcp"):
-                return int(number)
-        raise UsageError(f"{self.name} exposes no TCP port: add EXPOSE to its Dockerfile")
+        """Where it listens: the port that its image exposes. Raises UsageError."""
+        return the_port(self.image.config, self.name, "its Dockerfile must EXPOSE one")
 
 
 def build(data_dir: Path, source: str, say: Say) -> App:

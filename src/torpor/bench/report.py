@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(slots=True)
 class Report:
-    """The figures of the benchmark `name`, written to `directory`/NAME.json by `finish`."""
+    """The figures of the benchmark `name`, in `directory`/NAME.json as soon as they are known."""
 
     name: str
     directory: Path = field(default_factory=lambda: Path("build") / "bench")
@@ -90,6 +90,7 @@ class Report:
         limit = bar.limit if bar else None
         row = Row(case, metric, unit, len(ordered), p50, p99, p999, ordered[-1], floor, limit, met)
         self.rows.append(row)
+        self._write()
         return row
 
     def value(
@@ -110,15 +111,11 @@ class Report:
         self.wrong.append(message)
 
     def finish(self, lines: Collection[str] | None = None) -> int:
-        """Write the file, print the table and the plain lines; 0, or 1 after a wrong answer.
+        """Print the table and the plain lines; 0, or 1 after a wrong answer.
 
         `lines` names the cases that get a plain line; all of them if it is None.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / f"{self.name}.json"
-        temporary = path.with_suffix(".json.new")
-        temporary.write_text(json.dumps(self._document(), indent=1) + "\n")
-        temporary.replace(path)
+        self._write()
         print(self.table())
         for message in self.wrong:
             print(f"{self.name} WRONG: {message}", file=sys.stderr)
@@ -126,6 +123,13 @@ class Report:
             if lines is None or row.case in lines:
                 print(row.line(self.name))
         return 1 if self.wrong else 0
+
+    def _write(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"{self.name}.json"
+        temporary = path.with_suffix(".json.new")
+        temporary.write_text(json.dumps(self._document(), indent=1) + "\n")
+        temporary.replace(path)
 
     def _document(self) -> dict[str, object]:
         return {

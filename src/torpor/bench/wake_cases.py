@@ -146,6 +146,8 @@ class Cases:
                 (made,) = await api.create([shape.spec(name)])
                 raise_unless_made(made)
                 first = await proxy.get(host=f"{name}.{self.target.suffix}")
+                if first.status >= 400:
+                    raise WrongAnswerError(f"{app.name} answered {first.status} {first.body!r}")
                 await self._settled(api)
             before, times = await api.wakes(), []
             for number in range(self.few):
@@ -212,10 +214,10 @@ class Cases:
         p99: float | None = None,
         p999: float | None = None,
     ) -> None:
-        self.say(case)
         self.histogram[case] = woken.wake_ms
         values = woken.wake_ms
         row = self.report.samples(case, values, "ms", bar=Bar(p50) if p50 else None)
+        self.say(row.line("wake"))
         for part, each_ms in woken.spent_ms.items():
             self.report.value(f"{case}: processor of {part}", each_ms, "ms")
         if p99 is not None:

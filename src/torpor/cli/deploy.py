@@ -12,6 +12,7 @@ from torpor.cli.service import PORT, parse_port
 from torpor.datadir import data_dir
 from torpor.errors import ImageNotFoundError, TorporError, UsageError
 from torpor.images import ImageStore
+from torpor.images.config import the_port
 from torpor.images.names import parse_reference
 
 START_TIMEOUT_S = 60
@@ -61,11 +62,10 @@ def deploy(
         if Path(source).is_dir():
             raise UsageError(f"no image '{source}'; for the directory say ./{source}") from error
         raise
-    exposed = [port.partition("/")[0] for port in resolved.config.exposed_ports]
-    if not ports and not exposed:
-        raise UsageError(f"{source} exposes no port: give -p 443:PORT")
-    wanted = ports or (f"443:{exposed[0]}", f"80:{exposed[0]}")
-    services = [parse_port(port) for port in wanted]
+    if not ports:
+        port = the_port(resolved.config, source, "say which with -p 443:PORT -p 80:PORT")
+        ports = (f"443:{port}", f"80:{port}")
+    services = [parse_port(port) for port in ports]
     if retry_idempotent:
         services = [{**service, "retry_idempotent": True} for service in services]
     spec: dict[str, Any] = {

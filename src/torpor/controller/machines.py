@@ -1,7 +1,6 @@
 """From an instance's configuration to the machine that a VM process is told to be."""
 
 import time
-from collections.abc import Iterable
 
 from torpor.controller.errors import Code, ItemError
 from torpor.controller.model import Config, service_of
@@ -85,13 +84,5 @@ class Machines:
             env={**env, **config.env},
             workdir=image.config.workdir,
             user=image.config.user,
-            ports=served or _tcp_ports(image.config.exposed_ports),
+            ports=served or image.config.tcp_ports,
         )
-
-
-def _tcp_ports(exposed: Iterable[str]) -> tuple[int, ...]:
-    """The ports that an image exposes, which it names as `8080` or `8080/tcp`."""
-    parts = [port.partition("/") for port in exposed]
-    return tuple(
-        int(number) for number, _, kind in parts if kind in ("", "tcp") and number.isdigit()
-    )

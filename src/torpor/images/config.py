@@ -1,12 +1,17 @@
 """The part of an OCI image configuration that says how a program is started."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torpor.errors import UsageError
 from torpor.images.errors import BadArchiveError
 
 MAX_CONFIG_BYTES = 4 << 20
+_MAIN_PORT = "MainPort"
+_EXPOSE = re.compile(r"(?:\A|#\(nop\)\s+)EXPOSE\s(.*)", re.DOTALL)
+_EXPOSED = re.compile(r"\b(\d{1,5})(?:/(tcp|udp))?\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class ImageConfig:
     workdir: str = "/"
     user: str = ""
     exposed_ports: tuple[str, ...] = ()
+    main_port: int = 0
+    """The TCP port that its newest EXPOSE names, where that is one; 0 where it is not known."""
     stop_signal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     healthcheck: Healthcheck | None = None
@@ -37,6 +44,17 @@ class ImageConfig:
     shell: tuple[str, ...] = ()
     on_build: tuple[str, ...] = ()
     """Instructions for a Dockerfile that builds on this image."""
+
+    def to_record(self) -> dict[str, Any]:
+        """The same for the store's own records, which have no history."""
+        return self.to_oci() | ({_MAIN_PORT: self.main_port} if self.main_port else {})
+
+    @property
+    def tcp_ports(self) -> tuple[int, ...]:
+        """Those of the exposed ports, which are named as `8080` or `8080/tcp`; ascending."""
+        parts = [port.partition("/") for port in self.exposed_ports]
+        tcp = (number for number, _, kind in parts if kind in ("", "tcp"))
+        return tuple(sorted(int(number) for number in tcp if number.isdigit()))
 
     def argv(self, arguments: Sequence[str] = ()) -> list[str]:
         """The command line: the entrypoint, then `arguments` or else the image's command."""
@@ -72,6 +90,20 @@ class ImageConfig:
                 "OnBuild": list(self.on_build),
             }
         )
+
+
+def the_port(config: ImageConfig, image: str, remedy: str) -> int:
+    """The TCP port of an image: what its newest EXPOSE names, or all there is. Raises UsageError.
+
+    A Dockerfile's own EXPOSE only adds to those of its base, so an image often has several.
+    """
+    match (config.main_port,) if config.main_port else config.tcp_ports:
+        case (port,):
+            return port
+        case ():
+            raise UsageError(f"{image} exposes no TCP port: {remedy}")
+        case several:
+            raise UsageError(f"{image} exposes ports {', '.join(map(str, several))}: {remedy}")
 
 
 def parse_config(raw: object, origin: str) -> ImageConfig:
@@ -112,6 +144,33 @@ def parse_config(raw: object, origin: str) -> ImageConfig:
         shell=reader.strings("Shell"),
         on_build=reader.strings("OnBuild"),
     )
+
+
+def parse_record(raw: object, origin: str) -> ImageConfig:
+    """Reads what `to_record` made."""
+    config = parse_config(raw, origin)
+    return replace(config, main_port=_Members(raw, origin).integer(_MAIN_PORT))
+
+
+def with_history(config: ImageConfig, history: object) -> ImageConfig:
+    """With what the `history` of an image configuration tells of its ports.
+
+    `created_by` is free text: tools write `EXPOSE 80`, `/bin/sh -c #(nop) EXPOSE 80` and
+    `EXPOSE map[80/tcp:{}]`. What is not understood is passed over.
+    """
+    for entry in reversed(history if isinstance(history, list) else []):
+        text = entry.get("created_by") if isinstance(entry, dict) else None
+        found = _EXPOSE.search(text) if isinstance(text, str) else None
+        if found is not None:
+            ports = [int(number) for number, kind in _EXPOSED.findall(found[1]) if kind != "udp"]
+            known = [port for port in ports if port in config.tcp_ports]
+            return replace(config, main_port=known[0]) if len(known) == 1 else config
+    return config
+
+
+def expose_history(config: ImageConfig) -> dict[str, str]:
+    """The member of a history entry that tells the same to whoever reads it."""
+    return {"created_by": f"EXPOSE {config.main_port}/tcp"} if config.main_port else {}
 
 
 def _without_empty(members: dict[str, Any]) -> dict[str, Any]:

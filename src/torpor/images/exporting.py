@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from torpor.images.config import expose_history
 from torpor.images.convert import full_disk_explained
 from torpor.images.erofs import ErofsReader, Inode
 from torpor.images.errors import ImageError
@@ -109,7 +110,13 @@ def write_dir_image(image: ResolvedImage, directory: Path) -> str:
             "created": "1970-01-01T00:00:00Z",
             "config": image.config.to_oci(),
             "rootfs": {"type": "layers", "diff_ids": [diff_id]},
-            "history": [{"created": "1970-01-01T00:00:00Z", "comment": f"torpor {image.digest}"}],
+            "history": [
+                {
+                    "created": "1970-01-01T00:00:00Z",
+                    "comment": f"torpor {image.digest}",
+                    **expose_history(image.config),
+                }
+            ],
         },
         sort_keys=True,
     ).encode()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torpor.images.config import MAX_CONFIG_BYTES, ImageConfig, parse_config
+from torpor.images.config import MAX_CONFIG_BYTES, ImageConfig, parse_config, with_history
 from torpor.images.convert import Layer
 from torpor.images.errors import BadArchiveError
 from torpor.images.limits import Limits
@@ -84,6 +84,7 @@ def read_dir_image(directory: Path, origin: str, limits: Limits) -> OciImage:
         blob, digest = _blob(directory, descriptor, None, layer_origin)
         layers.append(Layer(blob, layer_origin, digest, diff_id))
     config = parse_config(document.get("config"), f"{origin}: configuration")
+    config = with_history(config, document.get("history"))
     return OciImage(tuple(layers), config, file_digest(path), config_digest)
 
 

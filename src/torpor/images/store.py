@@ -31,7 +31,7 @@ from typing import Any
 from torpor.durable import write_durably
 from torpor.erofs import settle_erofs
 from torpor.errors import ImageNotFoundError, TorporError
-from torpor.images.config import parse_config
+from torpor.images.config import parse_record
 from torpor.images.errors import ImageError
 from torpor.images.names import Reference, is_digest, parse_reference
 from torpor.images.records import TAG, NewImage, ResolvedImage, StoredImage
@@ -66,7 +66,7 @@ class ImageStore:
             digest=digest,
             erofs=self._path(digest, "erofs"),
             size_bytes=document["size_bytes"],
-            config=parse_config(image["config"], f"image {digest}"),
+            config=parse_record(image["config"], f"image {digest}"),
         )
 
     def find(self, name: str) -> str | None:
@@ -188,7 +188,7 @@ class ImageStore:
             "architecture": "amd64",
             "os": "linux",
             "rootfs": rootfs_digest,
-            "config": new.config.to_oci(),
+            "config": new.config.to_record(),
         }
         digest = _digest_of(image)
         settle_erofs(new.erofs)
@@ -383,7 +383,7 @@ class ImageStore:
         return StoredImage(
             digest=digest,
             rootfs_digest=document["image"]["rootfs"],
-            config=parse_config(document["image"]["config"], f"image {digest}"),
+            config=parse_record(document["image"]["config"], f"image {digest}"),
             created=document["created"],
             size_bytes=status.st_size,
             shared_bytes=status.st_size if status.st_nlink > 1 else 0,
