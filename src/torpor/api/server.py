@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from torpor.api.app import LOCAL
 from torpor.errors import TorporError
+from torpor.sockets import bind_unix
 
 BACKLOG = 1024
 
@@ -64,10 +65,9 @@ def listen_tcp(host: str, port: int) -> socket.socket:
 def listen_local(path: Path) -> socket.socket:
     """The local socket, which nobody else can even connect to: its directory is 0700."""
     path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)
     try:
-        sock.bind(str(path))
+        sock = bind_unix(path, socket.SOCK_STREAM)
     finally:
         os.umask(old)
     sock.listen(BACKLOG)
