@@ -174,4 +174,4 @@ def load_server_settings(
 def port_of(address: str) -> int:
     """The port of HOST:PORT; -1 if it is none."""
     host, _, port = address.rpartition(":")
-    return int(port) if host and port.isdigit() and int(port) < 65536 else -1
+    return int(port) if host and port.isdecimal() and int(port) < 65536 else -1
