@@ -84,10 +84,10 @@ class Controller:
         self.images = ImageStore(data_dir)
         self.events = Events()
         self.console = Console(store)
-        self.machines = Machines(store, self.images)
         self.saved = SavedStates(store, Seal.of(data_dir))
         self.links: Links = links or NoLinks()
         self.groups = ServiceGroups(store, domain_suffix, self.links)
+        self.machines = Machines(store, self.images, self.groups)
         self.templates = Templates(store, self.saved, host)
         self.lifecycle = Lifecycle(
             store,
