@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import NAMESPACE_URL, uuid5
 
+import apsw
 import uvloop
 
 from torpor.api.auth import ensure_first_token
@@ -103,7 +104,13 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
         raise TorporError(f"--listen {settings.listen}: must be HOST:PORT")
     with exclusive(data_dir):
         async with contextlib.AsyncExitStack() as held:
-            store = Store(data_dir, lower=settings.lower_tier)
+            try:
+                store = Store(data_dir, lower=settings.lower_tier)
+            except apsw.FullError as error:
+                raise TorporError(
+                    f"no room to make or open the store of {data_dir}: make some, "
+                    "or name another directory with --data"
+                ) from error
             held.callback(store.close)
             await ensure_first_token(store, lambda token: _write_token(data_dir / "token", token))
             owner = store.owners.all()[0]

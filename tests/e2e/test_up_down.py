@@ -145,6 +145,37 @@ def test_an_address_that_is_taken(place: Place, name: str, flags: tuple[str, ...
     assert place.torpor("up").stdout.decode().splitlines() == place.lines()
 
 
+def test_an_address_of_version_6_and_a_long_path(tmp_path: Path) -> None:
+    place = Place(tmp_path / "x".ljust(150, "x"))
+    port = free_port()
+    flags = ("--listen", f"[::1]:{port}", "--proxy", "[::1]:0", "--proxy-tls", "")
+    try:
+        done = run_command([TORPOR, "up", *flags], env=place.env)
+        assert done.status == 0, done
+        assert done.stdout.startswith(f"api http://[::1]:{port}\nproxy http://[::1]:".encode())
+        assert b"proxy: connected" in place.torpor("status").stdout
+        place.torpor("down")
+        assert place.left() == []
+    finally:
+        place.end()
+
+
+def test_a_disk_that_is_full_from_the_beginning(place: Place) -> None:
+    options = ["-t", "tmpfs", "-o", "size=300k,mode=700"]
+    mounted = run_command(["mount", *options, "tmpfs", place.data])
+    if mounted.status != 0:
+        pytest.skip(f"NO FULL DISK TRIED: a small tmpfs cannot be mounted: {mounted}")
+    try:
+        refused = place.torpor("up", status=125).stderr.decode()
+        assert "no room to make or open the store" in refused
+        assert place.left() == []
+        assert run_command(["mount", "-o", "remount,size=64m", place.data]).status == 0
+        place.torpor("up")
+        place.torpor("down")
+    finally:
+        run_command(["umount", "--lazy", place.data])
+
+
 def test_of_several_at_once_one_serves(place: Place) -> None:
     starting = [
         subprocess.Popen(

@@ -48,12 +48,13 @@ def _allowed(sock: Any) -> bool:
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises TorporError that names the address."""
+    """A listening socket; an IPv6 address is in brackets. Raises TorporError that names it."""
+    name = host.removeprefix("[").removesuffix("]")
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][0]
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
+        sock.bind((name, port))
         sock.listen(BACKLOG)
     except OSError as error:
         raise TorporError(
