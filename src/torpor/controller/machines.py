@@ -36,7 +36,7 @@ class Machines:
                     self._images.refer(USER, found.digest, found.digest)
                 self._referred[found.digest] = found
             except TorporError as error:
-                raise ItemError(Code.NOT_FOUND, f"No image '{image}': {error}") from error
+                raise ItemError(Code.NOT_FOUND, str(error)) from error
         self._used_s[found.digest] = time.monotonic()
         return found
 
