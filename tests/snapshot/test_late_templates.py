@@ -15,12 +15,14 @@ from torpor.vmprocess import Ended, Refused
 pytestmark = pytest.mark.kvm
 
 
-def test_what_is_not_touched_does_not_arrive(directory: Path, template: Template) -> None:
-    """Each generation in a process of its own; two that share the template are between two more."""
+def test_its_state_goes_on_in_others_and_the_other_way_round(
+    directory: Path, template: Template
+) -> None:
+    """Each generation in a process of its own; what has arrived is that process's memory."""
 
     async def test() -> None:
         uuid, delta, used_bytes = secrets.token_hex(16), None, []
-        for generation, late in enumerate((True, False, False, True)):
+        for generation, late in enumerate((True, False, True, True)):
             async with vm_process(directory) as process:
                 vm = await Sibling.prepare(process, template, late=late)
                 await vm.wake(uuid, generation, delta)
@@ -28,9 +30,7 @@ def test_what_is_not_touched_does_not_arrive(directory: Path, template: Template
                 used_bytes.append((await process.query()).memory_bytes)
                 delta = await vm.sleep(generation + 1)
                 vm.peer.close()
-        whole_bytes = os.fstat(template.memory).st_blocks * 512
-        for late_bytes, shared_bytes in (used_bytes[:2], reversed(used_bytes[2:])):
-            assert 0 < late_bytes - shared_bytes < 0.9 * whole_bytes
+        assert min(used_bytes) == used_bytes[1]
 
     asyncio.run(test())
 
@@ -65,14 +65,14 @@ def test_a_checkpoint_a_reset_and_others_after_it(directory: Path, template: Tem
 
 
 def test_a_wrong_byte_is_found_when_it_is_touched(directory: Path, template: Template) -> None:
-    """Anywhere: it is refused, or ends the VM with the reason, or the program never needs it."""
+    """Anywhere: it is refused, or ends the VM with the reason."""
 
     async def test() -> None:
         size = len(template.data)
         found = set()
         for at in [*range(0, 4000, 400), *range(4000, size, size // 25)]:
             found.add(await _met(directory, template, at))
-        assert found >= {"refused", "ended"}
+        assert {"refused", "ended"} <= found
 
     asyncio.run(test())
 
@@ -86,8 +86,11 @@ async def _met(directory: Path, template: Template, at: int) -> str:
         async with vm_process(directory) as process:
             try:
                 vm = await Sibling.prepare(process, bad, late=True)
-                await vm.wake(secrets.token_hex(16), 0)
-                assert (await check(vm))["count"] == 0
+                try:
+                    await vm.wake(secrets.token_hex(16), 0)
+                    assert (await check(vm))["count"] == 0
+                finally:
+                    vm.peer.close()
             except Refused as refused:
                 assert refused.code == "bad_snapshot"  # noqa: PT017 -- one of the ways
                 return "refused"
@@ -97,7 +100,6 @@ async def _met(directory: Path, template: Template, at: int) -> str:
                 assert event.reason == "failed"
                 assert "the checksum of chunk" in event.message
                 return "ended"
-            vm.peer.close()
-            return "never needed"
+            return "never touched"
     finally:
         os.close(bad.file)

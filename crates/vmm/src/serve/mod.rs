@@ -272,8 +272,10 @@ fn wait(socket: &OwnedFd, pager: Option<&Pager>, deadline: Option<Instant>) -> R
         let is_more = pager.is_some_and(Pager::has_more);
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = if is_more { Some(Duration::ZERO) } else { left };
-        let timeout = timeout
-            .map(|left| Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: i64::from(left.subsec_nanos()) as _ });
+        let timeout = timeout.map(|left| Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: i64::from(left.subsec_nanos()) as _,
+        });
         let socket = PollFd::new(socket, PollFlags::IN);
         let mut descriptors = vec![socket];
         descriptors.extend(pager.map(|pager| PollFd::from_borrowed_fd(pager.descriptor(), PollFlags::IN)));

@@ -167,7 +167,6 @@ impl Arriving {
         self.pending.remove(entry);
         Ok(userfault.wake(AddressRange::of_pages(self.guest, &entry.range))?)
     }
-
 }
 
 impl From<Unpack> for Lost {
@@ -286,7 +285,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
 
         /// Whichever way it comes into memory, and in whatever order it is touched, through which mapping, by reads or writes.
         #[test]

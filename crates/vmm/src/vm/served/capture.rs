@@ -254,7 +254,13 @@ impl Division {
     /// Nothing is late.
     fn new(family: &Family) -> Self {
         let protected = family.tables.iter().map(|(start, len)| *start..start + len).chain(scratch());
-        Self { file: None, pending: Vec::new().into_iter().peekable(), late: None, protected: protected.collect(), end: 0 }
+        Self {
+            file: None,
+            pending: Vec::new().into_iter().peekable(),
+            late: None,
+            protected: protected.collect(),
+            end: 0,
+        }
     }
 
     fn is_late(&mut self, number: u32, writer: &mut Writer<'_>) -> std::io::Result<bool> {
