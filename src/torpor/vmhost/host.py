@@ -54,7 +54,6 @@ WANT_S = 0.05
 """Between two looks for instances that could make room."""
 MEMORY_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Between attempts to make a VM for which the host's kernel has no memory."""
-HELPER_NICE = 10
 DEFAULT_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -231,11 +230,8 @@ class Host:
 
     @contextlib.asynccontextmanager
     async def _helper(self) -> AsyncIterator[VMProcess]:
-        """A process that does what nobody waits for, after those that somebody does wait for."""
         worker = await self._launched()
         try:
-            with contextlib.suppress(OSError):  # it has died, which shows at the first command
-                os.setpriority(os.PRIO_PROCESS, worker.pid, HELPER_NICE)
             yield worker.process
         finally:
             worker.kill()

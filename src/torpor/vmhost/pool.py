@@ -194,7 +194,6 @@ class Pool:
         finally:
             demand.hired -= 1
             self._hire(demand)
-            self._refill_wanted.set()
 
     def adopted(self, base: Base) -> None:
         """A process of that template was in use before this torpord began."""
@@ -324,9 +323,6 @@ class Pool:
         total = self.limits.total
         for demand in sorted(self._demands.values(), key=lambda one: -one.used_s):
             if len(demand.resting) + demand.coming >= self._wanted(demand):
-                continue
-            if demand.hired:
-                # First those that somebody waits for.
                 continue
             if (total and self._resting >= total) or not self.room():
                 return

@@ -264,19 +264,27 @@ fn accept(control: &OwnedFd) -> Option<Arc<OwnedFd>> {
     is_own_user(&connection).then(|| Arc::new(connection))
 }
 
-/// Waits until there is something to read; false where the time is over. Meanwhile provides pages that the guest waits for.
+/// Waits until there is something to read; false where the time is over. Meanwhile provides pages that the guest waits for,
+/// and those of its template that it may touch next.
 fn wait(socket: &OwnedFd, pager: Option<&Pager>, deadline: Option<Instant>) -> Result<bool, Lost> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     loop {
-        let timeout = deadline.map(|at| {
-            let left = at.saturating_duration_since(Instant::now());
-            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: i64::from(left.subsec_nanos()) as _ }
+        let is_more = pager.is_some_and(Pager::has_more);
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = if is_more { Some(Duration::ZERO) } else { left };
+        let timeout = timeout.map(|left| Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: i64::from(left.subsec_nanos()) as _,
         });
         let socket = PollFd::new(socket, PollFlags::IN);
         let mut descriptors = vec![socket];
         descriptors.extend(pager.map(|pager| PollFd::from_borrowed_fd(pager.descriptor(), PollFlags::IN)));
         match poll(&mut descriptors, timeout.as_ref()) {
-            Ok(0) => return Ok(false),
+            Ok(0) if left == Some(Duration::ZERO) || !is_more => return Ok(false),
+            Ok(0) => {
+                pager.map_or(Ok(()), Pager::bring_more)?;
+                continue;
+            }
             Err(rustix::io::Errno::INTR) => continue,
             // What is wrong shows at the next call.
             Err(_) => return Ok(true),

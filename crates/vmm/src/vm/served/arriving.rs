@@ -130,6 +130,20 @@ impl Arriving {
         self.pending.overlapping(pages).iter().try_for_each(|entry| self.arrive(userfault, entry))
     }
 
+    /// Whether there are chunks that have not arrived.
+    pub(super) fn has_more(&self) -> bool {
+        self.pending.entries().next().is_some()
+    }
+
+    /// Makes the first of them arrive, though nobody waits for it.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub(super) fn bring_next(&mut self, userfault: &Userfault) -> Result<(), Lost> {
+        let next = self.pending.entries().next().cloned();
+        next.map_or(Ok(()), |entry| self.arrive(userfault, &entry))
+    }
+
     /// Makes a page arrive that somebody has touched.
     ///
     /// # Errors

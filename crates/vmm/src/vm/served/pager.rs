@@ -89,6 +89,19 @@ impl Pager {
         Ok(())
     }
 
+    /// Whether some of the template has not arrived.
+    pub fn has_more(&self) -> bool {
+        self.lock().template.as_ref().is_some_and(Arriving::has_more)
+    }
+
+    /// Provides some of the template that nobody waits for yet.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub fn bring_more(&self) -> Result<(), Lost> {
+        self.lock().template.as_mut().map_or(Ok(()), |template| template.bring_next(&self.userfault))
+    }
+
     /// From now on the pages of the template arrive when they are touched.
     ///
     /// # Errors
