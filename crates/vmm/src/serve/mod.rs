@@ -269,9 +269,9 @@ fn accept(control: &OwnedFd) -> Option<Arc<OwnedFd>> {
 fn wait(socket: &OwnedFd, pager: Option<&Pager>, deadline: Option<Instant>) -> Result<bool, Lost> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     loop {
-        let is_more = pager.is_some_and(Pager::has_more);
+        let is_ahead = pager.is_some_and(Pager::has_ahead);
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = if is_more { Some(Duration::ZERO) } else { left };
+        let timeout = if is_ahead { Some(Duration::ZERO) } else { left };
         let timeout = timeout.map(|left| Timespec {
             tv_sec: left.as_secs().cast_signed(),
             tv_nsec: i64::from(left.subsec_nanos()) as _,
@@ -280,9 +280,9 @@ fn wait(socket: &OwnedFd, pager: Option<&Pager>, deadline: Option<Instant>) -> R
         let mut descriptors = vec![socket];
         descriptors.extend(pager.map(|pager| PollFd::from_borrowed_fd(pager.descriptor(), PollFlags::IN)));
         match poll(&mut descriptors, timeout.as_ref()) {
-            Ok(0) if left == Some(Duration::ZERO) || !is_more => return Ok(false),
+            Ok(0) if left == Some(Duration::ZERO) || !is_ahead => return Ok(false),
             Ok(0) => {
-                pager.map_or(Ok(()), Pager::bring_more)?;
+                pager.map_or(Ok(()), Pager::bring_ahead)?;
                 continue;
             }
             Err(rustix::io::Errno::INTR) => continue,

@@ -22,6 +22,10 @@ use std::io;
 use std::ops::Range;
 use torpor_abi::layout::PAGE_BYTES;
 
+/// Chunks that arrive while nobody waits for one, behind each that was touched: programs that touch much do so faster on two
+/// processors, and what one that touches little has in vain is bounded.
+const AHEAD: u32 = 8;
+
 /// See the module's text.
 pub(super) struct Arriving {
     /// The template's.
@@ -33,6 +37,9 @@ pub(super) struct Arriving {
     view: AddressRange,
     guest: u64,
     arrived_pages: u64,
+    /// The page that was touched last, and how many chunks behind it may arrive unasked.
+    touched: u32,
+    ahead: u32,
     decompressor: zstd::bulk::Decompressor<'static>,
     packed: Vec<u8>,
     raw: Vec<u8>,
@@ -79,6 +86,8 @@ pub(super) fn begin(
                 view: AddressRange { start: base.template_address(), len: bytes },
                 guest: guest.base().0,
                 arrived_pages: numbers.len() as u64,
+                touched: 0,
+                ahead: 0,
                 decompressor: decompressor(None)?,
                 packed: Vec::new(),
                 raw: Vec::new(),
@@ -130,18 +139,19 @@ impl Arriving {
         self.pending.overlapping(pages).iter().try_for_each(|entry| self.arrive(userfault, entry))
     }
 
-    /// Whether there are chunks that have not arrived.
-    pub(super) fn has_more(&self) -> bool {
-        self.pending.entries().next().is_some()
+    /// Whether there is something that [`Arriving::bring_ahead`] would bring.
+    pub(super) fn has_ahead(&self) -> bool {
+        self.ahead > 0 && self.pending.behind(self.touched).is_some()
     }
 
-    /// Makes the first of them arrive, though nobody waits for it.
+    /// Makes the next chunk behind the page that was touched last arrive, though nobody waits for it.
     ///
     /// # Errors
     /// [`Lost`].
-    pub(super) fn bring_next(&mut self, userfault: &Userfault) -> Result<(), Lost> {
-        let next = self.pending.entries().next().cloned();
-        next.map_or(Ok(()), |entry| self.arrive(userfault, &entry))
+    pub(super) fn bring_ahead(&mut self, userfault: &Userfault) -> Result<(), Lost> {
+        let Some(entry) = self.pending.behind(self.touched).filter(|_| self.ahead > 0).cloned() else { return Ok(()) };
+        self.ahead -= 1;
+        self.arrive(userfault, &entry)
     }
 
     /// Makes a page arrive that somebody has touched.
@@ -149,6 +159,7 @@ impl Arriving {
     /// # Errors
     /// [`Lost`].
     pub(super) fn touched(&mut self, userfault: &Userfault, page: u32) -> Result<(), Lost> {
+        (self.touched, self.ahead) = (page, AHEAD);
         self.bring(userfault, &(page..page + 1))?;
         if self.ranges.iter().any(|range| range.contains(&page)) {
             // One that is in no chunk. Others are there by now, and stay.

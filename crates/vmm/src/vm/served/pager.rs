@@ -89,17 +89,17 @@ impl Pager {
         Ok(())
     }
 
-    /// Whether some of the template has not arrived.
-    pub fn has_more(&self) -> bool {
-        self.lock().template.as_ref().is_some_and(Arriving::has_more)
+    /// Whether [`Pager::bring_ahead`] has something to do.
+    pub fn has_ahead(&self) -> bool {
+        self.lock().template.as_ref().is_some_and(Arriving::has_ahead)
     }
 
     /// Provides some of the template that nobody waits for yet.
     ///
     /// # Errors
     /// [`Lost`].
-    pub fn bring_more(&self) -> Result<(), Lost> {
-        self.lock().template.as_mut().map_or(Ok(()), |template| template.bring_next(&self.userfault))
+    pub fn bring_ahead(&self) -> Result<(), Lost> {
+        self.lock().template.as_mut().map_or(Ok(()), |template| template.bring_ahead(&self.userfault))
     }
 
     /// From now on the pages of the template arrive when they are touched.

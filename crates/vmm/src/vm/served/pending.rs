@@ -51,6 +51,11 @@ impl Pending {
         before.take_while(|(_, entry)| entry.range.end > pages.start).map(|(_, entry)| entry.clone()).collect()
     }
 
+    /// The first that begins with this page or a later one.
+    pub(super) fn behind(&self, page: u32) -> Option<&Entry> {
+        self.0.range(page..).next().map(|(_, entry)| entry)
+    }
+
     /// This one has arrived.
     pub(super) fn remove(&mut self, entry: &Entry) {
         self.0.remove(&entry.range.start);
