@@ -24,6 +24,9 @@ CARGO_TEST_RESULT = re.compile(
     r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE
 )
 
+CONTROL_PLANE = [f"tests/{name}" for name in ("api", "controller", "images", "store", "unit")]
+"""Tests that run hardly any VM."""
+
 
 @dataclass(slots=True)
 class Counts:
@@ -85,9 +88,10 @@ def stages() -> list[Stage]:
         ),
         Stage("cargo test", "rust", ["cargo", "test", "--locked", "--workspace", "--quiet"]),
         Stage("root file systems", "python", [python, "-m", "tests.rootfs"]),
-        # Emulation keeps one processor at most, the other tests seldom both.
+        # Emulation keeps one processor at most, the tests of the VMs seldom both.
         pytest("pytest (stock KVM)", "tests/stock_kvm", beside=True),
-        pytest("pytest", "--ignore=tests/stock_kvm"),
+        pytest("pytest (control plane)", *CONTROL_PLANE, beside=True),
+        pytest("pytest", *(f"--ignore={one}" for one in ("tests/stock_kvm", *CONTROL_PLANE))),
     ]
     image = ROOT / "crates" / "kernel-image" / "Cargo.toml"
     if image.exists():

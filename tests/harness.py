@@ -4,6 +4,8 @@ import os
 import shlex
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,3 +117,16 @@ def run_native(
     """Run `argv` on this machine's kernel from the root directory `root`."""
     command = native_command(root, *argv, alone=alone)
     return run_command(command, stdin=stdin or b"", timeout_s=timeout_s, env=DEFAULT_ENVIRONMENT)
+
+
+@contextmanager
+def small_disk(directory: Path, size_mb: int) -> Iterator[Path]:
+    """A file system of that size at a directory that is made for it. Needs root."""
+    directory.mkdir(mode=0o700)
+    size = f"size={size_mb}m,mode=700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", directory], check=True)
+    try:
+        yield directory
+    finally:
+        # Lazily: what a failed test has left there may still be open.
+        subprocess.run(["umount", "--lazy", directory], check=True)

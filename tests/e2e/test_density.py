@@ -1,13 +1,15 @@
-"""`torpor bench density` on real VMs: interrupted, taken up again, and its audit passed."""
+"""`torpor bench density` on real VMs: interrupted, its disk filled up, and its audit passed."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.harness import REPOSITORY, TORPOR
+from tests.harness import REPOSITORY, TORPOR, small_disk
 from tests.images.standins import add_bases
 from torpor.images.store import ImageStore
 
@@ -15,12 +17,22 @@ pytestmark = pytest.mark.kvm
 
 COUNT = 2000
 TIMEOUT_S = 600
+DISK_MB = 900
+"""What the image takes while it is brought there, and more."""
+ROOM_BYTES = 3 << 20
+"""For a few hundred instances."""
 
 
-def test_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
-    images, out = tmp_path / "images", tmp_path / "out"
+def test_a_run_goes_on_behind_an_interruption_and_a_full_disk(tmp_path: Path) -> None:
+    images = tmp_path / "images"
     images.mkdir(mode=0o700)
     add_bases(ImageStore(images), tmp_path, ["oven/bun:1"])
+    with small_disk(tmp_path / "disk", DISK_MB) as disk:
+        interrupted_filled_and_finished(images, disk)
+
+
+def interrupted_filled_and_finished(images: Path, disk: Path) -> None:
+    out = disk / "out"
     words: list[str | Path] = [TORPOR, "--data", images, "bench", "density", "--out", out]
     words += ["--count", str(COUNT), "--sample", "5", "--rest", "0.1", "--cooldown", "1"]
     with subprocess.Popen(
@@ -39,9 +51,14 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
                 break
         said += list(process.stderr)
         assert process.wait(TIMEOUT_S) == 130, said
-    done = subprocess.run(
-        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+    filler = disk / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - ROOM_BYTES)
+    full = finished(words)
+    assert full.returncode == 125, full.stderr
+    assert "no space left on the server's disk" in full.stderr
+    filler.unlink()
+    done = finished(words)
     assert done.returncode == 0, done.stderr
     assert "instances that were started before" in done.stderr
     assert "Audit: passed" in (out / "report.md").read_text()
@@ -53,3 +70,9 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     rows = {row["case"]: row for row in json.loads((out / "density.json").read_text())["rows"]}
     assert rows[f"wake at {COUNT}"]["n"] == 5
     assert rows["disk per instance"]["p50"] > 0
+
+
+def finished(words: "list[str | Path]") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )

@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness import small_disk
 from tests.images.standins import add_root
 from tests.server import Server
 from torpor.images.store import ImageStore
@@ -34,17 +34,9 @@ exec httpd -f -p 8080 -h /tmp/www
 
 @pytest.fixture
 def data(tmp_path: Path) -> Iterator[Path]:
-    data = tmp_path / "data"
-    data.mkdir(mode=0o700)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=700", "tmpfs", str(data)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"NO FULL DISK TRIED: a small tmpfs cannot be mounted: {done.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "data", SIZE_MB) as data:
         add_root(ImageStore(data), "busybox", "count", ("sh", "-c", PROGRAM), ("8080",))
         yield data
-    finally:
-        subprocess.run(["umount", "--lazy", str(data)], check=True)
 
 
 def spec(name: str, **more: Any) -> dict[str, Any]:

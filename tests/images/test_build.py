@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import small_disk
 from tests.images.archives import Member, directory, symlink, tar
 from tests.images.conftest import AddTar, listing
 from torpor.cli.commands import run
@@ -230,13 +231,11 @@ def test_buildah_missing(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk_during_a_build(tmp_path: Path) -> None:
-    data, context = tmp_path / "small", tmp_path / "context"
-    data.mkdir()
+    context = tmp_path / "context"
     context.mkdir()
     archive = tmp_path / "base.tar"
     archive.write_bytes(tar(base_members()))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(data)], check=True)
-    try:
+    with small_disk(tmp_path / "small", 32) as data:
         store = ImageStore(data)
         base_tag = parse_reference("base:1")
         settings = ImageSettings()
@@ -254,8 +253,6 @@ def test_a_full_disk_during_a_build(tmp_path: Path) -> None:
         assert [image.tags for image in store.images()] == [("base:1",)]
         assert not list((store.directory / "staging").iterdir())
         assert listing(store, build("echo small > /small"))["small"] == b"small\n"
-    finally:
-        subprocess.run(["umount", str(data)], check=True)
 
 
 def test_a_killed_build_leaves_nothing_in_the_way(

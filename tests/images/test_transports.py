@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness import small_disk
 from tests.images.archives import ImageFiles, Member, digest, directory, hardlink, symlink, tar
 from tests.images.conftest import AddTar, listing
 from torpor.images.config import Healthcheck, ImageConfig
@@ -463,10 +464,7 @@ def test_no_credentials_follow_a_redirect(store: ImageStore) -> None:
 
 
 def test_full_disk(tmp_path: Path) -> None:
-    data = tmp_path / "small"
-    data.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(data)], check=True)
-    try:
+    with small_disk(tmp_path / "small", 3) as data:
         store = ImageStore(data)
         for size in (5 << 20, 2_500_000):
             source = tmp_path / "rootfs.tar"
@@ -481,8 +479,6 @@ def test_full_disk(tmp_path: Path) -> None:
         with pytest.raises(ImageError, match="no room left on this disk"):
             import_image(store, layout, "", "", None, SETTINGS, quiet)
         assert not list((store.directory / "staging").iterdir())
-    finally:
-        subprocess.run(["umount", str(data)], check=True)
 
 
 def _which_without_skopeo(name: str, path: str = "") -> str | None:  # noqa: ARG001

@@ -10,6 +10,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.harness import small_disk
 from torpor.bench.audit import MARGIN_MS, Audit
 from torpor.bench.counter import Counters, NoAnswerError
 from torpor.bench.density import steps
@@ -199,6 +200,12 @@ def test_a_ledger_outlives_its_process(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TorporError, match="not a ledger"):
         Ledger(path, 5)
+
+
+def test_a_ledger_that_has_no_room_says_so(tmp_path: Path) -> None:
+    no_room = pytest.raises(TorporError, match="no room for 64000016 bytes: No space left")
+    with small_disk(tmp_path / "small", 1) as disk, no_room:
+        Ledger(disk / "ledger", 2_000_000)
 
 
 def test_a_journal_is_read_again_without_a_torn_line(tmp_path: Path) -> None:

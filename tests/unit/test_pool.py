@@ -74,6 +74,7 @@ async def make_pool(maker: Maker) -> AsyncIterator[Callable[..., Pool]]:
 
     def make(limits: Limits = Limits(), *, refills: bool = False) -> Pool:  # noqa: B008 -- immutable
         pool = Pool(limits, maker, lambda _: None)
+        pool.time_left = lambda: True
         if refills:
             pool.start()
         made.append(pool)
@@ -158,6 +159,43 @@ async def test_few_are_made_for_many_and_one_while_others_come_back(
     await asyncio.gather(*waiting)
     # One for each that nobody came back for, in the order in which they came.
     assert len(maker.asked) == 50
+
+
+async def test_none_is_made_where_processors_have_no_time_and_others_come_back(
+    make_pool: Callable[..., Pool], maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(pools, "STALLED_S", 0.2)
+    pool = make_pool(refills=True)
+    pool.time_left = lambda: False
+    pool.comes(BASE)
+    pool.came(BASE, worker())
+    assert await pool.take(BASE, None)
+    waiting = [await taken(pool) for _ in range(10)]
+    for one in waiting[:5]:
+        pool.comes(BASE)
+        pool.came(BASE, worker())
+        await one
+    assert not maker.asked
+    maker.may.set()
+    # Nobody comes back any more.
+    await asyncio.gather(*waiting)
+    assert len(maker.asked) >= 5
+
+
+async def test_those_that_wait_are_not_counted_as_processes(
+    make_pool: Callable[..., Pool], maker: Maker
+) -> None:
+    pool = make_pool(refills=True)
+    waiting = [await taken(pool) for _ in range(100)]
+    for one in waiting:
+        pool.comes(BASE)
+        pool.came(BASE, worker())
+        await one
+        pool.done(BASE.id)
+    maker.may.set()
+    await asyncio.sleep(0.05)
+    assert pool.resting() <= pools.MAKERS + 3
 
 
 async def test_who_waits_hears_why_none_can_be_made(

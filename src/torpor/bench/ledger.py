@@ -58,7 +58,11 @@ class Ledger:
             elif file.read(_HEADER.size) != header or (size - _HEADER.size) % _RECORD.size:
                 raise TorporError(f"{path}: not a ledger of this version: use another --out")
             size = max(size, _HEADER.size + count * _RECORD.size)
-            os.ftruncate(file.fileno(), size)
+            try:
+                # A hole in a mapped file on a full disk would be a SIGBUS.
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise TorporError(f"{path}: no room for {size} bytes: {error.strerror}") from error
             self._map = mmap.mmap(file.fileno(), size)
         self.count = (size - _HEADER.size) // _RECORD.size
 

@@ -3,9 +3,9 @@
 How many a template keeps follows from how many were busy at once lately; a template that nobody
 wakes any more loses them. What bounds them all is memory; a number can be set besides. Whoever
 finds none at rest gets the next one that comes back or is made, in the order in which they came. A
-process that comes back costs a tenth of a new one, so few are made at a time, and only one while
-others come back quickly: many that come at once are served sooner so. What is taken is replaced in
-the background.
+process that comes back costs a tenth of a new one, so few are made at a time. While others come
+back quickly only one is, and none if the processors have no time for it: it would keep those from
+coming back. What is taken is replaced in the background.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from torpor.store import Base
 from torpor.tasks import Tasks
+from torpor.vmhost.processors import Processors
 from torpor.vmhost.worker import Rest, Worker
 
 
@@ -55,6 +56,7 @@ class Demand:
 
     base: Base
     in_use: int = 0
+    """Processes, and wakes that wait for one."""
     coming: int = 0
     """Processes that are being reset."""
     making: int = 0
@@ -68,9 +70,13 @@ class Demand:
     resting: list[Worker] = field(default_factory=list)
     waiting: deque[Waiter] = field(default_factory=deque)
 
+    def busy(self) -> int:
+        """Processes that are in use or coming."""
+        return self.in_use - len(self.waiting) + self.coming
+
     def note(self) -> None:
         """Something has begun to be busy."""
-        self.peak = max(self.peak, self.in_use + self.coming)
+        self.peak = max(self.peak, self.busy())
         self.used_s = asyncio.get_running_loop().time()
 
 
@@ -78,6 +84,8 @@ PATIENCE_S = 0.1
 """How long a wake waits for a process that is being reset; a guest may hold that up."""
 MAKING_S = 0.02
 """About what making one takes: while others come back within this, one is made at a time."""
+STALLED_S = 0.25
+"""Where processors have no time left, those that nobody has come back for so long get one made."""
 MAKERS = 2 * len(os.sched_getaffinity(0))
 """Processes that are made at once, for one template, for those that wait."""
 TICK_S = 1.0
@@ -110,6 +118,8 @@ class Pool:
         self._is_closed = False
         self.room: Callable[[], bool] = lambda: True
         """Whether there is memory for another process."""
+        self.time_left: Callable[[], bool] = Processors().have_time
+        """Whether there is processor time for making one."""
 
     def start(self) -> None:
         """Begins to refill and to let go."""
@@ -130,11 +140,11 @@ class Pool:
         """
         demand = self._demand(base)
         demand.in_use += 1
-        demand.note()
         rest = Rest.at(base, warm)
         while demand.resting:
             worker = self._pop(demand)
             if worker.alive and worker.rest == rest:
+                demand.note()
                 if not demand.resting:
                     self._refill_wanted.set()
                 return worker
@@ -147,7 +157,7 @@ class Pool:
         self._hire(demand)
         patience = loop.call_later(PATIENCE_S, self._lose_patience, demand, waiter)
         try:
-            return await waiter.given
+            worker = await waiter.given
         except BaseException as error:
             demand.in_use -= 1
             if waiter in demand.waiting:
@@ -157,6 +167,8 @@ class Pool:
             raise
         finally:
             patience.cancel()
+        demand.note()
+        return worker
 
     def _lose_patience(self, demand: Demand, waiter: Waiter) -> None:
         waiter.patient = False
@@ -173,8 +185,12 @@ class Pool:
                 hopeful -= 1
             else:
                 short += 1
-        quickly = asyncio.get_running_loop().time() - demand.came_s < MAKING_S
-        for _ in range(min(short, (1 if quickly else MAKERS) - demand.hired)):
+        alone_s = asyncio.get_running_loop().time() - demand.came_s
+        if self.time_left():
+            makers = 1 if alone_s < MAKING_S else MAKERS
+        else:
+            makers = 0 if alone_s < STALLED_S else MAKERS
+        for _ in range(min(short, makers - demand.hired)):
             demand.hired += 1
             self._tasks.start(self._make_for(demand))
 
@@ -292,7 +308,8 @@ class Pool:
         """How many are to rest, or to be made or reset for it, beside those in use."""
         if asyncio.get_running_loop().time() - demand.used_s > self.limits.keep_s:
             return 0
-        wanted = max(round(demand.peak) + self.limits.spare - demand.in_use, self.limits.spare)
+        in_use = demand.in_use - len(demand.waiting)
+        wanted = max(round(demand.peak) + self.limits.spare - in_use, self.limits.spare)
         return min(wanted, self.limits.per_template or wanted)
 
     async def _refill(self) -> None:
@@ -300,8 +317,13 @@ class Pool:
         ticked_s = loop.time()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._refill_wanted.wait(), TICK_S)
+                some_wait = any(demand.waiting for demand in self._demands.values())
+                pause_s = PATIENCE_S if some_wait else TICK_S
+                await asyncio.wait_for(self._refill_wanted.wait(), pause_s)
             self._refill_wanted.clear()
+            for demand in self._demands.values():
+                if demand.waiting:  # and nothing may come any more
+                    self._hire(demand)
             if loop.time() - ticked_s >= TICK_S:
                 self._forget((loop.time() - ticked_s) / TICK_S)
                 ticked_s = loop.time()
@@ -310,7 +332,7 @@ class Pool:
     def _forget(self, ticks: float) -> None:
         """Lets demands fade, and ends what they want no more."""
         for base_id, demand in list(self._demands.items()):
-            demand.peak = max(demand.peak * FORGET**ticks, demand.in_use + demand.coming)
+            demand.peak = max(demand.peak * FORGET**ticks, demand.busy())
             wanted = self._wanted(demand)
             while len(demand.resting) > wanted:
                 self._pop(demand, 0).kill()
@@ -322,7 +344,7 @@ class Pool:
         """One process for each template that wants one, those used last first."""
         total = self.limits.total
         for demand in sorted(self._demands.values(), key=lambda one: -one.used_s):
-            if len(demand.resting) + demand.coming >= self._wanted(demand):
+            if demand.waiting or len(demand.resting) + demand.coming >= self._wanted(demand):
                 continue
             if (total and self._resting >= total) or not self.room():
                 return
