@@ -208,23 +208,36 @@ async def measure(name: str, report: Report, turns: int, directory: Path) -> Non
         for _ in range(turns):
             await turn(vm, starts, secrets.token_hex(16), 0, None, 0)
         report_times(f"{name}-new", report, starts, in_bars=False)
-    for late in (False, True):
-        await measure_first(name, report, min(turns, 30), directory, template, warm, late=late)
+    await measure_first(name, report, turns, directory, template)
     template.close()
 
 
 async def measure_first(
-    name: str,
-    report: Report,
-    turns: int,
-    directory: Path,
-    template: Template,
-    warm: bytes,
-    *,
-    late: bool,
+    name: str, report: Report, turns: int, directory: Path, template: Template
 ) -> None:
     """A wake from a template that is not in memory: from no process to the answer."""
-    answers, memory = list[float](), 0
+    report.value(f"{name}-first-wake-template", len(template.data) / 1000, "KB")
+    for late in (False, True):
+        answers, memory_bytes = await first_wakes(min(turns, 30), directory, template, late=late)
+        case = f"{name}-first-wake-{'late' if late else 'unpacked'}"
+        report.samples(case, answers, "ms")
+        report.value(f"{case}-memory", memory_bytes / 1e6, "MB")
+
+
+async def measure_first_of_large(report: Report, turns: int, directory: Path) -> None:
+    """The same of a program that has 64 MiB when it is ready, which no request touches."""
+    *argv, source = command("cpython", PORT)
+    source = f"import os; much = os.urandom({LARGE_BYTES})\n{source}"
+    template = await make_template(directory, root_image("python"), [*argv, source])
+    await measure_first("cpython-64-mib", report, turns, directory, template)
+    template.close()
+
+
+async def first_wakes(
+    turns: int, directory: Path, template: Template, *, late: bool
+) -> tuple[list[float], int]:
+    """Milliseconds of each, and the memory of the last process."""
+    answers, memory_bytes = list[float](), 0
     for _ in range(turns):
         began = time.perf_counter()
         unpacked = template
@@ -233,17 +246,15 @@ async def measure_first(
                 descriptor = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
                 unpacked = dataclasses.replace(template, memory=descriptor)
                 await process.unpack(template=template.file, memory=descriptor)
-            vm = await Sibling.prepare(process, unpacked, late=late, warm=warm)
+            vm = await Sibling.prepare(process, unpacked, late=late)
             await vm.wake(secrets.token_hex(16), 0)
             await requests(vm, 0, 1)
             answers.append((time.perf_counter() - began) * 1e3)
-            memory = (await process.query()).memory_bytes
+            memory_bytes = (await process.query()).memory_bytes
             if not late:
                 os.close(unpacked.memory)
             vm.peer.close()
-    case = f"{name}-first-wake-{'late' if late else 'unpacked'}"
-    report.samples(case, answers, "ms")
-    report.value(f"{case}-memory", memory / 1e6, "MB")
+    return answers, memory_bytes
 
 
 LARGE_BYTES = 64 << 20
@@ -315,6 +326,7 @@ def main() -> int:
         for name in arguments.programs:
             measure_floor(name, report, arguments.turns)
             asyncio.run(measure(name, report, arguments.turns, Path(directory)))
+        asyncio.run(measure_first_of_large(report, arguments.turns, Path(directory)))
         asyncio.run(measure_large(report, arguments.turns, Path(directory)))
         asyncio.run(measure_memory(report, Path(directory), arguments.clones))
     return report.finish()
