@@ -127,11 +127,11 @@ class Server:
         (found,) = self.api(f"/v1/instances?name={name}&details=true")["instances"]
         return str(found["state"])
 
-    def wait_for(self, name: str, state: str) -> None:
-        """Until an instance is in a state."""
+    def wait_for(self, name: str, *states: str) -> None:
+        """Until an instance is in one of these states."""
         ends_s = time.monotonic() + TIMEOUT_S
-        while (found := self.state(name)) != state:
-            assert time.monotonic() < ends_s, f"{name} is {found} and not {state}"
+        while (found := self.state(name)) not in states:
+            assert time.monotonic() < ends_s, f"{name} is {found} and not {' or '.join(states)}"
             time.sleep(0.01)
 
     def kill_vm(self, uuid: str) -> None:

@@ -168,10 +168,22 @@ def load_server_settings(
     ):
         if port_of(address) < 0:
             raise UsageError(f"{name} is '{address}': must be HOST:PORT")
+    for name, address in (
+        ("[proxy] http", settings.proxy.http),
+        ("[proxy] tls", settings.proxy.tls or "0.0.0.0:1"),
+    ):
+        host = address.rpartition(":")[0]
+        in_brackets = host.startswith("[") and host.endswith("]")
+        try:
+            ipaddress.IPv6Address(host[1:-1]) if in_brackets else ipaddress.IPv4Address(host)
+        except ValueError:
+            raise UsageError(
+                f"{name} is '{address}': must be ADDRESS:PORT, as 127.0.0.1:8080, not a name"
+            ) from None
     return settings
 
 
 def port_of(address: str) -> int:
     """The port of HOST:PORT; -1 if it is none."""
     host, _, port = address.rpartition(":")
-    return int(port) if host and port.isdigit() and int(port) < 65536 else -1
+    return int(port) if host and port.isdecimal() and int(port) < 65536 else -1

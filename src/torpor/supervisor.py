@@ -1,10 +1,12 @@
 """The small parent process of `torpor up`, where there is no systemd: starts the parts again.
 
 `python -m torpor.supervisor -- COMMAND... -- COMMAND...` runs all of them until one ends with
-status 0 or SIGTERM comes, which is passed on; one that fails is started again, ever later. It
-imports nothing that could fail or grow.
+status 0 or SIGTERM comes, which is passed on; one that fails is started again, ever later. One that
+gives up soon behind its first start will do so again, so that ends all. It imports nothing that
+could fail or grow.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -16,6 +18,8 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 HEALTHY_S = 10.0
 SEPARATOR = "--"
+OOM_SCORE = "-900"
+"""Of what keeps the VMs (proc_pid_oom_score_adj(5)): as in the systemd units."""
 
 
 class Part:
@@ -28,25 +32,42 @@ class Part:
         self.pause_s = 0.0
         self.again_s = 0.0
         """When it is to be started."""
+        self.starts = 0
 
     def start(self) -> None:
+        self.starts += 1
         self.began_s = time.monotonic()
-        self.process = subprocess.Popen(self.command)
+        try:
+            self.process = subprocess.Popen(self.command)
+        except OSError as error:  # no memory for it now, or it is being replaced by a newer one
+            self._again(f"cannot be started: {error.strerror}")
+
+    def is_hopeless(self, status: int) -> bool:
+        """Whether it ended by itself, and never was of any use."""
+        return status > 0 and self.starts == 1 and not self._is_healthy()
+
+    def _is_healthy(self) -> bool:
+        return time.monotonic() - self.began_s >= HEALTHY_S
 
     def failed(self, status: int) -> None:
-        """Plans the next start."""
+        """It has ended: plans the next start."""
         self.process = None
-        healthy = time.monotonic() - self.began_s >= HEALTHY_S
+        self._again(f"ended with status {status}")
+
+    def _again(self, why: str) -> None:
         doubled = min(max(self.pause_s * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
-        self.pause_s = 0.0 if healthy else doubled
+        self.pause_s = 0.0 if self._is_healthy() else doubled
         self.again_s = time.monotonic() + self.pause_s
         name = os.path.basename(self.command[0])  # noqa: PTH119 -- pathlib is larger than all this
-        sys.stderr.write(f"{name} ended with status {status}: again in {self.pause_s} s\n")
+        sys.stderr.write(f"{name} {why}: again in {self.pause_s} s\n")
         sys.stderr.flush()
 
 
 def supervise(commands: list[list[str]]) -> int:
     """Runs the commands; the exit status of the one that ended it."""
+    # The parts inherit it; VM processes give themselves the highest. It takes a privilege.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123 -- as above
+        score.write(OOM_SCORE)
     parts = [Part(command) for command in commands]
     reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writes)
@@ -64,8 +85,8 @@ def supervise(commands: list[list[str]]) -> int:
             status = 0
         for part in parts:
             ended = None if part.process is None else part.process.poll()
-            if ended == 0:
-                status = 0
+            if ended is not None and (ended == 0 or part.is_hopeless(ended)):
+                status = ended if status is None else status
                 part.process = None
             elif ended is not None and status is None:
                 part.failed(ended)

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import gc
 import importlib
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import NAMESPACE_URL, uuid5
 
+import apsw
 import uvloop
 
 from torpor.api.auth import ensure_first_token
@@ -29,12 +29,12 @@ from torpor.controller.upkeep import Policy
 from torpor.controller.vm import NoVmHost, VmHost
 from torpor.datadir import data_dir
 from torpor.errors import EXIT_TORPOR_FAILED, TorporError
+from torpor.locks import TORPORD, HeldError, claim, sign
 from torpor.settings import ServerSettings, load_server_settings
 from torpor.store import Store
 from torpor.vmhost import Host, Limits
 
 DEFAULT_LISTEN = "127.0.0.1:7400"
-LOCK = "run/torpord.lock"
 LOCAL_SOCKET = "run/api.sock"
 URL_FILE = "run/api.url"
 PROXY_SOCKET = "run/proxy.sock"
@@ -82,40 +82,17 @@ class Settings:
 
 @contextmanager
 def exclusive(data_dir: Path) -> Iterator[None]:
-    """Holds the data directory for one torpord. Raises TorporError if another has it.
-
-    A flock ends with its process, however that dies, so the next torpord never waits for a file.
-    """
+    """Holds the data directory for one torpord. Raises TorporError if another has it."""
     (data_dir / "run").mkdir(mode=0o700, exist_ok=True)
-    path = data_dir / LOCK
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            pid = lock.read().strip() or "unknown"
-            raise TorporError(
-                f"torpord runs already on {data_dir} (process {pid}): `torpor down` ends it"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
-
-
-def holder(data_dir: Path) -> int | None:
-    """The process that has a data directory, or None."""
     try:
-        with (data_dir / LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return None
-    except BlockingIOError:
-        try:
-            return int((data_dir / LOCK).read_text())
-        except ValueError:
-            return None
-    return None
+        lock = claim(data_dir / TORPORD)
+    except HeldError as held:
+        raise TorporError(
+            f"torpord runs already on {data_dir} ({held}): `torpor down` ends it"
+        ) from None
+    with lock:
+        sign(lock, os.getpid())
+        yield
 
 
 @asynccontextmanager
@@ -123,11 +100,17 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
     """A server that accepts requests for as long as the block lasts."""
     data_dir = settings.data_dir
     name, _, port = settings.listen.rpartition(":")
-    if not name or not port.isdigit():
+    if not name or not port.isdecimal():
         raise TorporError(f"--listen {settings.listen}: must be HOST:PORT")
     with exclusive(data_dir):
         async with contextlib.AsyncExitStack() as held:
-            store = Store(data_dir, lower=settings.lower_tier)
+            try:
+                store = Store(data_dir, lower=settings.lower_tier)
+            except apsw.FullError as error:
+                raise TorporError(
+                    f"no room to make or open the store of {data_dir}: make some, "
+                    "or name another directory with --data"
+                ) from error
             held.callback(store.close)
             await ensure_first_token(store, lambda token: _write_token(data_dir / "token", token))
             owner = store.owners.all()[0]

@@ -148,6 +148,62 @@ async def test_services_tokens_quotas_and_deploy(server: Service, data_dir: Path
     await torpor(data_dir, "quota", "set", "default", "instances=1")
     over = await torpor(data_dir, "instance", "create", "web", status=1)
     assert "Quota of 1 instances exceeded" in over
+    revoked = await torpor(data_dir, "token", "rm", "ci", "nobody's", status=1)
+    assert revoked == "torpor: nobody's: No token with name 'nobody's'\n"
+    assert "ci" not in await torpor(data_dir, "token", "list")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("instance", "list", "--state", "asleep"), "'stopped', 'starting', 'running'"),
+        (("instance", "wait", "a", "--state", "asleep"), "'stopped', 'starting', 'running'"),
+        (("instance", "create", "web", "--replicas", "-1"), "x>=0"),
+        (("token", "create", "ci", "--expires", "0"), "x>=1"),
+    ],
+)
+async def test_what_cannot_be_is_refused_with_what_can(
+    data_dir: Path, words: tuple[str, ...], said: str
+) -> None:
+    assert said in await torpor(data_dir, *words, status=2)
+
+
+@pytest.mark.parametrize("words", [("-p", "\u00b2"), ("-p", "80:8080", "--cooldown", "\u00b2s")])
+async def test_digits_that_are_no_numbers(
+    server: Service, data_dir: Path, words: tuple[str, ...]
+) -> None:
+    assert server
+    refused = await torpor(data_dir, "deploy", "web", *words, status=125)
+    assert refused.startswith("torpor: option '")
+
+
+async def test_a_deployment_that_does_not_run_says_why(server: Service, data_dir: Path) -> None:
+    assert server
+    words = ("deploy", "web", "-n", "app", "-p", "80:8080", "-e", "FAKE_EXIT=3")
+    refused = await torpor(data_dir, *words, status=125)
+    assert (
+        refused
+        == "torpor: app: The instance ended before it was ready; its program ended with status 3\n"
+    )
+    await torpor(data_dir, *words[:-1], "FAKE_READY=at once")
+    # A new version that does not run leaves the former one.
+    await torpor(data_dir, *words, status=125)
+    listed = json.loads(await torpor(data_dir, "instance", "list", "-o", "json"))
+    assert [(one["name"], one["state"]) for one in listed] == [("app", "running")]
+
+
+async def test_another_program_that_listens_there(data_dir: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nhello")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        environment = {"UKC_METRO": f"http://127.0.0.1:{port}", "UKC_TOKEN": "x"}
+        refused = await torpor(data_dir, "instance", "list", status=125, env=environment)
+    assert "another program listens there" in refused
 
 
 async def test_no_token_goes_to_a_proxy_of_the_environment(server: Service, data_dir: Path) -> None:
@@ -173,7 +229,8 @@ async def test_up_and_down(tmp_path: Path) -> None:
     ]  # fmt: skip
     pid = int((tmp_path / "run" / "torpord.lock").read_text())
     again = await torpor(tmp_path, "up", *addresses, status=125)
-    assert f"torpord runs already on {tmp_path} (process {pid})" in again
+    supervisor = int((tmp_path / "run" / "supervisor.pid").read_text())
+    assert f"a server runs already on {tmp_path} (process {supervisor})" in again
     os.kill(pid, 9)
     async with asyncio.timeout(120):
         while (tmp_path / "run" / "torpord.lock").read_text() in ("", f"{pid}\n"):  # noqa: ASYNC110

@@ -34,6 +34,8 @@ def test_flags_beat_environment_beats_file(tmp_path: Path) -> None:
         ("[server]\nport = 1\n", "port"),
         ('[server]\nlisten = "nowhere"\n', "HOST:PORT"),
         ('[proxy]\nhttp = "127.0.0.1:65536"\n', "HOST:PORT"),
+        ('[proxy]\nhttp = "localhost:8080"\n', "ADDRESS:PORT"),
+        ('[proxy]\ntls = "[::1:8443"\n', "ADDRESS:PORT"),
         ("[proxy]\npublic_ports = { 81 = 1 }\n", "80 and 443"),
         ("[vms]\nmemory_mb = -1\n", "memory_mb"),
         ("vms = 1\n", "vms"),

@@ -341,16 +341,19 @@ pub fn run(options: Options) -> io::Result<()> {
     runtime.block_on(local.run_until(async move {
         let proxy = Proxy::new(&options)?;
         let control = control::server::bind(&options.data)?;
-        let named =
-            |address: SocketAddr| move |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
-        let mut lines =
-            vec![format!("proxy http://{}", proxy.accept_at(options.http, HTTP_PORT).map_err(named(options.http))?)];
+        let named = |address: SocketAddr, remedy: &'static str| {
+            move |error: io::Error| {
+                io::Error::new(error.kind(), format!("cannot listen on {address}: {error}: name another with {remedy}"))
+            }
+        };
+        let local = proxy.accept_at(options.http, HTTP_PORT).map_err(named(options.http, "`torpor up --proxy`"))?;
+        let mut lines = vec![format!("proxy http://{local}")];
         if let Some(address) = options.tls {
-            let local = proxy.accept_at(address, HTTPS_PORT).map_err(named(address))?;
+            let local = proxy.accept_at(address, HTTPS_PORT).map_err(named(address, "`torpor up --proxy-tls`"))?;
             lines.push(format!("proxy-tls https://{local}"));
         }
         if let Some(address) = options.metrics {
-            let listener = server::bind(address).map_err(named(address))?;
+            let listener = server::bind(address).map_err(named(address, "--metrics"))?;
             lines.push(format!("proxy-metrics http://{}/metrics", listener.local_addr()?));
             tokio::task::spawn_local(telemetry::serve(proxy.clone(), listener));
         }

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from torpor.api.app import LOCAL
 from torpor.errors import TorporError
+from torpor.sockets import bind_unix
 
 BACKLOG = 1024
 
@@ -47,12 +48,13 @@ def _allowed(sock: Any) -> bool:
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises TorporError that names the address."""
+    """A listening socket; an IPv6 address is in brackets. Raises TorporError that names it."""
+    name = host.removeprefix("[").removesuffix("]")
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][0]
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
+        sock.bind((name, port))
         sock.listen(BACKLOG)
     except OSError as error:
         raise TorporError(
@@ -64,10 +66,9 @@ def listen_tcp(host: str, port: int) -> socket.socket:
 def listen_local(path: Path) -> socket.socket:
     """The local socket, which nobody else can even connect to: its directory is 0700."""
     path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)
     try:
-        sock.bind(str(path))
+        sock = bind_unix(path, socket.SOCK_STREAM)
     finally:
         os.umask(old)
     sock.listen(BACKLOG)

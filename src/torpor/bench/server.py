@@ -21,7 +21,7 @@ from torpor.bench import meters
 from torpor.bench.http import Answer, Client
 from torpor.cli.server import URL_FILE
 from torpor.errors import TorporError
-from torpor.torpord import holder
+from torpor.locks import TORPORD, holder
 
 DEFAULT_PROXY = "127.0.0.1:8080"
 PROXY_FILE = "run/bench-proxy"
@@ -50,7 +50,7 @@ class Target:
         """Its processes as they are now."""
         if self.data_dir is None:
             return meters.Parts(None, None, ())
-        return meters.processes_of(self.data_dir, holder(self.data_dir))
+        return meters.processes_of(self.data_dir, holder(self.data_dir / TORPORD))
 
     @property
     def suffix(self) -> str:
@@ -68,7 +68,7 @@ def own_server(data_dir: Path, config: str = "") -> Iterator[Target]:
     command = [sys.executable, "-m", "torpor", "--data", str(data_dir)]
     # By this its processes are known among all others of the machine.
     environment = {**os.environ, "TORPOR_DATA": str(data_dir)}
-    if holder(data_dir) is None:
+    if holder(data_dir / TORPORD) is None:
         (data_dir / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
         (data_dir / "config.toml").write_text(config)
         # Not port 0: a torpord or proxy that is killed comes back where it was.

@@ -39,7 +39,7 @@ def token_list(data: str | None, format_: str) -> None:
     "--scope", "scopes", multiple=True, type=click.Choice(["read", "write", "admin"]),
     default=("read", "write"), show_default=True,
 )  # fmt: skip
-@click.option("--expires", "expires_s", type=int, metavar="SECONDS")
+@click.option("--expires", "expires_s", type=click.IntRange(1), metavar="SECONDS")
 @click.option("--user", help="Another user, who is made if new.")
 @click.pass_obj
 def token_create(
@@ -63,16 +63,22 @@ def token_create(
 @token.command("rm")
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
-def token_rm(data: str | None, names: tuple[str, ...]) -> None:
+def token_rm(data: str | None, names: tuple[str, ...]) -> int:
     """Revoke tokens."""
 
-    async def work(server: Server) -> None:
+    async def work(server: Server) -> list[dict[str, Any]]:
         body = [{"name": name} for name in names]
-        await server.own("DELETE", "/torpor/v1/tokens", json=body)
+        answer = await server.own("DELETE", "/torpor/v1/tokens", json=body)
+        return list(answer["tokens"])
 
-    run(data, work)
-    for name in names:
-        click.echo(f"{name} revoked")
+    status = 0
+    for item in run(data, work):
+        if item["status"] == "error":
+            say(f"torpor: {item['name']}: {item['message']}")
+            status = 1
+        else:
+            click.echo(f"{item['name']} revoked")
+    return status
 
 
 @click.group(invoke_without_command=True)
@@ -109,7 +115,7 @@ def quota_set(data: str | None, user: str, settings: tuple[str, ...]) -> None:
     quotas = {}
     for setting in settings:
         name, _, number = setting.partition("=")
-        if not number.isdigit():
+        if not number.isdecimal():
             raise UsageError(f"'{setting}': must be NAME=NUMBER, as instances=100")
         quotas[name] = int(number)
 

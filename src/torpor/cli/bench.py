@@ -255,11 +255,11 @@ def _inside_namespaces(data: str | None, sources: "list[str]") -> "list[App]":
 
 def _fresh(directory: Path) -> Path:
     """An empty data directory below `directory`. Raises TorporError if a server runs on it."""
-    from torpor.torpord import holder
+    from torpor.locks import TORPORD, holder
 
     own = directory / "data"
     if own.exists():
-        if (pid := holder(own)) is not None:
+        if (pid := holder(own / TORPORD)) is not None:
             raise TorporError(f"a server runs on {own}: end process {pid} first")
         shutil.rmtree(own)
     return own

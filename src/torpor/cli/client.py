@@ -21,6 +21,10 @@ from torpor.errors import TorporError
 T = TypeVar("T")
 
 
+class NotAnsweringError(TorporError):
+    """There is no server at that address."""
+
+
 class Server:
     """A connection to one server, for the length of one command."""
 
@@ -36,10 +40,18 @@ class Server:
     async def own(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         """An operation that the SDK does not have; the answer's data. Raises TorporError."""
         response = await self._http.request(method, path, **more)
-        document: dict[str, Any] = response.json()
-        if document["status"] == "error":
+        try:
+            document = response.json()
+            failed = document["status"] == "error"
+            data = {} if failed else dict(document["data"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise TorporError(
+                f"{self._http.base_url} answered {response.status_code} and not as Torpor does: "
+                "another program listens there"
+            ) from error
+        if failed:
             raise TorporError(document.get("message", "the server reported an error"))
-        return dict(document["data"])
+        return data
 
     async def resolve(self, kind: str, references: Sequence[str]) -> list[dict[str, str]]:
         """Names, uuids, or unique beginnings of uuids as `{uuid: ...}`. Raises TorporError."""
@@ -55,9 +67,12 @@ class Server:
         await self._http.aclose()
 
 
-def run(data: str | None, work: Callable[[Server], Awaitable[T]]) -> T:
-    """Does `work` with the server of the data directory, or of UKC_METRO and UKC_TOKEN."""
-    url, token = _address(data)
+def run(data: str | None, work: Callable[[Server], Awaitable[T]], *, here: bool = False) -> T:
+    """Does `work` with the server of the data directory, or of UKC_METRO and UKC_TOKEN.
+
+    `here`: with that of the data directory, whatever the environment says. Raises TorporError.
+    """
+    url, token = _address(data, here=here)
 
     async def connected() -> T:
         async with UnikraftCloud(
@@ -79,9 +94,9 @@ def run(data: str | None, work: Callable[[Server], Awaitable[T]]) -> T:
         raise _not_running(url) from error
 
 
-def _address(data: str | None) -> tuple[str, str]:
-    metro = os.environ.get("UKC_METRO", "")
-    token = os.environ.get("UKC_TOKEN", "")
+def _address(data: str | None, *, here: bool) -> tuple[str, str]:
+    environment = {} if here else os.environ
+    metro, token = environment.get("UKC_METRO", ""), environment.get("UKC_TOKEN", "")
     if metro.startswith(("http://", "https://")):
         if not token:
             raise TorporError("UKC_METRO names a server: give its token in UKC_TOKEN")
@@ -91,11 +106,11 @@ def _address(data: str | None) -> tuple[str, str]:
         url = (directory / URL_FILE).read_text().strip()
         return url, token or (directory / "token").read_text().strip()
     except FileNotFoundError as error:
-        raise TorporError(f"no server has run on {directory}: `torpor up` starts one") from error
+        raise NotAnsweringError(f"no server runs on {directory}: `torpor up` starts one") from error
 
 
 def _not_running(url: str) -> TorporError:
-    return TorporError(f"no server answers at {url}: `torpor up` starts one")
+    return NotAnsweringError(f"no server answers at {url}: `torpor up` starts one")
 
 
 def report(items: Iterable[Any], words: Callable[[Any], str]) -> int:

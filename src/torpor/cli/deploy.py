@@ -1,5 +1,6 @@
 """`torpor deploy`: from a directory or an image to a URL."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torpor.images.config import the_port
 from torpor.images.names import parse_reference
 
 START_TIMEOUT_S = 60
+SHOWN_LOG_BYTES = 2000
 
 
 @click.command()
@@ -139,11 +141,23 @@ def _place(
 
 
 async def _start(server: Server, uuid: str) -> None:
-    """Starts an instance as its configuration's template; returns when it runs."""
+    """Starts an instance as its configuration's template; returns when it runs.
+
+    Raises TorporError if it does not, behind the end of its log.
+    """
     await server.own("POST", "/torpor/v1/prepare", json=[{"uuid": uuid}])
-    made = server.sdk.instances.get(uuid=uuid)
-    await made.start()
-    await made.wait(state="running", timeout_seconds=START_TIMEOUT_S)
+    wanted = [{"uuid": uuid, "timeout_s": START_TIMEOUT_S}]
+    try:
+        await server.own("PUT", "/v1/instances/start", json=wanted)
+    except TorporError as error:
+        (found,) = (await server.own("GET", f"/v1/instances/{uuid}"))["instances"]
+        end = [{"uuid": uuid, "offset": -SHOWN_LOG_BYTES}]
+        (log,) = (await server.own("GET", "/v1/instances/log", json=end))["instances"]
+        for line in base64.b64decode(log["output"]).decode(errors="replace").splitlines():
+            say(f"    {line}")
+        status = found.get("exit_code")
+        ended = "" if status is None else f"; its program ended with status {status}"
+        raise TorporError(f"{found['name']}: {error}{ended}") from error
 
 
 def _url(host: str, service: dict[str, Any], public_ports: dict[str, int]) -> str:
@@ -178,6 +192,6 @@ def _built(store: ImageStore, directory: Path) -> str:
 def _milliseconds(text: str) -> int:
     for unit, factor in (("ms", 1), ("s", 1000), ("m", 60_000)):
         number = text.removesuffix(unit)
-        if number != text and number.isdigit():
+        if number != text and number.isdecimal():
             return int(number) * factor
     raise UsageError(f"option '--cooldown' needs a time as 1000ms, 5s or 1m, not '{text}'")

@@ -23,6 +23,7 @@ COLUMNS = (
     ("CREATED", "created_at"),
     ("DOMAINS", "service_group.domains.fqdn"),
 )
+STATES = click.Choice(["stopped", "starting", "running", "draining", "stopping", "standby"])
 PAGE = 100
 POLL_S = 0.5
 
@@ -36,7 +37,7 @@ def instance() -> None:
 
 @instance.command("list")
 @click.option("--all", "every", is_flag=True, help=f"All, not just the first {PAGE}.")
-@click.option("--state", help="Only those in this state.")
+@click.option("--state", type=STATES, help="Only those in this state.")
 @click.option("--tag", "tags", multiple=True, help="Only those with this tag, and each other one.")
 @output_option
 @click.pass_obj
@@ -84,7 +85,7 @@ def get(data: str | None, references: tuple[str, ...], format_: str) -> None:
 @click.option("-e", "--env", "env", multiple=True, metavar="K=V")
 @click.option("--tag", "tags", multiple=True)
 @click.option("--restart", type=click.Choice(["never", "always", "on-failure"]))
-@click.option("--replicas", type=int, help="That many more of the same.")
+@click.option("--replicas", type=click.IntRange(0), help="That many more of the same.")
 @click.option("--start", is_flag=True, help="Start it, too.")
 @output_option
 @click.pass_obj
@@ -196,7 +197,7 @@ def rm(data: str | None, references: tuple[str, ...], yes: bool) -> int:
 
 @instance.command()
 @references
-@click.option("--state", default="running", show_default=True)
+@click.option("--state", type=STATES, default="running", show_default=True)
 @click.option("--timeout", "timeout_s", type=int, default=-1, metavar="SECONDS")
 @click.pass_obj
 def wait(data: str | None, references: tuple[str, ...], state: str, timeout_s: int) -> int:

@@ -7,22 +7,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from torpor.binaries import find_binary
 from torpor.cli.output import FORMATS, output_option, say, show
 from torpor.datadir import data_dir
-from torpor.errors import TorporError
+from torpor.errors import EXIT_TORPOR_FAILED, TorporError, UsageError
+from torpor.locks import SUPERVISOR, TORPORD, HeldError, holder, sign
+from torpor.locks import claim as lock
 
 if TYPE_CHECKING:
     from torpor.cli.client import Server
     from torpor.settings import ServerSettings
 
-SUPERVISOR = "run/supervisor.pid"
 URL_FILE = "run/api.url"
 START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 15.0
 
 
 @click.command()
@@ -59,18 +61,43 @@ def up(
         proxy_http=proxy,
         proxy_tls=proxy_tls,
     )
-    pid = _running_pid(directory)
-    if pid is not None:
-        raise TorporError(
-            f"torpord runs already on {directory} (process {pid}): `torpor down` ends it"
-        )
     for name in ("run", "logs"):
         (directory / name).mkdir(mode=0o700, exist_ok=True)
-    (directory / URL_FILE).unlink(missing_ok=True)
-    commands = [_torpord(directory, settings), _proxy(directory, settings)]
-    if foreground:
-        (directory / SUPERVISOR).write_text(f"{os.getpid()}\n")
-        return supervise(commands)
+    with _claimed(directory) as claim:
+        (directory / URL_FILE).unlink(missing_ok=True)
+        commands = [_torpord(directory, settings), _proxy(directory, settings)]
+        if foreground:
+            sign(claim, os.getpid())
+            return EXIT_TORPOR_FAILED if supervise(commands) else 0
+        wanted = ["api", "proxy", *(["proxy-tls"] if settings.proxy.tls else [])]
+        for line in _start(directory, commands, claim, wanted):
+            click.echo(line)
+    return 0
+
+
+def _claimed(directory: Path) -> TextIO:
+    """The lock of whoever starts the parts again. Raises TorporError if a server runs there."""
+    try:
+        claim = lock(directory / SUPERVISOR)
+    except HeldError as held:
+        raise _runs_already(directory, held.pid) from None
+    # Without one: it was killed, or systemd is it.
+    pid = holder(directory / TORPORD) or _proxy_pid(directory)
+    if pid is not None:
+        claim.close()
+        raise _runs_already(directory, pid)
+    return claim
+
+
+def _runs_already(directory: Path, pid: int | None) -> TorporError:
+    who = "" if pid is None else f" (process {pid})"
+    return TorporError(f"a server runs already on {directory}{who}: `torpor down` ends it")
+
+
+def _start(
+    directory: Path, commands: list[list[str]], claim: TextIO, wanted: list[str]
+) -> list[str]:
+    """Starts a supervisor in the background: what its parts say. Raises TorporError."""
     words = [word for command in commands for word in ("--", *command)]
     log_path = directory / "logs" / "server.log"
     with log_path.open("ab") as log:
@@ -81,18 +108,21 @@ def up(
             stdout=log,
             stderr=log,
             start_new_session=True,
+            pass_fds=[claim.fileno()],
             cwd="/",
         )
-    (directory / SUPERVISOR).write_text(f"{process.pid}\n")
-    wanted = ["api", "proxy", *(["proxy-tls"] if settings.proxy.tls else [])]
-    for line in _await_urls(process, log_path, began, wanted):
-        click.echo(line)
-    return 0
+    try:
+        sign(claim, process.pid)
+        return _await_urls(process, log_path, began, wanted)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def _torpord(directory: Path, settings: "ServerSettings") -> list[str]:
     server, proxy = settings.server, settings.proxy
-    words = [sys.executable, "-m", "torpor.torpord", "--data", str(directory)]
+    words = [str(find_binary("torpord")), "--data", str(directory)]
     words += ["--listen", server.listen, "--domain-suffix", server.domain_suffix]
     words += ["--proxy", proxy.http, "--proxy-tls", proxy.tls]
     if server.lower_tier:
@@ -114,19 +144,17 @@ def _await_urls(
     """Until all parts accept, what they say; raises TorporError with what went wrong."""
     ends_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < ends_s:
+        has_ended = process.poll() is not None
         lines = log_path.read_bytes()[began:].decode(errors="replace").splitlines(keepends=True)
         whole = [line.rstrip() for line in lines if line.endswith("\n")]
         said = {line.partition(" ")[0]: line for line in whole}
         if all(name in said for name in wanted):
             return [said[name] for name in wanted]
-        errors = [line for line in whole if line.startswith(("torpor: ", "torpor-proxy: "))]
-        if process.poll() is not None or any(" ended with status " in line for line in whole):
-            process.terminate()
-            process.wait()
+        if has_ended:
+            errors = [line for line in whole if line.startswith(("torpor: ", "torpor-proxy: "))]
             reason = errors[-1].partition(": ")[2] if errors else f"see {log_path}"
             raise TorporError(f"the server did not start: {reason}")
         time.sleep(0.02)
-    process.terminate()
     raise TorporError(f"the server did not start within {START_TIMEOUT_S:.0f} s: see {log_path}")
 
 
@@ -136,76 +164,64 @@ def _await_urls(
 @click.pass_obj
 def down(data: str | None, now: bool, vms_only: bool) -> None:
     """Put stateful instances into standby, stop the others, and end the server."""
-    from torpor.cli.client import run  # the SDK behind it costs `up` more than the server itself
-
+    if now and vms_only:
+        raise UsageError("--now leaves VMs alone, and --vms-only ends nothing else: give one")
     directory = data_dir(data)
-    pid = _running_pid(directory)
-    if pid is None:
+    supervisor = holder(directory / SUPERVISOR)
+    torpord = holder(directory / TORPORD)
+    first = supervisor or torpord or _proxy_pid(directory)
+    if first is None:
         raise TorporError(f"no server runs on {directory}")
     if not now:
-
-        async def work(server: "Server") -> int:
-            answer = await server.own("POST", "/torpor/v1/quiesce")
-            return int(answer["left_running"])
-
-        left = run(data, work)
-        if left:
-            say(f"{left} VMs did not end in time and run on: the next `torpor up` adopts them")
+        _put_away(data, directory, last=not vms_only)
     if vms_only:
         return
-    supervisor = _supervisor_of(directory, pid)
-    os.kill(supervisor or pid, signal.SIGTERM)
-    ends_s = time.monotonic() + 15
-    while _running_pid(directory) is not None or _lives(supervisor):
+    os.kill(first, signal.SIGTERM)
+    ends_s = time.monotonic() + END_TIMEOUT_S
+    while holder(directory / SUPERVISOR) is not None or holder(directory / TORPORD) is not None:
         if time.monotonic() > ends_s:
-            raise TorporError(f"process {pid} does not end: its log is in {directory}/logs")
+            raise TorporError(f"process {first} does not end: its log is in {directory}/logs")
         time.sleep(0.05)
     # Without its supervisor the proxy is still there.
     proxy = _proxy_pid(directory)
     if proxy is not None:
         os.kill(proxy, signal.SIGTERM)
-    (directory / SUPERVISOR).unlink(missing_ok=True)
     (directory / URL_FILE).unlink(missing_ok=True)
 
 
-def _lives(pid: int | None) -> bool:
-    """Whether a process is there and no zombie."""
+def _put_away(data: str | None, directory: Path, *, last: bool) -> None:
+    from torpor.cli.client import NotAnsweringError, run  # the SDK costs `up` more than all else
+
+    async def work(server: "Server") -> int:
+        answer = await server.own("POST", "/torpor/v1/quiesce", params={"last": str(last).lower()})
+        return int(answer["left_running"])
+
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def _running_pid(directory: Path) -> int | None:
-    """The process that holds the data directory, or None."""
-    from torpor.torpord import holder
-
-    return holder(directory)
+        left = run(data, work, here=True)
+    except NotAnsweringError as error:
+        raise TorporError(
+            f"torpord does not answer, so no VM can be put away: see {directory}/logs; "
+            "`torpor down --now` ends the server and leaves VMs to the next one"
+        ) from error
+    if left:
+        say(f"{left} VMs did not end in time and run on: the next `torpor up` adopts them")
 
 
 def _proxy_pid(directory: Path) -> int | None:
     """The process that listens for torpord, or None."""
+    try:
+        run = os.open(directory / "run", os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        holder = os.open(directory / "run", os.O_PATH | os.O_DIRECTORY)
         try:
-            connection.connect(f"/proc/self/fd/{holder}/proxy.sock")
+            connection.connect(f"/proc/self/fd/{run}/proxy.sock")
         except OSError:
             return None
         finally:
-            os.close(holder)
+            os.close(run)
         peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return int.from_bytes(peer[:4], "little")
-
-
-def _supervisor_of(directory: Path, pid: int) -> int | None:
-    """The supervisor, if it still is that process's parent: a pid alone may be another's now."""
-    try:
-        noted = int((directory / SUPERVISOR).read_text())
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError):
-        return None
-    return noted if noted == parent else None
 
 
 @click.command()

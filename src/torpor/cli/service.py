@@ -33,7 +33,7 @@ def parse_port(word: str) -> dict[str, Any]:
     """
     ports, slash, handlers = word.partition("/")
     port, _, destination = ports.partition(":")
-    if not port.isdigit() or not (destination or port).isdigit() or (slash and not handlers):
+    if not port.isdecimal() or not (destination or port).isdecimal() or (slash and not handlers):
         raise UsageError(f"option '-p' needs {PORT}, as 443:8080 or 6379/tcp, not '{word}'")
     service: dict[str, Any] = {"port": int(port), "destination_port": int(destination or port)}
     if handlers:

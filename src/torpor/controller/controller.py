@@ -84,10 +84,10 @@ class Controller:
         self.images = ImageStore(data_dir)
         self.events = Events()
         self.console = Console(store)
-        self.machines = Machines(store, self.images)
         self.saved = SavedStates(store, Seal.of(data_dir))
         self.links: Links = links or NoLinks()
         self.groups = ServiceGroups(store, domain_suffix, self.links)
+        self.machines = Machines(store, self.images, self.groups)
         self.templates = Templates(store, self.saved, host)
         self.lifecycle = Lifecycle(
             store,
@@ -142,10 +142,20 @@ class Controller:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def quiesce(self, timeout_s: float) -> int:
-        """Puts what is stateful into standby, stops the rest; how many run on after that time."""
+    async def quiesce(self, timeout_s: float, *, last: bool = False) -> int:
+        """Puts what is stateful into standby, stops the rest; how many run on after that time.
+
+        With `last` nothing is started or woken any more: requests go on while a server ends.
+        """
+        if last:
+            self.lifecycle.refuse_starts()
 
         async def one(live: Live) -> None:
+            if live.woken:
+                # Until it runs it could only be stopped, and its state would be lost.
+                await live.settled.wait()
+                if not self.lifecycle.lives.has(live):
+                    return
             # A quarter each for what is in flight and for the program behind its SIGTERM.
             drain_ms, end_s = int(timeout_s * 250), timeout_s / 4
             if live.policy.stateful and live.state == "running":
@@ -158,7 +168,8 @@ class Controller:
         work = asyncio.gather(*(one(live) for live in lives), return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(work, timeout_s)
-        return len([live for live in self.lifecycle.lives.all() if live.vm is not None])
+        lives = self.lifecycle.lives.all()
+        return sum(live.vm is not None or live.state == "starting" for live in lives)
 
     # Finding ------------------------------------------------------------------------------------
 

@@ -103,15 +103,18 @@ class ServiceGroups:
         )
 
     async def created(self, rows: Sequence[ServiceRow]) -> None:
-        """New groups were recorded: what was known of their hosts is void. Raises ItemError."""
-        groups = [self._know(row) for row in rows]
-        hosts = [host for group in groups for host in group.document["hosts"]]
+        """New groups were just recorded: their hosts lead to them from now on. Raises ItemError."""
+        groups = [(row.id, self._know(row)) for row in rows]
+        hosts = [host for _, group in groups for host in group.document["hosts"]]
         if any(host.startswith("*.") for host in hosts):
             self._routes.clear()
-        else:
-            for host in hosts:
-                self._routes.pop(host, None)
-        for group in groups:
+        # Before anybody else can have had one of these hosts: nothing is waited for until here.
+        self._bound(self._routes)
+        for id_, group in groups:
+            self._routes.update(
+                {host: id_ for host in group.document["hosts"] if not host.startswith("*.")}
+            )
+        for _, group in groups:
             await self._listen(group.ports)
         if hosts:
             self._links.forget(hosts)
@@ -158,6 +161,12 @@ class ServiceGroups:
         """The ports of a group."""
         known = self._known(service_id)
         return frozenset() if known is None else known.ports
+
+    def destinations(self, service_id: int) -> tuple[int, ...]:
+        """The ports that its instances listen on."""
+        known = self._known(service_id)
+        services = () if known is None else known.document["services"]
+        return tuple(service["destination_port"] for service in services)
 
     def route(self, host: str) -> int | None:
         """The id of the group that a host name leads to, exactly or by a wildcard."""

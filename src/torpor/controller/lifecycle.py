@@ -115,6 +115,10 @@ class Lifecycle:
         self.on_timer: Callable[[], None] = lambda: None
         """Called when an instance was put down that is to be woken for a timer of its own."""
 
+    def refuse_starts(self) -> None:
+        """Nothing is started or woken any more: the server is about to end."""
+        self._starter.refuses = True
+
     # Transitions that are asked for -------------------------------------------------------------
 
     async def start(self, row: InstanceRow, origin: Origin, *, created: bool = False) -> State:

@@ -3,7 +3,8 @@
 import time
 
 from torpor.controller.errors import Code, ItemError
-from torpor.controller.model import Config, service_of
+from torpor.controller.groups import ServiceGroups
+from torpor.controller.model import Config
 from torpor.controller.vm import Machine
 from torpor.errors import TorporError
 from torpor.images import ImageStore
@@ -17,8 +18,9 @@ USER = "torpord"
 class Machines:
     """Puts image, configuration and services together."""
 
-    def __init__(self, store: Store, images: ImageStore) -> None:
+    def __init__(self, store: Store, images: ImageStore, groups: ServiceGroups) -> None:
         self._store = store
+        self._groups = groups
         self._images = images
         self._referred: dict[str, ResolvedImage] = {}
         self._used_s: dict[str, float] = {}
@@ -34,7 +36,7 @@ class Machines:
                     self._images.refer(USER, found.digest, found.digest)
                 self._referred[found.digest] = found
             except TorporError as error:
-                raise ItemError(Code.NOT_FOUND, f"No image '{image}': {error}") from error
+                raise ItemError(Code.NOT_FOUND, str(error)) from error
         self._used_s[found.digest] = time.monotonic()
         return found
 
@@ -69,9 +71,7 @@ class Machines:
                 name=row.name,
             )
         env = dict(entry.split("=", 1) for entry in image.config.env)
-        service = None if row.service_id is None else self._store.services.by_id(row.service_id)
-        services = () if service is None else service_of(service.document).services
-        served = tuple(one.destination_port or one.port for one in services)
+        served = () if row.service_id is None else self._groups.destinations(row.service_id)
         return Machine(
             instance=row.uuid,
             name=row.name,

@@ -80,6 +80,8 @@ class Starter:
         self._tasks = tasks
         self._on_ended = ended
         self._on_lost = lost
+        self.refuses = False
+        """The server is about to end: nothing is started any more."""
         self._failed_late: set[int] = set()
         """Instances whose last wake failed when the proxy had been told of it already."""
 
@@ -136,6 +138,9 @@ class Starter:
         self._lives.enter(live)
         self._lives.announce(live.row, previous, "starting", origin)
         try:
+            # Whoever puts all that is live away begins behind this, or saw it a moment ago.
+            if self.refuses:
+                raise BusyError("The server is about to end")
             if state is not None:
                 await self._restore(live, state, soon)
             else:

@@ -11,7 +11,12 @@ from torpor.store.errors import ConflictError, InUseError, MissingError, NameTak
 from torpor.store.records import NewService, PortClaim, ServiceRow
 from torpor.store.uuids import uuid_bounds, uuid_text
 
-_COLUMNS = "s.id, s.uuid, s.owner_id, s.name, s.revision, s.created_ms, s.document, s.kill_ms"
+# No host name has a space in it.
+_COLUMNS = (
+    "s.id, s.uuid, s.owner_id, s.name, s.revision, s.created_ms, s.document, s.kill_ms, "
+    "(SELECT group_concat(h.fqdn, ' ' ORDER BY h.fqdn) FROM domains h "
+    "WHERE h.service_id = s.id AND h.fqdn NOT GLOB ':*')"
+)
 
 
 class Services:
@@ -156,11 +161,10 @@ class Services:
         await self._database.write(change)
 
     def _row(self, found: Any) -> ServiceRow:
-        id_, uuid, owner_id, name, revision, created_ms, document, kill_ms = found
-        sql = "SELECT fqdn FROM domains WHERE service_id = ? AND fqdn NOT GLOB ':*' ORDER BY fqdn"
-        domains = tuple(fqdn for (fqdn,) in self._database.reader.execute(sql, (id_,)))
+        id_, uuid, owner_id, name, revision, created_ms, document, kill_ms, domains = found
+        hosts = tuple((domains or "").split())
         return ServiceRow(
-            id_, uuid_text(uuid), owner_id, name, revision, created_ms, domains, document, kill_ms
+            id_, uuid_text(uuid), owner_id, name, revision, created_ms, hosts, document, kill_ms
         )
 
 

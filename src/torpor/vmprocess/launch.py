@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.binaries import find_binary
+from torpor.errors import TorporError
 from torpor.sockets import bind_seqpacket
 from torpor.vmprocess.client import VMProcess
 
@@ -26,6 +27,23 @@ class Launched:
 
 async def launch(path: Path) -> Launched:
     """Start a VM process that can be told what to do at `path`, where nothing may be yet."""
+    starting = asyncio.get_running_loop().run_in_executor(None, _start, path)
+    try:
+        child = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # A thread cannot be cancelled, and what it starts would run for ever.
+        with contextlib.suppress(OSError, TorporError):
+            _end(await starting, path)
+        raise
+    try:
+        process = await VMProcess.connect(str(path))
+    except BaseException:
+        _end(child, path)
+        raise
+    return Launched(process, child, path)
+
+
+def _start(path: Path) -> subprocess.Popen[bytes]:
     kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     try:
         with bind_seqpacket(path) as control:
@@ -36,21 +54,14 @@ async def launch(path: Path) -> Launched:
                 f"--control-fd={numbers[0]}",
                 f"--kvm-fd={numbers[1]}",
             ]
-            child = await asyncio.to_thread(
-                subprocess.Popen,
-                command,
-                stdin=subprocess.DEVNULL,
-                pass_fds=numbers,
-                start_new_session=True,
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, pass_fds=numbers, start_new_session=True
             )
     finally:
         os.close(kvm)
-    try:
-        process = await VMProcess.connect(str(path))
-    except BaseException:
-        child.kill()
-        child.wait()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108 - quick, and pathlib's would be the same call
-        raise
-    return Launched(process, child, path)
+
+
+def _end(child: subprocess.Popen[bytes], path: Path) -> None:
+    child.kill()
+    child.wait()
+    path.unlink(missing_ok=True)

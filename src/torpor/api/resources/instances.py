@@ -231,6 +231,8 @@ async def start_instance(call: Call, item: StartItem) -> TransitionAnswer:
     state, reached = controller.lifecycle.lives.state(row), True
     if timeout_s:
         state, reached = await controller.wait_until_started(row, _bounded(timeout_s))
+    if state == "stopped" and not reached:
+        return _transition(row, state, previous, "The instance ended before it was ready")
     return _transition(row, state, previous, "" if reached else _not_reached(state, "running"))
 
 

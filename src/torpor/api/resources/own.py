@@ -166,10 +166,18 @@ async def resolve(call: Call) -> list[Any]:
     return answers
 
 
+class QuiesceQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether anything may be started or woken behind it."""
+
+    last: bool = False
+
+
 @operation("POST", "/torpor/v1/quiesce", "quiesce", "Standby for stateful VMs, stop others",
-           group=GROUP, scope="admin")  # fmt: skip
+           group=GROUP, query=QuiesceQuery, scope="admin")  # fmt: skip
 async def quiesce(call: Call) -> dict[str, Any]:
-    return {"left_running": await call.service.controller.quiesce(QUIESCE_S)}
+    """With `last` nothing is started or woken any more, until another torpord runs."""
+    controller = call.service.controller
+    return {"left_running": await controller.quiesce(QUIESCE_S, last=call.query.last)}
 
 
 async def _owner(call: Call, name: str | None) -> Owner:
