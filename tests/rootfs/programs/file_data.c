@@ -93,9 +93,6 @@ static void sparse(void) {
         runs(fd), state(fd);
         SHOW(pwrite(fd, data, 100, 20000));
         runs(fd), state(fd);
-        SHOW(ftruncate(fd, 30000));
-        SHOW(fallocate(fd, 0, 0, 65536));
-        runs(fd), state(fd);
         char *mapped = mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         mapped[40000] = 'x';
         runs(fd);
