@@ -57,6 +57,7 @@ class ProxyPeer:
         self.told: list[dict[str, Any]] = []
         self.connected = asyncio.Event()
         self.drain_may_end: asyncio.Event | None = None
+        self.hello_may_end: asyncio.Event | None = None
 
     def start(self) -> None:
         self._tasks.append(asyncio.create_task(self._accept()))
@@ -95,6 +96,11 @@ class ProxyPeer:
         which = {"instance": link.instance, "generation": link.generation}
         self.usage[link.instance] = fields
         self._send({"tell": {name: which | fields}})
+
+    def lose(self, link: PeerLink) -> None:
+        """The notice that its VM has closed a link."""
+        which = {"instance": link.instance, "generation": link.generation}
+        self._send({"tell": {"link_lost": which | {"link": link.attachment["link"]}}})
 
     async def until_asked(self, name: str) -> None:
         """Waits until torpord has asked for something."""
@@ -164,6 +170,8 @@ class ProxyPeer:
             answer = {"id": message["id"], "ok": self._carry_out(name, fields, descriptors)}
             if name == "drain" and self.drain_may_end is not None:
                 self._tasks.append(asyncio.create_task(self._drain(answer, fields["drain_ms"])))
+            elif name == "hello" and self.hello_may_end is not None:
+                self._tasks.append(asyncio.create_task(self._later(answer, self.hello_may_end)))
             else:
                 self._send(answer)
         else:
@@ -173,6 +181,10 @@ class ProxyPeer:
         assert self.drain_may_end is not None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.drain_may_end.wait(), drain_ms / 1000)
+        self._send(answer)
+
+    async def _later(self, answer: dict[str, Any], may_end: asyncio.Event) -> None:
+        await may_end.wait()
         self._send(answer)
 
     def _carry_out(self, name: str, fields: dict[str, Any], descriptors: Any) -> dict[str, Any]:

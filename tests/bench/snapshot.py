@@ -6,7 +6,7 @@ instances of the template, which have their first request.
 
 import argparse
 import asyncio
-import hashlib
+import dataclasses
 import os
 import secrets
 import sys
@@ -31,7 +31,7 @@ from tests.snapshot.vms import (
 )
 from torpor.bench import Bar, Report, WrongAnswerError, refuse_debug_build
 from torpor.controller.templates import SIBLINGS
-from torpor.vmprocess import Prepare, VMProcess
+from torpor.vmprocess import VMProcess
 
 PYTHON = """
 from http.server import BaseHTTPRequestHandler
@@ -197,7 +197,7 @@ async def measure(name: str, report: Report, turns: int, directory: Path) -> Non
         warm = await warm_base_of(process, vm)
     report.value(f"{name}-warm-base", len(warm) / 1000, "KB")
     async with vm_process(directory) as process:
-        vm = await prepare_warm(process, template, warm)
+        vm = await Sibling.prepare(process, template, warm=warm)
         for count, size in (await sizes(vm)).items():
             report.value(f"{name}-delta-after-{count}-on-warm-base", size / 1000, "KB")
         times, uuid, delta = Times(), secrets.token_hex(16), None
@@ -208,7 +208,53 @@ async def measure(name: str, report: Report, turns: int, directory: Path) -> Non
         for _ in range(turns):
             await turn(vm, starts, secrets.token_hex(16), 0, None, 0)
         report_times(f"{name}-new", report, starts, in_bars=False)
+    await measure_first(name, report, turns, directory, template)
     template.close()
+
+
+async def measure_first(
+    name: str, report: Report, turns: int, directory: Path, template: Template
+) -> None:
+    """A wake from a template that is not in memory: from no process to the answer."""
+    report.value(f"{name}-first-wake-template", len(template.data) / 1000, "KB")
+    for late in (False, True):
+        answers, memory_bytes = await first_wakes(min(turns, 30), directory, template, late=late)
+        case = f"{name}-first-wake-{'late' if late else 'unpacked'}"
+        report.samples(case, answers, "ms")
+        report.value(f"{case}-memory", memory_bytes / 1e6, "MB")
+
+
+async def measure_first_of_large(report: Report, turns: int, directory: Path) -> None:
+    """The same of a program that has 64 MiB when it is ready, which no request touches."""
+    *argv, source = command("cpython", PORT)
+    source = f"import os; much = os.urandom({LARGE_BYTES})\n{source}"
+    template = await make_template(directory, root_image("python"), [*argv, source])
+    await measure_first("cpython-64-mib", report, turns, directory, template)
+    template.close()
+
+
+async def first_wakes(
+    turns: int, directory: Path, template: Template, *, late: bool
+) -> tuple[list[float], int]:
+    """Milliseconds of each, and the memory of the last process."""
+    answers, memory_bytes = list[float](), 0
+    for _ in range(turns):
+        began = time.perf_counter()
+        unpacked = template
+        async with vm_process(directory) as process:
+            if not late:
+                descriptor = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                unpacked = dataclasses.replace(template, memory=descriptor)
+                await process.unpack(template=template.file, memory=descriptor)
+            vm = await Sibling.prepare(process, unpacked, late=late)
+            await vm.wake(secrets.token_hex(16), 0)
+            await requests(vm, 0, 1)
+            answers.append((time.perf_counter() - began) * 1e3)
+            memory_bytes = (await process.query()).memory_bytes
+            if not late:
+                os.close(unpacked.memory)
+            vm.peer.close()
+    return answers, memory_bytes
 
 
 LARGE_BYTES = 64 << 20
@@ -267,20 +313,6 @@ def report_times(name: str, report: Report, times: Times, *, in_bars: bool) -> N
     samples("cpu", [sum(steps) for steps in zip(*times.cpu.values(), strict=True)])
 
 
-async def prepare_warm(process: VMProcess, template: Template, warm: bytes) -> Sibling:
-    file = memory_file(warm)
-    prepare = Prepare(template=template.digest, warm_base=hashlib.sha256(warm).hexdigest())
-    await process.prepare(
-        prepare,
-        template=template.file,
-        memory=template.memory,
-        image=template.image,
-        warm_base=file,
-    )
-    os.close(file)
-    return Sibling(process, template)
-
-
 def main() -> int:
     enter_mount_namespace("tests.bench.snapshot")
     parser = argparse.ArgumentParser(description=__doc__)
@@ -294,6 +326,7 @@ def main() -> int:
         for name in arguments.programs:
             measure_floor(name, report, arguments.turns)
             asyncio.run(measure(name, report, arguments.turns, Path(directory)))
+        asyncio.run(measure_first_of_large(report, arguments.turns, Path(directory)))
         asyncio.run(measure_large(report, arguments.turns, Path(directory)))
         asyncio.run(measure_memory(report, Path(directory), arguments.clones))
     return report.finish()

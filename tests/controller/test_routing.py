@@ -11,6 +11,7 @@ from tests.fake_vm import FakeHost
 from tests.proxy_peer import ProxyPeer, Refused
 from torpor.controller import Controller
 from torpor.controller.errors import ItemError
+from torpor.controller.lifecycle import UNLINKED_S
 from torpor.controller.model import Service, service_of
 from torpor.controller.requests import CreateInstance, ServiceGroupSpec
 from torpor.controller.vm import Exit
@@ -203,7 +204,7 @@ async def test_a_wake_waits_for_the_end_of_a_vm_that_has_lost_its_link(
     await served.wait(row, "running", 60)
     vm = host.running[row.uuid]
     vm.unlink()
-    peer.tell("link_lost", link)
+    peer.lose(link)
     waking = asyncio.create_task(peer.wake(instance=row.uuid))
     # A process that was killed is seen dead some time after its descriptors were closed.
     await asyncio.sleep(0.1)
@@ -223,8 +224,41 @@ async def test_a_vm_that_lost_its_link_and_goes_on_is_ended(
     link = await peer.wake(instance=row.uuid)
     await served.wait(row, "running", 60)
     vm = host.running[row.uuid]
-    peer.tell("link_lost", link)
+    peer.lose(link)
     assert await peer.wake(instance=row.uuid) is not link
     await served.wait(row, "running", 60)
     assert not vm.alive
     assert host.running[row.uuid].memory["lives"] == 2, "from its last committed state"
+
+
+async def test_the_loss_of_a_former_link_of_the_same_generation_ends_nobody(
+    served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
+) -> None:
+    row = await running(served, owner, "web")
+    former = await peer.wake(instance=row.uuid)
+    vm = host.running[row.uuid]
+    peer.asked.clear()
+    peer.forget_everything()
+    await peer.until_asked("attach")
+    link = peer.links[row.uuid, former.generation]
+    peer.lose(former)
+    await asyncio.sleep(1.5 * UNLINKED_S)
+    assert vm.alive
+    assert (await peer.wake(instance=row.uuid)) is link
+
+
+async def test_a_vm_woken_while_the_proxy_connects_has_one_link(
+    served: Controller, owner: Owner, peer: ProxyPeer
+) -> None:
+    row = await running(served, owner, "web")
+    assert await peer.idle(await peer.wake(instance=row.uuid))
+    peer.hello_may_end = asyncio.Event()
+    peer.hang_up()
+    await peer.connected.wait()
+    link = await peer.wake(instance=row.uuid)
+    await served.wait(row, "running", 60)
+    peer.hello_may_end.set()
+    while not served.links.connected():  # noqa: ASYNC110 -- tests only
+        await asyncio.sleep(0.01)
+    attached = [fields["generation"] for name, fields in peer.asked if name == "attach"]
+    assert attached == [0, link.generation]

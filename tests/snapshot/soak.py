@@ -150,7 +150,7 @@ async def cycles(directory: Path, template: Template, limit: int, until_s: float
     instances = [Instance(secrets.token_hex(16)) for _ in range(INSTANCES)]
     workers = [Worker(directory, template) for _ in range(2)]
     took_ms: list[float] = []
-    killed = 0
+    before, killed = cycles_before(), 0
     try:
         while len(took_ms) < limit and time.monotonic() < until_s:
             worker = chance.choice(workers)
@@ -162,10 +162,11 @@ async def cycles(directory: Path, template: Template, limit: int, until_s: float
             took_ms.append((time.perf_counter() - began) * 1e3)
             if number % 100 == 99:
                 worker.watch()
+                keep(before + len(took_ms))
     finally:
         for worker in workers:
             worker.replace()
-    keep(cycles_before() + len(took_ms))
+    keep(before + len(took_ms))
     grown = max(worker.grown_bytes for worker in workers)
     tenth = max(1, len(took_ms) // 10)
     p99s = [
@@ -174,7 +175,7 @@ async def cycles(directory: Path, template: Template, limit: int, until_s: float
         if tenth > 1
     ]
     print(
-        f"soak: {len(took_ms)} cycles ({cycles_before()} in all), {killed} processes killed, "
+        f"soak: {len(took_ms)} cycles ({before + len(took_ms)} in all), {killed} processes killed, "
         f"{sum(worker.replaced for worker in workers)} replaced, grown by {grown >> 10} KiB; "
         f"p50 {statistics.median(took_ms):.1f} ms, p99 of each tenth "
         + " ".join(f"{value:.0f}" for value in p99s)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import hashlib
+import itertools
 import json
 import os
 import random
@@ -22,7 +22,7 @@ from tests.snapshot.vms import (
     read_descriptor,
     vm_process,
 )
-from torpor.vmprocess import Ended, Prepare, VMProcess
+from torpor.vmprocess import Ended
 
 pytestmark = pytest.mark.kvm
 
@@ -84,20 +84,6 @@ def test_what_is_not_touched_stays_where_it_is(directory: Path, template: Templa
     asyncio.run(test())
 
 
-async def at_warm_base(process: VMProcess, template: Template, warm: bytes) -> Sibling:
-    """Rests where a delta against the template alone is put in place whole."""
-    file = memory_file(warm)
-    await process.prepare(
-        Prepare(template=template.digest, warm_base=hashlib.sha256(warm).hexdigest()),
-        template=template.file,
-        memory=template.memory,
-        image=template.image,
-        warm_base=file,
-    )
-    os.close(file)
-    return Sibling(process, template)
-
-
 async def learnt(directory: Path, template: Template) -> bytes:
     """A warm base of three siblings."""
     async with vm_process(directory) as process:
@@ -120,7 +106,7 @@ async def learnt(directory: Path, template: Template) -> bytes:
 def test_all_ways_of_restoring_give_the_same(
     directory: Path, template: Template, rests_at_warm_base: bool
 ) -> None:
-    """Property test: late or at once, in a process that others have used or in a new one."""
+    """Property test: state and template late or at once, in one that was used or a new one."""
 
     async def test() -> None:
         seed = int(os.environ.get("TORPOR_TEST_SEED", "") or secrets.randbelow(1 << 30))
@@ -134,10 +120,9 @@ def test_all_ways_of_restoring_give_the_same(
         turns = 12
         while turns > 0:
             async with vm_process(directory) as process:
-                if rests_at_warm_base:
-                    vm = await at_warm_base(process, template, warm)
-                else:
-                    vm = await Sibling.prepare(process, template)
+                late = chance.random() < 0.5
+                own = warm if rests_at_warm_base else None
+                vm = await Sibling.prepare(process, template, late=late, warm=own)
                 is_usable = True
                 while turns > 0 and is_usable:
                     turns -= 1
@@ -164,15 +149,14 @@ def test_all_ways_of_restoring_give_the_same(
                     is_usable = await process.reset()
                 vm.peer.close()
         for uuid, (generation, delta, areas, digest) in states.items():
-            ways: list[bool | None] = [False, True]
-            if not rests_at_warm_base:
-                ways.append(None)
-            for never_run in ways:
+            ways = itertools.product((False, True), (False, True), (None, warm))
+            for late, never_run, own in ways:
+                if rests_at_warm_base and own is None:
+                    continue  # what was stored there is coded against it
                 async with vm_process(directory) as process:
-                    if never_run is None or rests_at_warm_base:
-                        other = await at_warm_base(process, template, warm)
-                    else:
-                        other = await Sibling.prepare(process, template, never_run=never_run)
+                    other = await Sibling.prepare(
+                        process, template, never_run=never_run, late=late, warm=own
+                    )
                     await other.wake(uuid, generation, delta)
                     if digest is not None:
                         assert await ask(other, "noise") == digest

@@ -114,14 +114,29 @@ class Sibling:
 
     @classmethod
     async def prepare(
-        cls, process: VMProcess, template: Template, *, never_run: bool = False
+        cls,
+        process: VMProcess,
+        template: Template,
+        *,
+        never_run: bool = False,
+        late: bool = False,
+        warm: bytes | None = None,
     ) -> Sibling:
+        """With `late` of the template's file alone; with `warm` at that warm base."""
+        warm_file = None if warm is None else memory_file(warm)
         await process.prepare(
-            Prepare(template=template.digest, never_run=never_run),
+            Prepare(
+                template=template.digest,
+                warm_base=None if warm is None else hashlib.sha256(warm).hexdigest(),
+                never_run=never_run,
+            ),
             template=template.file,
-            memory=template.memory,
+            memory=None if late else template.memory,
             image=template.image,
+            warm_base=warm_file,
         )
+        if warm_file is not None:
+            os.close(warm_file)
         return cls(process, template)
 
     async def wake(

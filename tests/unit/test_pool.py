@@ -54,7 +54,7 @@ class Maker:
         """Warm bases of those that are made or were."""
         self.fails: Exception | None = None
 
-    async def __call__(self, _: Base, warm: Base | None) -> Worker:
+    async def __call__(self, _: Base, warm: Base | None, _is_awaited: bool) -> Worker:
         self.asked.append(None if warm is None else warm.id)
         await self.may.wait()
         if self.fails is not None:

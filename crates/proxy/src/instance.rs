@@ -1,7 +1,7 @@
 //! An instance that runs, or sleeps with connections open: its link, what is in flight on it, and when it may sleep.
 
 use crate::control::AskError;
-use crate::control::messages::{self, Attach, Known, ScaleToZero, Sleep, Slept, Usage, Which};
+use crate::control::messages::{self, Attach, Known, LinkLost, ScaleToZero, Sleep, Slept, Usage, Which};
 use crate::http::upstream::Pool;
 use crate::limits::{IDLE_AGAIN, PARKED_MAX, UNUSED_TIME};
 use crate::link::{Link, Owner};
@@ -536,7 +536,8 @@ impl Owner for Instance {
             eprintln!("torpor-proxy: instance {}: its VM process broke the protocol: {violation}", self.id);
         }
         if matches!(self.phase.get(), Phase::Running | Phase::Draining) || violation.is_some() {
-            proxy.control.tell("link_lost", &self.which());
+            let link = self.settings.borrow().link;
+            proxy.control.tell("link_lost", &LinkLost { which: self.which(), link });
             proxy.forget_instance(self);
         }
     }

@@ -49,6 +49,8 @@ class Attachment:
     instance: str
     name: str
     generation: int
+    link: int
+    """Tells this link from others of the generation: when it was made, by CLOCK_MONOTONIC in ns."""
     group: str | None
     """Uuid of its service group."""
     resumed: bool

@@ -69,6 +69,8 @@ class Live:
     """It came from standby, and its row still says so."""
     link_generation: int = 0
     """The generation that its link at the proxy belongs to."""
+    link: int | None = None
+    """Which link of that generation it is (`Attachment.link`); None for an earlier torpord's."""
     is_unlinked: bool = False
     """The proxy has lost that link, so nothing reaches its VM."""
     group: str | None = None

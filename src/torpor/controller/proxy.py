@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: int
     quiet: bool = False
     """The proxy sends nothing on it: it is parked, or was asked to be."""
+    link: int | None = None
+    """Which of the generation's links (`Attachment.link`), where it is one that was lost."""
     requests: int = 0
     rx_bytes: int = 0
     tx_bytes: int = 0
@@ -128,8 +131,11 @@ class Handler(Protocol):
     async def link_lost(self, link: Link) -> None:
         """A VM has closed its end of a link that was in use, or broke the protocol on it."""
 
-    async def connected(self, links: list[Link]) -> None:
-        """There is a proxy now, and these are the links that it has."""
+    async def connected(self, links: list[Link], since_ns: int) -> None:
+        """There is a proxy now, and these are the links that it had.
+
+        Those that were attached since then (CLOCK_MONOTONIC) need not be among them.
+        """
 
 
 class ProxyClient:
@@ -169,6 +175,7 @@ class ProxyClient:
 
     async def _run(self) -> None:
         while True:
+            since_ns = time.monotonic_ns()
             try:
                 self._connect()
             except OSError:
@@ -177,7 +184,7 @@ class ProxyClient:
             try:
                 answer = await self.ask("hello", self._hello)
                 links = msgspec.convert(answer.get("links", []), list[Link])
-                await self._handler.connected(links)
+                await self._handler.connected(links, since_ns)
                 self.ready.set()
                 await self._lost.wait()
             except (OSError, ItemError, msgspec.ValidationError):
@@ -398,6 +405,7 @@ class ProxyClient:
                     "instance": what.instance,
                     "name": what.name,
                     "generation": what.generation,
+                    "link": what.link,
                     "group": what.group,
                     "resumed": what.resumed,
                     "scale_to_zero": {

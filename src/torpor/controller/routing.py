@@ -135,7 +135,8 @@ class Router:
     async def link_lost(self, link: Link) -> None:
         """See Handler."""
         live = self._counted(link)
-        if live is not None:
+        # A generation may have had a link before: that of a VM that is dead, say.
+        if live is not None and live.link in (None, link.link):
             await self._lifecycle.link_lost(live)
 
     def output(self, instance: str, data: bytes) -> None:
@@ -146,7 +147,7 @@ class Router:
             self._console.output(row.id, data)
             self._events.notify(instance)
 
-    async def connected(self, links: list[Link]) -> None:
+    async def connected(self, links: list[Link], since_ns: int) -> None:
         """See Handler."""
         await self._groups.proxy_is_new()
         there = {(link.instance, link.generation) for link in links}
@@ -164,7 +165,11 @@ class Router:
                 self.noted(link)
                 if link.quiet:
                     await self.used_up(link)
-        without = [live for live in lives if (live.row.uuid, live.link_generation) not in there]
+        without = [
+            live
+            for live in lives
+            if (live.row.uuid, live.link_generation) not in there and (live.link or 0) < since_ns
+        ]
         await asyncio.gather(*(self._lifecycle.attach_again(live) for live in without))
         for live in lives:
             if live.row.service_id is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -214,9 +215,10 @@ class Starter:
         resumed: bool,
     ) -> None:
         """Hands the far end of a link to the proxy."""
-        live.link_generation, live.is_unlinked = live.row.generation, False
+        live.link_generation, live.link, live.is_unlinked = live.row.generation, None, False
         if pair is None:
             return
+        live.link = time.monotonic_ns()
         row = live.row
         policy = live.policy
         if live.beginning.is_stored_when_ready:
@@ -230,6 +232,7 @@ class Starter:
             row.uuid,
             row.name,
             row.generation,
+            live.link,
             live.group,
             resumed,
             policy,

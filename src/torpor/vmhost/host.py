@@ -5,7 +5,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -27,7 +27,7 @@ from torpor.store import Base
 from torpor.tasks import Tasks
 from torpor.vmhost.adopting import Left, find_left
 from torpor.vmhost.assignments import Assignments
-from torpor.vmhost.loaded import Loaded, Templates, memory_file, open_image, owner_digest
+from torpor.vmhost.loaded import Templates, memory_file, open_image, owner_digest
 from torpor.vmhost.pool import Limits, Pool
 from torpor.vmhost.vm import RunningVm, read_all
 from torpor.vmhost.worker import Rest, Worker
@@ -38,6 +38,7 @@ from torpor.vmprocess import (
     Prepare,
     Refused,
     Restore,
+    VMProcess,
     launch,
 )
 
@@ -81,7 +82,7 @@ class Host:
         self._find: BaseFinder
 
     def begin(self, read: BaseReader, warm: WarmBases, find: BaseFinder) -> None:
-        self._templates = Templates(self._images, read)
+        self._templates = Templates(self._images, read, self._helper)
         self._warm = warm
         self._find = find
 
@@ -192,10 +193,12 @@ class Host:
                         raise
                     # So many page tables differ that only a VM that has never run takes them, or
                     # the process has died: one more try, in a fresh one.
-                    worker = await self._prepared(template, warm, never_run=busy)
+                    worker = await self._prepared(template, warm, is_awaited=True, never_run=busy)
                     is_last = True
                 else:
                     worker.serving = True
+                    if not worker.shares_template:
+                        self._tasks.start(self._unpack(template))
                     return self._running(worker, who.instance, template, warm)
         except BaseException as error:
             if worker is not None:
@@ -225,7 +228,15 @@ class Host:
         worker.on_death = self._buried
         self._workers.add(worker)
 
-    async def _another(self, template: Base, warm: Base | None) -> Worker:
+    @contextlib.asynccontextmanager
+    async def _helper(self) -> AsyncIterator[VMProcess]:
+        worker = await self._launched()
+        try:
+            yield worker.process
+        finally:
+            worker.kill()
+
+    async def _another(self, template: Base, warm: Base | None, is_awaited: bool) -> Worker:
         """One more process than there were. Raises BusyError where the host has no memory for it.
 
         KVM wants pieces of 64 KiB for a VM; a host that has none just then is making some.
@@ -233,7 +244,7 @@ class Host:
         for pause_s in (*MEMORY_PAUSES_S, None):
             await self._make_room()
             try:
-                return await self._prepared(template, warm)
+                return await self._prepared(template, warm, is_awaited=is_awaited)
             except Refused as error:
                 if error.code != "host":
                     raise
@@ -243,12 +254,23 @@ class Host:
         raise AssertionError  # the last round ends the loop
 
     async def _prepared(
-        self, template: Base, warm: Base | None, *, never_run: bool = False
+        self,
+        template: Base,
+        warm: Base | None,
+        *,
+        is_awaited: bool,
+        never_run: bool = False,
     ) -> Worker:
-        """A process at rest on a template and a warm base, or none."""
+        """A process at rest on a template and a warm base, or none.
+
+        One that somebody waits for does not wait for its template to be unpacked.
+        """
         worker = await self._launched()
         try:
-            loaded = await self._templates.load(template, worker.process)
+            if not is_awaited:
+                await self._templates.load(template)
+            loaded = await self._templates.open(template)
+            worker.shares_template = loaded.memory is not None
             loaded.used_s = asyncio.get_running_loop().time()
             warm_file = None if warm is None else await self._templates.load_warm(loaded, warm)
             prepare = Prepare(
@@ -271,13 +293,19 @@ class Host:
         worker.rested_cpu_ms = worker.cpu_time_ms()
         return worker
 
+    async def _unpack(self, template: Base) -> None:
+        """Unpacks a template for those to come."""
+        with contextlib.suppress(*_EXPECTED):  # the next one meets it and says so
+            await self._templates.load(template)
+
     # Coming back to the pool --------------------------------------------------------------------
 
     async def _free(self, worker: Worker) -> None:
         """A VM is stopped and its state is safe, or not wanted."""
         self._served(worker)
         # Before anybody can wake the instance in another one.
-        if self._unassigned(worker) and worker.template is not None and self._limits.reuse:
+        is_reusable = self._limits.reuse and worker.shares_template
+        if self._unassigned(worker) and worker.template is not None and is_reusable:
             # The state is safe, so nobody waits for this.
             self._tasks.start(self._reset(worker, worker.template))
         else:
@@ -391,10 +419,10 @@ class Host:
         worker = await self._launched()
         files: list[int] = []
         try:
-            loaded: Loaded = await self._templates.load(template, worker.process)
+            file, memory = await self._templates.load(template)
             files = [memory_file("delta", delta) for delta in deltas]
             learnt = await worker.process.learn(
-                template.digest.hex(), template=loaded.file, memory=loaded.memory, deltas=files
+                template.digest.hex(), template=file, memory=memory, deltas=files
             )
             return read_all(learnt)
         except (Refused, OSError, TorporError) as error:

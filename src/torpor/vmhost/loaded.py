@@ -1,17 +1,25 @@
-"""Templates in memory: unpacked once, shared by all VM processes of them."""
+"""Templates in memory: unpacked once, shared by all VM processes of them.
+
+One that is not unpacked yet can be had as well, for a VM process that unpacks what it needs. What
+is shared is unpacked by a process in which no guest ever runs.
+"""
 
 import asyncio
 import fcntl
 import hashlib
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
 from torpor.controller.vm import BaseReader
 from torpor.images import ImageStore
 from torpor.store import Base
 from torpor.vmprocess import VMProcess
+
+Helper = Callable[[], AbstractAsyncContextManager[VMProcess]]
+"""A VM process that is to be none."""
 
 
 @dataclass(slots=True)
@@ -20,56 +28,69 @@ class Loaded:
 
     base: Base
     file: int
-    memory: int
-    """A sealed memfd that VM processes map privately."""
-    memory_bytes: int
     image: int
+    memory: int | None = None
+    """A sealed memfd that VM processes map privately; None until it is unpacked."""
+    memory_bytes: int = 0
     warm: dict[int, int] = field(default_factory=dict)
     """Files of its warm bases, by id."""
     used_s: float = 0.0
 
     def close(self) -> None:
         """Lets go of the memory; VM processes that have it keep it."""
-        for descriptor in (self.file, self.memory, self.image, *self.warm.values()):
-            os.close(descriptor)
+        for descriptor in (self.file, self.image, self.memory, *self.warm.values()):
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 class Templates:
     """What is loaded."""
 
-    def __init__(self, images: ImageStore, read: BaseReader) -> None:
+    def __init__(self, images: ImageStore, read: BaseReader, helper: Helper) -> None:
         self._images = images
         self._read = read
+        self._helper = helper
         self._loaded: dict[int, Loaded] = {}
         self._loading: dict[int, asyncio.Lock] = {}
-
-    def get(self, template_id: int) -> Loaded | None:
-        """A template that is loaded, or None."""
-        return self._loaded.get(template_id)
+        self._users: Counter[int] = Counter()
+        """Of those locks, and who waits for them."""
 
     def all(self) -> list[Loaded]:
         """Every template that is loaded."""
         return list(self._loaded.values())
 
-    async def load(self, base: Base, helper: VMProcess) -> Loaded:
-        """A template, unpacked by `helper` if it was not loaded. Raises StoreError, OSError."""
+    async def open(self, base: Base) -> Loaded:
+        """A template, unpacked or not. Raises StoreError, OSError."""
         async with self._one(base.id):
-            found = self._loaded.get(base.id)
-            if found is not None:
-                return found
+            return await self._opened(base)
+
+    async def load(self, base: Base) -> tuple[int, int]:
+        """File and memory of a template, unpacked. Raises StoreError, OSError, Refused."""
+        async with self._one(base.id):
+            found = await self._opened(base)
+            if found.memory is None:
+                memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                try:
+                    async with self._helper() as helper:
+                        size = await helper.unpack(template=found.file, memory=memory)
+                except BaseException:
+                    os.close(memory)
+                    raise
+                found.memory, found.memory_bytes = memory, size
+            return found.file, found.memory
+
+    async def _opened(self, base: Base) -> Loaded:
+        found = self._loaded.get(base.id)
+        if found is None:
             content = await self._read(base)
             image = hold_image(self._images, base.image)
-            file = memory_file("template-file", content)
-            memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             try:
-                size = await helper.unpack(template=file, memory=memory)
+                file = memory_file("template-file", content)
             except BaseException:
-                for descriptor in (image, file, memory):
-                    os.close(descriptor)
+                os.close(image)
                 raise
-            found = Loaded(base, file, memory, size, image)
-            self._loaded[base.id] = found
-            return found
+            found = self._loaded[base.id] = Loaded(base, file, image)
+        return found
 
     async def load_warm(self, loaded: Loaded, warm: Base) -> int:
         """A warm base's file."""
@@ -81,30 +102,41 @@ class Templates:
 
     def unload(self, template_id: int) -> None:
         """Lets go of a template that no process is to be made of for now."""
+        if template_id in self._loading:
+            return
         found = self._loaded.pop(template_id, None)
         if found is not None:
             found.close()
 
     def close(self) -> None:
         """Lets go of all."""
-        for template_id in list(self._loaded):
-            self.unload(template_id)
+        for found in self._loaded.values():
+            found.close()
+        self._loaded.clear()
 
     @asynccontextmanager
     async def _one(self, base_id: int) -> AsyncIterator[None]:
         lock = self._loading.setdefault(base_id, asyncio.Lock())
-        async with lock:
-            yield
-        if not lock.locked():
-            self._loading.pop(base_id, None)
+        self._users[base_id] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._users[base_id] -= 1
+            if not self._users[base_id]:
+                del self._users[base_id], self._loading[base_id]
+
+
+_CONSTANT = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def memory_file(name: str, content: bytes) -> int:
-    """A memfd with this content."""
+    """A memfd with this content, which no VM process that is given it can change."""
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _CONSTANT)
     return descriptor
 
 

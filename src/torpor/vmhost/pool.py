@@ -101,12 +101,13 @@ class Pool:
     def __init__(
         self,
         limits: Limits,
-        make: Callable[[Base, Base | None], Awaitable[Worker]],
+        make: Callable[[Base, Base | None, bool], Awaitable[Worker]],
         warm: Callable[[Base], Base | None],
     ) -> None:
         self.limits = limits
         self._make = make
-        """One that rests at a template and this warm base; its errors are told to who waits."""
+        """One that rests at a template and this warm base, and whether somebody waits for it: who
+        is told its errors."""
         self._warm = warm
         """The warm base at which processes of a template are to rest now."""
         self._tasks = Tasks()
@@ -199,7 +200,7 @@ class Pool:
             if demand.waiting:
                 first = demand.waiting[0]
                 try:
-                    worker = await self._make(demand.base, first.warm)
+                    worker = await self._make(demand.base, first.warm, True)
                 except Exception as error:  # noqa: BLE001, RUF100 -- it belongs to who waits
                     if first in demand.waiting:
                         demand.waiting.remove(first)
@@ -349,7 +350,7 @@ class Pool:
                 return
             demand.making += 1
             try:
-                worker = await self._make(demand.base, self._warm(demand.base))
+                worker = await self._make(demand.base, self._warm(demand.base), False)
             except Exception:  # noqa: BLE001, S112, RUF100 -- the next wake meets it and says so
                 continue
             finally:

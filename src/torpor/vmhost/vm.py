@@ -12,9 +12,8 @@ import msgspec
 from torpor.controller.errors import BusyError, Code, ItemError
 from torpor.controller.vm import Saved, Usage
 from torpor.store import Base
-from torpor.vmhost.loaded import Loaded
 from torpor.vmhost.worker import Worker
-from torpor.vmprocess import Refused, Stored, VMProcess
+from torpor.vmprocess import Refused, Stored
 
 T = TypeVar("T")
 WHOLE_S = 10.0
@@ -31,7 +30,7 @@ class RunningVm:
         template: Base | None,
         warm: Base | None,
         free: Callable[[Worker], Coroutine[Any, Any, None]],
-        load: Callable[[Base, VMProcess], Awaitable[Loaded]],
+        load: Callable[[Base], Awaitable[tuple[int, int]]],
     ) -> None:
         self.worker = worker
         self.pid = worker.pid
@@ -64,13 +63,13 @@ class RunningVm:
             return await self._sibling(template, generation)
 
     async def _sibling(self, template: Base, generation: int) -> Saved:
-        loaded = await self._load(template, self.worker.process)
+        file, memory = await self._load(template)
         work = self.worker.process.sibling(
             template.digest.hex(),
             _hex(self._uuid),
             generation,
-            file=loaded.file,
-            memory=loaded.memory,
+            file=file,
+            memory=memory,
         )
         stored = await self._ask("be stored as a sibling", work)
         return Saved(read_all(stored.descriptor), template)

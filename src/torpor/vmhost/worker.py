@@ -47,6 +47,8 @@ class Worker:
         self.listener: VmListener | None = None
         self.serving = False
         """An instance of its template: it counts as in use."""
+        self.shares_template = True
+        """False: its template was not unpacked, and what it needs of it is this process's alone."""
         self.rested_cpu_ms = 0
         """Processor time that it had used when it came to rest last: not its next instance's."""
         self._measured_bytes = 0
@@ -76,7 +78,8 @@ class Worker:
             resident, shared = Path(f"/proc/{self.pid}/statm").read_text().split()[1:3]
         except (OSError, ValueError):
             return 0
-        return (int(resident) - int(shared)) * PAGE_BYTES + KERNEL_BYTES
+        own = int(resident) - (int(shared) if self.shares_template else 0)
+        return own * PAGE_BYTES + KERNEL_BYTES
 
     def measured(self) -> int:
         """The same; of a process that no instance is in, as it was at the last look."""

@@ -97,15 +97,19 @@ class VMProcess:
         prepare: Prepare,
         *,
         template: int,
-        memory: int,
+        memory: int | None,
         image: int,
         warm_base: int | None = None,
     ) -> None:
-        """Make a VM of a template; `memory` is what `unpack` filled."""
-        last = [] if warm_base is None else [warm_base]
-        await self._command(
-            "prepare", messages.arguments_of(prepare), [template, memory, image, *last]
-        )
+        """Make a VM of a template; `memory` is what `unpack` filled.
+
+        Without it the template's pages arrive from its file, which has to stay as it is, when they
+        are touched.
+        """
+        arguments = messages.arguments_of(prepare) | {"late": memory is None}
+        given = (template, memory, image, warm_base)
+        descriptors = [descriptor for descriptor in given if descriptor is not None]
+        await self._command("prepare", arguments, descriptors)
 
     async def unpack(self, *, template: int, memory: int) -> int:
         """Fill an empty memfd (MFD_ALLOW_SEALING) with a template's memory, and seal it."""

@@ -145,6 +145,16 @@ pub struct Which {
     pub generation: u64,
 }
 
+/// The notice `link_lost`.
+#[derive(Debug, Serialize)]
+pub struct LinkLost {
+    /// Whose.
+    #[serde(flatten)]
+    pub which: Which,
+    /// As its attach called it.
+    pub link: u64,
+}
+
 /// See the document.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -155,6 +165,9 @@ pub struct Attach {
     pub name: String,
     /// Of what generation.
     pub generation: u64,
+    /// Which link of that generation.
+    #[serde(default)]
+    pub link: u64,
     /// Whose requests it takes.
     pub group: Option<Uuid>,
     /// Kept connections go on.

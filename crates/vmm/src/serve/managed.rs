@@ -1,13 +1,12 @@
 //! The VM process of a broker that takes commands at a control socket as well: a VM that can be stored, or was.
 
 use super::worker::Worker;
-use super::{Identity, Shared, State, ended, read_all};
+use super::{Identity, Shared, State, ended};
 use crate::error::Failure;
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::snapshot::{Kind, Reader, read_part};
-use crate::vm::served::{End, Instance, Link, Origin, Refusal, Resources, Vm, Watcher, Whole, unpack_template};
+use crate::vm::served::{End, Instance, Link, Origin, Refusal, Resources, TemplateMemory, Vm, Watcher, Whole};
 use crate::vm::{Given, fail};
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::Pid;
 use serde::Deserialize;
 use std::fs::File;
@@ -127,14 +126,16 @@ fn prepare(given: Given, managed: Managed, parent: Pid) -> Result<Worker, Failur
     let resources = Resources::open(given.kvm).map_err(refused)?;
     resources.tie_to_broker(parent, given.link.as_fd()).map_err(refused)?;
     let shared = super::confine(control, resources.pager())?;
-    let watcher = Box::new(Watching(Arc::clone(&shared)));
-    let mut worker = Worker::new(shared);
+    let mut worker = Worker::new(Arc::clone(&shared));
     let origin =
         Origin { resources, image: given.image, image_bytes: given.image_bytes, link: Link::Broker(given.link) };
     let instance = Instance { uuid, generation, host_name: given.program.hostname.clone() };
     let vm = match saved {
-        None => Vm::boot(origin, owner, image, given.memory_limit_bytes, &given.program, watcher),
-        Some(saved) => restore(origin, saved, &instance, owner, watcher),
+        None => {
+            let watcher = Box::new(Watching(shared));
+            Vm::boot(origin, owner, image, given.memory_limit_bytes, &given.program, watcher)
+        }
+        Some(saved) => restore(origin, saved, &instance, owner, &shared),
     };
     worker.set_vm(vm.map_err(refused)?, State::Running, uuid, Some(Identity { uuid, generation }));
     Ok(worker)
@@ -149,26 +150,24 @@ fn restore(
     saved: Saved,
     instance: &Instance,
     owner: Digest,
-    watcher: Box<dyn Watcher>,
+    shared: &Arc<Shared>,
 ) -> Result<Vm, Refusal> {
     let host = |error: std::io::Error| Refusal::Host(error.to_string());
-    let file = read_all(&saved.template, super::worker::TEMPLATE_MAX_BYTES).map_err(host)?;
+    let watcher = Box::new(Watching(Arc::clone(shared)));
+    let (file, bytes) = read_part(&saved.template, super::worker::TEMPLATE_MAX_BYTES).map_err(host)?;
     let part = saved.delta.as_ref().map(|delta| read_part(delta, super::worker::DELTA_MAX_BYTES));
     let part = part.transpose().map_err(host)?;
-    let reader = Reader::new(&file)?.expect(Kind::Template)?;
+    let reader = Reader::of_part(&file, bytes)?.expect(Kind::Template)?;
     let metadata = reader.metadata();
     if metadata.machine.owner != owner {
         let text = format!("the template belongs to owner {}, not {owner}", metadata.machine.owner);
         return Err(crate::snapshot::BadSnapshot::Mismatch(text).into());
     }
-    let memory = memfd_create("template", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
-    let memory = File::from(memory.map_err(|error| host(error.into()))?);
-    unpack_template(&file, &memory).map_err(|error| match error {
-        crate::vm::served::Unpack::Bad(bad) => bad.into(),
-        crate::vm::served::Unpack::Io(error) => host(error),
-    })?;
+    let template = (saved.digest, &reader, TemplateMemory::Own(saved.template));
     // The host writes all page tables: the vCPU of a new process has not run.
-    let mut vm = Vm::prepare(origin, (saved.digest, &file, &memory), None, true, watcher)?;
+    let mut vm = Vm::prepare(origin, template, None, true, watcher)?;
+    // From here on a page that can't be had ends the VM.
+    shared.lock().handle = Some(vm.handle());
     let delta = part.as_ref().map(|(part, bytes)| Reader::of_part(part, *bytes)?.expect(Kind::Delta)).transpose()?;
     vm.restore(delta.as_ref().zip(saved.delta), instance, None, &Whole::of(metadata)?)?;
     Ok(vm)

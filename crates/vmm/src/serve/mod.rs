@@ -264,19 +264,27 @@ fn accept(control: &OwnedFd) -> Option<Arc<OwnedFd>> {
     is_own_user(&connection).then(|| Arc::new(connection))
 }
 
-/// Waits until there is something to read; false where the time is over. Meanwhile provides pages that the guest waits for.
+/// Waits until there is something to read; false where the time is over. Meanwhile provides pages that the guest waits for,
+/// and those of its template that it may touch next.
 fn wait(socket: &OwnedFd, pager: Option<&Pager>, deadline: Option<Instant>) -> Result<bool, Lost> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     loop {
-        let timeout = deadline.map(|at| {
-            let left = at.saturating_duration_since(Instant::now());
-            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: i64::from(left.subsec_nanos()) as _ }
+        let is_ahead = pager.is_some_and(Pager::has_ahead);
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = if is_ahead { Some(Duration::ZERO) } else { left };
+        let timeout = timeout.map(|left| Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: i64::from(left.subsec_nanos()) as _,
         });
         let socket = PollFd::new(socket, PollFlags::IN);
         let mut descriptors = vec![socket];
         descriptors.extend(pager.map(|pager| PollFd::from_borrowed_fd(pager.descriptor(), PollFlags::IN)));
         match poll(&mut descriptors, timeout.as_ref()) {
-            Ok(0) => return Ok(false),
+            Ok(0) if left == Some(Duration::ZERO) || !is_ahead => return Ok(false),
+            Ok(0) => {
+                pager.map_or(Ok(()), Pager::bring_ahead)?;
+                continue;
+            }
             Err(rustix::io::Errno::INTR) => continue,
             // What is wrong shows at the next call.
             Err(_) => return Ok(true),
@@ -295,6 +303,9 @@ fn wait(socket: &OwnedFd, pager: Option<&Pager>, deadline: Option<Instant>) -> R
 
 /// The VM can't go on, and there is no controller to be told: the next one is, if it comes in time.
 fn fail_alone(shared: &Shared, control: &OwnedFd, lost: &Lost) -> ! {
+    if shared.lock().handle.is_some_and(Handle::has_broker) {
+        fail(shared, lost)
+    }
     let until = Instant::now() + TOLD_WITHIN;
     while matches!(wait(control, None, Some(until)), Ok(true)) {
         if let Some(connection) = accept(control) {
@@ -308,10 +319,12 @@ fn fail_alone(shared: &Shared, control: &OwnedFd, lost: &Lost) -> ! {
 /// Ends the VM, whose state can't be had whole.
 fn fail(shared: &Shared, lost: &Lost) -> ! {
     let handle = shared.lock().handle;
-    match handle {
-        Some(handle) => handle.fail(&lost.to_string()),
-        None => exit(),
+    if let Some(handle) = handle {
+        handle.fail(&lost.to_string())
     }
+    // It was being made.
+    shared.event(&ended(&End::Failed(lost.to_string())));
+    exit()
 }
 
 /// Makes `connection` that of the controller; false if all that it wants to know is how the VM has ended.

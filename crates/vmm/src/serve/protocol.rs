@@ -42,7 +42,8 @@ pub enum Command {
     Query {},
     /// Makes a VM that will boot a program. Descriptors: image, then with `console` the link for console frames.
     Boot(Boot),
-    /// Makes a VM of a template, at rest. Descriptors: template file, its memory, image, then with `warm_base` its file.
+    /// Makes a VM of a template, at rest. Descriptors: template file, unless `late` its memory, image, then with `warm_base`
+    /// its file.
     Prepare(Prepare),
     /// Fills the memory of a template. Descriptors: template file, an empty memfd that may be sealed.
     Unpack {},
@@ -148,6 +149,9 @@ pub struct Prepare {
     /// Leave the vCPU alone: for a state whose page tables differ much.
     #[serde(default)]
     pub never_run: bool,
+    /// The template is not unpacked: its pages arrive from its file when they are touched.
+    #[serde(default)]
+    pub late: bool,
 }
 
 /// See [`Command::Restore`].

@@ -8,8 +8,8 @@ use crate::snapshot::pages::Coding;
 use crate::snapshot::{Kind, Reader, read_part};
 use crate::vm::boot;
 use crate::vm::served::{
-    Captured, Instance, Link, Origin, Refusal, ResetOutcome, Resources, Unpack, Vm, Watcher, Whole, learn_warm_base,
-    unpack_template,
+    Captured, Instance, Link, Origin, Refusal, ResetOutcome, Resources, TemplateMemory, Vm, Watcher, Whole,
+    learn_warm_base, unpack_template,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde_json::{Value, json};
@@ -282,17 +282,22 @@ impl Worker {
     }
 
     fn prepare(&mut self, prepare: &Prepare, descriptors: &mut Descriptors) -> Done {
-        let file = read_all(descriptors.next("template")?, TEMPLATE_MAX_BYTES)?;
-        let memory = File::from(descriptors.next("template memory")?);
+        let file = File::from(descriptors.next("template")?);
+        let shared = if prepare.late { None } else { Some(File::from(descriptors.next("template memory")?)) };
         let image = descriptors.next("image")?;
         let warm = match prepare.warm_base {
             Some(digest) => Some((digest, read_all(descriptors.next("warm base")?, DELTA_MAX_BYTES)?)),
             None => None,
         };
-        let whole = Whole::of(Reader::new(&file).map_err(Refusal::from)?.metadata()).map_err(Refusal::from)?;
+        let (part, bytes) = read_part(&file, TEMPLATE_MAX_BYTES)?;
+        let reader = Reader::of_part(&part, bytes).and_then(|reader| reader.expect(Kind::Template));
+        let reader = reader.map_err(Refusal::from)?;
+        let whole = Whole::of(reader.metadata()).map_err(Refusal::from)?;
+        let memory = shared.as_ref().map_or(TemplateMemory::Own(file), TemplateMemory::Shared);
         let origin = self.origin(image, None)?;
         let warm = warm.as_ref().map(|(digest, file)| (*digest, &file[..]));
-        let vm = Vm::prepare(origin, (prepare.template, &file, &memory), warm, prepare.never_run, self.watching())?;
+        let template = (prepare.template, &reader, memory);
+        let vm = Vm::prepare(origin, template, warm, prepare.never_run, self.watching())?;
         self.whole = whole;
         self.set_vm(vm, State::Resting, Uuid::default(), None);
         Ok((json!({}), None))
@@ -410,10 +415,7 @@ impl Descriptors {
 fn unpack(descriptors: &mut Descriptors) -> Done {
     let file = read_all(descriptors.next("template")?, TEMPLATE_MAX_BYTES)?;
     let memory = File::from(descriptors.next("template memory")?);
-    let (bytes, _) = unpack_template(&file, &memory).map_err(|error| match error {
-        Unpack::Bad(bad) => Refused::from(Refusal::from(bad)),
-        Unpack::Io(error) => error.into(),
-    })?;
+    let bytes = unpack_template(&file, &memory).map_err(Refusal::from)?;
     Ok((json!({ "bytes": bytes }), None))
 }
 

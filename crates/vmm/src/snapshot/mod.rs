@@ -21,8 +21,8 @@
 //!                then the bytes of all runs
 //! ```
 //! All numbers are little endian. Page numbers rise through the file; a page that is not in it is as in the base. Late chunks,
-//! which only a delta has, are behind all others. Page numbers rise through them anew, and none is in both: they need not be
-//! there before the VM runs. The coding of a page says what it is beyond its runs: zeros, the template's page, or the warm base's. Runs hold the page's own
+//! which a warm base does not have, are behind all others. Page numbers rise through them anew, and none is in both: they need
+//! not be there before the VM runs. The coding of a page says what it is beyond its runs: zeros, the template's page, or the warm base's. Runs hold the page's own
 //! bytes: XORed with those of the base, pointers and dead objects that are in them more than once would not be found again.
 //! Chunks of a delta that names a warm base are compressed with that one's dictionary, if it has one.
 //!

@@ -149,6 +149,11 @@ impl Encoder {
         }
         if coding == Coding::Raw && least == 0 {
             coding = Coding::Zero;
+        } else if template.is_none() && warm_base.is_none() {
+            // Zeros between runs cost next to nothing once they are compressed, and putting runs together takes longer than
+            // copying a page.
+            best.clear();
+            best.push(Run { offset: 0, len: PAGE as u16 });
         }
         self.first.get_or_insert(number);
         self.last = number;

@@ -108,8 +108,8 @@ impl<'a> Reader<'a> {
             u32::try_from(metadata.machine.ram_bytes / PAGE_BYTES).map_err(|_| BadSnapshot::format("its RAM"))?;
         let at = (file.len() - chunks.len()) as u64;
         let [now, late] = entries(index, at..actual, limit)?;
-        if kind != Kind::Delta && !late.is_empty() {
-            return Err(BadSnapshot::format("late chunks in what is no delta"));
+        if kind == Kind::WarmBase && !late.is_empty() {
+            return Err(BadSnapshot::format("late chunks in a warm base"));
         }
         let chunks = now.into_iter().map(|entry| entry.in_file(file)).collect::<Result<_, _>>()?;
         Ok(Self { kind, metadata, dictionary, chunks, late, file })

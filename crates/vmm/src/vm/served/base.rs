@@ -1,8 +1,9 @@
 //! What a VM rests at, and what its deltas are against: its template, with the warm base's pages over it.
 
 use super::super::Fatal;
-use crate::snapshot::pages::{CodedPage, Coding, Page, Run, ZEROS, differing};
-use crate::snapshot::{BadSnapshot, Chunk, Dictionary, Kind, Metadata, Reader, decompressor, metadata::Digest};
+use super::Refusal;
+use crate::snapshot::pages::{CodedPage, Coding, PAGE, Page, Run, ZEROS, differing};
+use crate::snapshot::{BadSnapshot, Chunk, Dictionary, Kind, Reader, decompressor, metadata::Digest};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::fs::File;
 use std::ops::Range;
@@ -39,7 +40,7 @@ struct TemplateView {
 
 impl TemplateView {
     /// # Safety
-    /// Nobody writes to the file or makes it shorter as long as the process lives: it is sealed.
+    /// Nobody makes the file shorter, or changes a page of it that somebody has seen, as long as the process lives.
     unsafe fn new(memory: impl AsFd, bytes: u64) -> std::io::Result<Self> {
         if bytes == 0 {
             return Ok(Self { pages: &[] });
@@ -80,6 +81,23 @@ impl Base {
     /// Of a VM that was booted: zeros.
     pub(super) fn zeros() -> Self {
         Self::over(None, TemplateView { pages: &[] })
+    }
+
+    /// Of a VM of a template, whose pages are, or will be, in a file of this process alone.
+    ///
+    /// # Errors
+    /// What mmap(2) gives.
+    ///
+    /// # Safety
+    /// Nobody makes the file shorter, or changes a page of it that somebody has seen, as long as the process lives.
+    pub(super) unsafe fn over_own(digest: Digest, memory: &File, bytes: u64) -> std::io::Result<Self> {
+        // SAFETY: the caller's promise.
+        Ok(Self::over(Some(digest), unsafe { TemplateView::new(memory, bytes) }?))
+    }
+
+    /// Where the template's mapping begins.
+    pub(super) fn template_address(&self) -> u64 {
+        self.template.pages.as_ptr().addr() as u64
     }
 
     fn over(digest: Option<Digest>, template: TemplateView) -> Self {
@@ -209,39 +227,75 @@ pub(super) fn each_page_of(
     Ok(())
 }
 
-/// Fills an empty memory file with a template's pages and seals it; returns its size and the metadata.
+/// Fills an empty memory file with a template's pages and seals it; returns its size in bytes.
 ///
 /// # Errors
 /// [`BadSnapshot`], or what writing gives.
-pub fn unpack_template(file: &[u8], into: &File) -> Result<(u64, Metadata), Unpack> {
+pub fn unpack_template(file: &[u8], into: &File) -> Result<u64, Unpack> {
     use rustix::fs::{SealFlags, fcntl_add_seals};
-    use std::os::unix::fs::FileExt;
     let reader = Reader::new(file)?.expect(Kind::Template)?;
-    let mut last = 0;
-    let mut failed = None;
-    each_page(&reader, None, |coded| {
-        let number = coded.number;
-        if !matches!(coded.coding, Coding::Raw | Coding::Zero) {
-            return Err(BadSnapshot::Format(format!("page {number:#x} of a template needs a base")));
-        }
-        let mut page = ZEROS;
-        coded.apply(&mut page);
-        last = number;
-        if failed.is_none()
-            && let Err(error) = into.write_all_at(&page, u64::from(number) * PAGE_BYTES)
-        {
-            failed = Some(error);
-        }
-        Ok(())
-    })?;
-    if let Some(error) = failed {
-        return Err(Unpack::Io(error));
-    }
-    let bytes = if reader.pages() == 0 { 0 } else { (u64::from(last) + 1) * PAGE_BYTES };
+    let last = unpack_chunks(&reader.whole()?, into)?.into_iter().max();
+    let bytes = last.map_or(0, |last| (u64::from(last) + 1) * PAGE_BYTES);
     into.set_len(bytes)?;
     fcntl_add_seals(into, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
         .map_err(std::io::Error::from)?;
-    Ok((bytes, reader.metadata().clone()))
+    Ok(bytes)
+}
+
+/// Writes the pages of chunks of a template to its memory file; returns their numbers.
+///
+/// # Errors
+/// As [`unpack_template`].
+pub(super) fn unpack_chunks(chunks: &[Chunk<'_>], into: &File) -> Result<Vec<u32>, Unpack> {
+    use std::os::unix::fs::FileExt;
+    let mut decompressor = decompressor(None)?;
+    let (mut raw, mut pages, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+    for chunk in chunks {
+        let coded = chunk.pages(&mut decompressor, &mut raw)?;
+        numbers.extend(coded.iter().map(|coded| coded.number));
+        each_stretch(&coded, &mut pages, |first, stretch| into.write_all_at(stretch, u64::from(first) * PAGE_BYTES))?;
+    }
+    Ok(numbers)
+}
+
+/// Calls `f` with the number of the first page and the content of pages of a template that follow one another, which are put
+/// together in `pages`.
+///
+/// # Errors
+/// What `f` gives; [`BadSnapshot::Format`] for pages that no template has.
+pub(super) fn each_stretch(
+    coded: &[CodedPage<'_>],
+    pages: &mut Vec<u8>,
+    mut f: impl FnMut(u32, &[u8]) -> std::io::Result<()>,
+) -> Result<(), Unpack> {
+    pages.clear();
+    pages.resize(coded.len() * PAGE, 0);
+    for (coded, page) in coded.iter().zip(pages.as_chunks_mut::<PAGE>().0) {
+        let number = coded.number;
+        if !matches!(coded.coding, Coding::Raw | Coding::Zero) {
+            return Err(BadSnapshot::Format(format!("page {number:#x} of a template needs a base")).into());
+        }
+        if is_scratch(number) {
+            return Err(BadSnapshot::Format(format!("page {number:#x} is no part of a state")).into());
+        }
+        coded.apply(page);
+    }
+    let mut rest = &pages[..];
+    for stretch in coded.chunk_by(|one, next| one.number + 1 == next.number) {
+        let (content, behind) = rest.split_at(stretch.len() * PAGE);
+        f(stretch[0].number, content)?;
+        rest = behind;
+    }
+    Ok(())
+}
+
+impl From<Unpack> for Refusal {
+    fn from(unpack: Unpack) -> Self {
+        match unpack {
+            Unpack::Bad(bad) => bad.into(),
+            Unpack::Io(_) => Self::Host(unpack.to_string()),
+        }
+    }
 }
 
 /// Why a template could not be unpacked.

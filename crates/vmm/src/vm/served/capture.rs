@@ -6,7 +6,7 @@ use super::super::timer::now_ns;
 use super::super::{Fatal, wait_writable};
 use super::base::{Base, is_scratch, scratch};
 use super::{Changed, LARGE_PAGES, Pager, Refusal, Survey, Vm, handover};
-use crate::snapshot::metadata::{Digest, Uuid, hex};
+use crate::snapshot::metadata::{Digest, Machine as Family, Uuid, hex};
 use crate::snapshot::pages::{Coding, ZEROS};
 use crate::snapshot::{BadSnapshot, Entry, Kind, Metadata, Reader, Writer};
 use rustix::time::{ClockId, Timespec};
@@ -78,7 +78,12 @@ impl Vm {
     pub fn capture_template(&mut self, uuid: Uuid, generation: u64) -> Result<Captured, Refusal> {
         let streams = if generation > 0 { self.parked(uuid, generation)? } else { String::new() };
         let private = self.pagemap.private_pages(&self.machine.memory)?;
-        self.capture(Kind::Template, &private, uuid, generation, streams, None)
+        let (start, len) = handover::read_stopped(&self.machine.memory).map_err(Fatal::from)?.tables;
+        let mut division = Division::new(&self.family);
+        division.protected.push(start..start.saturating_add(len));
+        // In VM processes for which it is not unpacked they arrive by and by.
+        division.late = Some(0..u32::MAX);
+        self.capture(Kind::Template, &private, uuid, generation, streams, Some(division))
     }
 
     /// What a VM that was booted differs by from the template of another such VM: `file` is that one's, and `memory` what
@@ -194,13 +199,11 @@ impl Vm {
         let file = pager.and_then(Pager::file).transpose().map_err(Fatal::system("dup"))?;
         let pending = pager.and_then(Pager::pending);
         let learns = pending.is_none() || generation.is_multiple_of(LEARNT_ANEW_EVERY);
-        let protected = self.family.tables.iter().map(|(start, len)| *start..start + len).chain(scratch());
         Ok(Division {
             file,
             pending: pending.unwrap_or_default().into_iter().peekable(),
             late: (learns && private >= LARGE_PAGES).then_some(FIRST_LATE..u32::MAX),
-            protected: protected.collect(),
-            end: 0,
+            ..Division::new(&self.family)
         })
     }
 
@@ -248,11 +251,25 @@ struct Division {
 }
 
 impl Division {
+    /// Nothing is late.
+    fn new(family: &Family) -> Self {
+        let protected = family.tables.iter().map(|(start, len)| *start..start + len).chain(scratch());
+        Self {
+            file: None,
+            pending: Vec::new().into_iter().peekable(),
+            late: None,
+            protected: protected.collect(),
+            end: 0,
+        }
+    }
+
     fn is_late(&mut self, number: u32, writer: &mut Writer<'_>) -> std::io::Result<bool> {
         while let Some(entry) = self.pending.next_if(|entry| entry.range.start <= number) {
             self.take_over(&entry, writer)?;
         }
-        let is_late = self.late.as_ref().is_some_and(|late| late.contains(&number)) && number >= self.end;
+        let is_late = self.late.as_ref().is_some_and(|late| late.contains(&number))
+            && number >= self.end
+            && !self.protected.iter().any(|range| range.contains(&(u64::from(number) * PAGE_BYTES)));
         if is_late {
             let between = u64::from(self.end) * PAGE_BYTES..u64::from(number) * PAGE_BYTES;
             if self.protected.iter().any(|other| between.start < other.end && other.start < between.end) {

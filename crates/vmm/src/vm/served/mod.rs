@@ -11,12 +11,14 @@
 //! While a VM rests its memory is the base's ([`base`]), and its vCPU waits in the kernel's resume entry.
 //! The order of everything that writes to its memory is in [`restore`] and [`reset`].
 
+mod arriving;
 mod base;
 mod capture;
 mod handover;
 mod learn;
 mod link;
 mod pager;
+mod pending;
 mod private;
 mod reset;
 mod restore;
@@ -165,6 +167,16 @@ pub enum Link {
     None,
 }
 
+/// Where a template's pages come from.
+#[derive(Debug)]
+pub enum TemplateMemory<'a> {
+    /// What [`unpack_template`] has made, for any number of processes.
+    Shared(&'a File),
+    /// The template's file, from which they arrive by and by, for this process alone; it has to stay as it is. Where the host
+    /// does not let them they are all unpacked at once.
+    Own(File),
+}
+
 /// With so many pages of its own a process has a large state: one whose pages are late, and after which it is not used again.
 const LARGE_PAGES: usize = (16 << 20) / PAGE_BYTES as usize;
 
@@ -238,7 +250,7 @@ impl Handle {
 
     /// Tells a broker that its VM is about to be ended by a command.
     pub fn report_stopped(self) {
-        if self.0.served.as_ref().is_some_and(|served| served.nobody.is_none()) {
+        if self.has_broker() {
             // Where it is gone nobody wants to know.
             let _ = self.0.report(torpor_streams::link::report::STOPPED, 0, "");
         }
@@ -272,7 +284,14 @@ impl Handle {
     /// # Errors
     /// [`Refusal::Host`].
     pub fn used_bytes(self) -> Result<u64, Refusal> {
-        Ok(self.0.resident.used_bytes()?)
+        let pager = self.0.served.as_ref().and_then(|served| served.pager.as_ref());
+        Ok(self.0.resident.used_bytes()? + pager.map_or(0, |pager| pager.own_template_bytes()))
+    }
+
+    /// Whether the VM ends with a broker.
+    #[must_use]
+    pub fn has_broker(self) -> bool {
+        self.0.served.as_ref().is_some_and(|served| served.nobody.is_none())
     }
 }
 
@@ -319,35 +338,40 @@ impl Vm {
         Self::new(built, family, Base::zeros(), pagemap, tty, &io)
     }
 
-    /// A VM of a template: `file` is its snapshot file, `memory` what [`unpack_template`] made of it. It rests when this
-    /// returns. With `never_run` its vCPU has not run yet, so that any number of page tables may differ in what is
-    /// restored first.
+    /// A VM of a template, whose file was read as one. It rests when this returns. With `never_run` its vCPU has not run
+    /// yet, so that any number of page tables may differ in what is restored first.
     ///
     /// # Errors
     /// [`Refusal`].
     pub fn prepare(
         origin: Origin,
-        template: (Digest, &[u8], &File),
+        template: (Digest, &Reader<'_>, TemplateMemory<'_>),
         warm_base: Option<(Digest, &[u8])>,
         never_run: bool,
         watcher: Box<dyn Watcher>,
     ) -> Result<Self, Refusal> {
-        let (digest, file, memory_file) = template;
-        let reader = Reader::new(file)?.expect(Kind::Template)?;
+        let (digest, reader, memory) = template;
         let family = reader.metadata().machine.clone();
         check_family(&family)?;
-        let template_bytes = memory_file.metadata().map_err(Fatal::system("fstat of the template's memory"))?.len();
         if origin.image_bytes != family.image_bytes {
             return Err(BadSnapshot::Mismatch("the image has another size than the template's".into()).into());
         }
-        let mut base = Base::of_template(digest, memory_file, template_bytes)?;
+        let (mut base, memory) = match memory {
+            TemplateMemory::Shared(file) => {
+                let bytes = file.metadata().map_err(Fatal::system("fstat of the template's memory"))?.len();
+                let memory = GuestMemory::over_template(family.ram_bytes, file, bytes);
+                let memory = memory.map_err(Fatal::system("mapping the template"))?;
+                (Base::of_template(digest, file, bytes)?, memory)
+            }
+            TemplateMemory::Own(file) => {
+                arriving::begin(digest, reader, file, &family, origin.resources.pager.as_deref())?
+            }
+        };
         if let Some((warm_digest, file)) = warm_base {
             let warm = Reader::new(file)?.expect(Kind::WarmBase)?;
             warm.metadata().check_family(&family, digest)?;
             base.add_warm(warm_digest, &warm)?;
         }
-        let memory = GuestMemory::over_template(family.ram_bytes, memory_file, template_bytes)
-            .map_err(Fatal::system("mapping the template"))?;
         for (number, page) in base.warm_pages() {
             memory.write(Gpa(u64::from(number) * PAGE_BYTES), page).map_err(Fatal::from)?;
         }

@@ -1,15 +1,17 @@
-//! The pages of a state that are not there when its VM goes on: they arrive when they are touched, a chunk at a time.
+//! Pages that are not there when a VM goes on: they arrive when they are touched, a chunk at a time. Those of its template
+//! ([`super::arriving`]), and over them those of its state.
 //!
 //! The delta's file stays open, and its late chunks are read from there: by the thread that hears commands, which is told of
 //! touches by userfaultfd(2), and by the vCPU's thread where it needs a range to be ordinary memory. Neither touches guest
-//! memory meanwhile: it would wait for itself.
+//! memory or the template meanwhile, but what has arrived of it: it would wait for itself.
 //!
 //! What is registered are the ranges of the chunks that have not arrived; no range has a page table in it. A page in between
 //! that is in no chunk is as in the base.
 
+use super::arriving::Arriving;
 use super::base::{Base, is_scratch};
+use super::pending::Pending;
 use super::userfault::{AddressRange, Of, Userfault};
-use crate::snapshot::metadata::Machine as Family;
 use crate::snapshot::pages::PAGE;
 use crate::snapshot::{BadSnapshot, Entry, decompressor};
 use crate::vm::memory::GuestMemory;
@@ -36,7 +38,15 @@ pub enum Lost {
 #[derive(Debug)]
 pub struct Pager {
     userfault: Userfault,
-    late: Mutex<Option<Late>>,
+    coming: Mutex<Coming>,
+}
+
+/// What has chunks that have not arrived.
+#[derive(Debug, Default)]
+struct Coming {
+    /// A template that was not unpacked.
+    template: Option<Arriving>,
+    late: Option<Late>,
 }
 
 /// A state with chunks that have not arrived.
@@ -46,18 +56,16 @@ pub(super) struct Late {
     pub(super) file: File,
     pub(super) memory: &'static GuestMemory,
     pub(super) base: Arc<Base>,
-    pub(super) family: Family,
     /// Numbers of pages that are in the delta and not late, rising.
     pub(super) now: Vec<u32>,
-    /// Chunks that have not arrived, by their first page.
-    pub(super) pending: BTreeMap<u32, Entry>,
+    pub(super) pending: Pending,
 }
 
 impl Pager {
     /// # Errors
     /// As [`Userfault::open`].
     pub(super) fn open() -> io::Result<Self> {
-        Ok(Self { userfault: Userfault::open()?, late: Mutex::default() })
+        Ok(Self { userfault: Userfault::open()?, coming: Mutex::default() })
     }
 
     /// For poll(2): readable where [`Pager::serve`] has something to do.
@@ -65,8 +73,8 @@ impl Pager {
         self.userfault.descriptor()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Late>> {
-        self.late.lock().expect("no holder panics")
+    fn lock(&self) -> MutexGuard<'_, Coming> {
+        self.coming.lock().expect("no holder panics")
     }
 
     /// Provides what is waited for.
@@ -74,23 +82,43 @@ impl Pager {
     /// # Errors
     /// [`Lost`]: whoever waits can't go on.
     pub fn serve(&self) -> Result<(), Lost> {
-        let mut late = self.lock();
+        let mut coming = self.lock();
         for address in self.userfault.touched()? {
-            // Where nothing is registered any more nobody waits.
-            if let Some(late) = &mut *late {
-                late.touched(&self.userfault, address)?;
-            }
+            coming.touched(&self.userfault, address)?;
         }
+        Ok(())
+    }
+
+    /// Whether [`Pager::bring_ahead`] has something to do.
+    pub fn has_ahead(&self) -> bool {
+        self.lock().template.as_ref().is_some_and(Arriving::has_ahead)
+    }
+
+    /// Provides some of the template that nobody waits for yet.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub fn bring_ahead(&self) -> Result<(), Lost> {
+        self.lock().template.as_mut().map_or(Ok(()), |template| template.bring_ahead(&self.userfault))
+    }
+
+    /// From now on the pages of the template arrive when they are touched.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub(super) fn begin_template(&self, template: Arriving) -> io::Result<()> {
+        template.register(&self.userfault)?;
+        self.lock().template = Some(template);
         Ok(())
     }
 
     /// From now on the pages of `late` arrive when they are touched. Those of its chunks' ranges that are there stay.
     ///
     /// # Errors
-    /// What the host says; nothing is registered then.
+    /// What the host says; nothing of it is registered then.
     pub(super) fn begin(&self, late: Late) -> io::Result<()> {
         let registered = late.ranges().try_for_each(|(range, of)| self.userfault.register(range, of));
-        *self.lock() = Some(late);
+        self.lock().late = Some(late);
         if registered.is_err() {
             // Where not even that was registered nothing is to be undone.
             let _ = self.end();
@@ -98,13 +126,15 @@ impl Pager {
         registered
     }
 
-    /// All memory is ordinary memory again; what has not arrived never will.
+    /// All memory is as in the base again, as far as it has not arrived; that never will.
     ///
     /// # Errors
     /// What the host says.
     pub(super) fn end(&self) -> io::Result<()> {
-        let late = self.lock().take();
-        late.iter().flat_map(Late::ranges).try_for_each(|(range, _)| self.userfault.unregister(range))
+        let mut coming = self.lock();
+        let late = coming.late.take();
+        late.iter().flat_map(Late::ranges).try_for_each(|(range, _)| self.userfault.unregister(range))?;
+        coming.template.as_ref().map_or(Ok(()), |template| template.register(&self.userfault))
     }
 
     /// Makes whole pages ordinary memory, once what is late of them has arrived.
@@ -112,80 +142,70 @@ impl Pager {
     /// # Errors
     /// [`Lost`].
     pub(in crate::vm) fn provide(&self, start: u64, len: u64) -> Result<(), Lost> {
-        let mut late = self.lock();
-        let Some(late) = &mut *late else { return Ok(()) };
         let page = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
         let pages = page(start / PAGE_BYTES)..page(start.saturating_add(len).div_ceil(PAGE_BYTES));
-        for entry in late.overlapping(&pages) {
-            late.arrive(&self.userfault, &entry)?;
-        }
-        Ok(())
+        self.lock().provide(&self.userfault, &pages)
     }
 
-    /// The chunks that have not arrived, in order; none where all of the state was there at once.
+    /// The chunks of the state that have not arrived, in order; none where all of it was there at once.
     pub(super) fn pending(&self) -> Option<Vec<Entry>> {
-        self.lock().as_ref().map(|late| late.pending.values().cloned().collect())
+        self.lock().late.as_ref().map(|late| late.pending.entries().cloned().collect())
     }
 
     /// Their file.
     pub(super) fn file(&self) -> Option<io::Result<File>> {
-        self.lock().as_ref().map(|late| late.file.try_clone())
+        self.lock().late.as_ref().map(|late| late.file.try_clone())
+    }
+
+    /// Memory of a template that this process shares with no other.
+    pub(super) fn own_template_bytes(&self) -> u64 {
+        self.lock().template.as_ref().map_or(0, |template| template.arrived_pages() * PAGE_BYTES)
+    }
+}
+
+impl Coming {
+    fn touched(&mut self, userfault: &Userfault, address: u64) -> Result<(), Lost> {
+        let page = match (&self.template, &self.late) {
+            (Some(template), _) => template.page_at(address),
+            (None, Some(late)) => late.page_at(address),
+            // Where nothing is registered any more nobody waits.
+            (None, None) => return Ok(()),
+        };
+        self.provide(userfault, &(page..page + 1))?;
+        self.template.as_mut().map_or(Ok(()), |template| template.touched(userfault, page))
+    }
+
+    fn provide(&mut self, userfault: &Userfault, pages: &Range<u32>) -> Result<(), Lost> {
+        if let Some(late) = &mut self.late {
+            for entry in late.pending.overlapping(pages) {
+                // It is put over these.
+                if let Some(template) = &mut self.template {
+                    template.bring(userfault, &entry.range)?;
+                }
+                late.arrive(userfault, &entry)?;
+            }
+        }
+        self.template.as_mut().map_or(Ok(()), |template| template.bring(userfault, pages))
     }
 }
 
 impl Late {
-    /// Whether the chunks' ranges have nothing in them that has to be there from the beginning.
-    pub(super) fn check(&self) -> Result<(), BadSnapshot> {
-        let tables = self.family.tables.iter().map(|(start, len)| *start..start + len);
-        let forbidden: Vec<_> = tables.chain(super::base::scratch()).collect();
-        for entry in self.pending.values() {
-            let range = u64::from(entry.range.start) * PAGE_BYTES..u64::from(entry.range.end) * PAGE_BYTES;
-            if forbidden.iter().any(|other| range.start < other.end && other.start < range.end) {
-                return Err(BadSnapshot::Format(format!("late pages {:#x?} that are none", entry.range)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Ranges of the chunks' pages, joined where one follows the other.
-    pub(super) fn pages(&self) -> Vec<Range<u32>> {
-        let mut joined: Vec<Range<u32>> = Vec::new();
-        for Range { start, end } in self.pending.values().map(|entry| entry.range.clone()) {
-            match joined.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => joined.push(start..end),
-            }
-        }
-        joined
-    }
-
-    /// The same as addresses, and what they are mappings of.
+    /// Ranges of the chunks' pages as addresses, and what they are mappings of.
     fn ranges(&self) -> impl Iterator<Item = (AddressRange, Of)> {
         let template_end = (self.memory.template_bytes() / PAGE_BYTES) as u32;
-        let parts = self.pages().into_iter().flat_map(move |Range { start, end }| {
+        let parts = self.pending.ranges().into_iter().flat_map(move |Range { start, end }| {
             let middle = template_end.clamp(start, end);
             [(start..middle, Of::MemoryFile), (middle..end, Of::Nothing)]
         });
         parts.filter(|(pages, _)| !pages.is_empty()).map(|(pages, of)| (self.at(&pages), of))
     }
 
+    fn page_at(&self, address: u64) -> u32 {
+        (address.wrapping_sub(self.memory.base().0) / PAGE_BYTES) as u32
+    }
+
     fn at(&self, pages: &Range<u32>) -> AddressRange {
-        let bytes = |count: u32| u64::from(count) * PAGE_BYTES;
-        AddressRange { start: self.memory.base().0 + bytes(pages.start), len: bytes(pages.end - pages.start) }
-    }
-
-    fn overlapping(&self, pages: &Range<u32>) -> Vec<Entry> {
-        let before = self.pending.range(..pages.end).rev();
-        before.take_while(|(_, entry)| entry.range.end > pages.start).map(|(_, entry)| entry.clone()).collect()
-    }
-
-    fn touched(&mut self, userfault: &Userfault, address: u64) -> Result<(), Lost> {
-        let page = (address.wrapping_sub(self.memory.base().0) / PAGE_BYTES) as u32;
-        match self.overlapping(&(page..page.saturating_add(1))).first() {
-            Some(entry) => self.arrive(userfault, entry),
-            // It has arrived since, and nothing is registered there any more.
-            None => Ok(()),
-        }
+        AddressRange::of_pages(self.memory.base().0, pages)
     }
 
     /// Puts a chunk where it belongs; from then on its range is ordinary memory.
@@ -216,7 +236,7 @@ impl Late {
             run.extend_from_slice(page);
         }
         self.put(userfault, start, &run)?;
-        self.pending.remove(&entry.range.start);
+        self.pending.remove(entry);
         Ok(userfault.unregister(self.at(&entry.range))?)
     }
 
@@ -230,7 +250,7 @@ impl Late {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::metadata::{CpuFeatures, Digest, Uuid};
+    use crate::snapshot::metadata::{CpuFeatures, Digest, Machine as Family, Uuid};
     use crate::snapshot::pages::{Page, ZEROS};
     use crate::snapshot::{Kind, Metadata, Reader, Writer};
     use crate::vm::memory::Gpa;
@@ -300,9 +320,8 @@ mod tests {
             file: memory_file(delta),
             memory: Box::leak(Box::new(memory)),
             base: Arc::new(Base::of_template(Digest([0; 32]), &template, bytes).expect("sealed")),
-            family: family(),
             now: vec![660],
-            pending: reader.late().iter().map(|entry| (entry.range.start, entry.clone())).collect(),
+            pending: Pending::new(reader.late(), &family()).expect("no tables"),
         }
     }
 
@@ -339,8 +358,7 @@ mod tests {
     #[test]
     fn pages_arrive_when_they_are_touched_and_no_sooner() {
         let late = late(&delta());
-        late.check().expect("no tables");
-        let (memory, chunks) = (late.memory, late.pending.len());
+        let (memory, chunks) = (late.memory, late.pending.entries().count());
         let pager = Pager::open().expect("/dev/userfaultfd");
         pager.begin(late).expect("registered");
         let arrived = || chunks - pager.pending().expect("begun").len();
@@ -395,8 +413,10 @@ mod tests {
 
     #[test]
     fn late_chunks_over_page_tables_are_refused() {
-        let mut late = late(&delta());
-        late.family.tables.push((610 * PAGE_BYTES, PAGE_BYTES));
-        late.check().expect_err("page 610 is a table");
+        let delta = delta();
+        let reader = Reader::new(&delta).expect("good");
+        let mut family = family();
+        family.tables.push((610 * PAGE_BYTES, PAGE_BYTES));
+        Pending::new(reader.late(), &family).expect_err("page 610 is a table");
     }
 }

@@ -8,6 +8,7 @@ use super::super::memory::Gpa;
 use super::super::{Fatal, Ledger};
 use super::base::each_page_of;
 use super::pager::Late;
+use super::pending::Pending;
 use super::{Instance, Pager, Refusal, Vm, handover};
 use crate::snapshot::metadata::{Uuid, unhex_all};
 use crate::snapshot::pages::{CodedPage, Page, Run, ZEROS};
@@ -190,12 +191,10 @@ impl Vm {
             file,
             memory: &self.machine.memory,
             base: Arc::clone(&self.base),
-            family: self.family.clone(),
             now: Vec::new(),
-            pending: reader.late().iter().map(|entry| (entry.range.start, entry.clone())).collect(),
+            pending: Pending::new(reader.late(), &self.family)?,
         };
-        late.check()?;
-        for range in late.pages() {
+        for range in late.pending.ranges() {
             let (start, len) = (u64::from(range.start) * PAGE_BYTES, range.len() as u64 * PAGE_BYTES);
             let forgotten = self.machine.memory.forget(Gpa(start), len).map_err(Fatal::from)?;
             forgotten.map_err(Fatal::system("taking back memory"))?;

@@ -1,9 +1,10 @@
-//! userfaultfd(2): this process hears of pages that are touched before they are there, and provides them. Registered ranges
-//! are private mappings: anonymous memory, or of a memory file whose own pages are then not mapped by themselves.
+//! userfaultfd(2): this process hears of pages that are touched before they are there, and provides them.
 
 use rustix::fs::{Mode, OFlags};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use torpor_abi::layout::PAGE_BYTES;
 
 /// From linux/userfaultfd.h.
 const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xaa00;
@@ -22,21 +23,31 @@ const UFFD_EVENT_PAGEFAULT: u64 = 0x12;
 const MESSAGE_WORDS: usize = 4;
 const MESSAGES: usize = 16;
 
-/// What a registered range is a private mapping of.
+/// What a registered range is a mapping of, a private one but for [`Of::ArrivingFile`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Of {
     /// Nothing: anonymous memory.
     Nothing,
-    /// A memory file.
+    /// A memory file, whose own pages are then not mapped by themselves.
     MemoryFile,
+    /// A memory file, of which pages that it has are mapped by themselves.
+    ArrivingFile,
 }
 
 /// `struct uffdio_range`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct AddressRange {
     pub(super) start: u64,
     pub(super) len: u64,
+}
+
+impl AddressRange {
+    /// Of pages of a mapping that begins at `start`.
+    pub(super) fn of_pages(start: u64, pages: &Range<u32>) -> Self {
+        let bytes = |count: u32| u64::from(count) * PAGE_BYTES;
+        Self { start: start + bytes(pages.start), len: bytes(pages.end - pages.start) }
+    }
 }
 
 /// See the module's text.
@@ -87,7 +98,7 @@ impl Userfault {
     /// What ioctl(2) gives.
     pub(super) fn register(&self, range: AddressRange, of: Of) -> io::Result<()> {
         let mode = match of {
-            Of::Nothing => UFFDIO_REGISTER_MODE_MISSING,
+            Of::Nothing | Of::ArrivingFile => UFFDIO_REGISTER_MODE_MISSING,
             Of::MemoryFile => UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
         };
         let mut argument = [range.start, range.len, mode, 0];
@@ -140,7 +151,11 @@ impl Userfault {
         Ok(())
     }
 
-    fn wake(&self, mut range: AddressRange) -> io::Result<()> {
+    /// Whoever waits in the range looks anew.
+    ///
+    /// # Errors
+    /// What ioctl(2) gives.
+    pub(super) fn wake(&self, mut range: AddressRange) -> io::Result<()> {
         // SAFETY: `struct uffdio_range`; touches no memory.
         unsafe { self.ask(UFFDIO_WAKE, &raw mut range) }
     }
