@@ -6,6 +6,7 @@ gives up soon behind its first start will do so again, so that ends all. It impo
 could fail or grow.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -17,6 +18,8 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 HEALTHY_S = 10.0
 SEPARATOR = "--"
+OOM_SCORE = "-900"
+"""Of what keeps the VMs (proc_pid_oom_score_adj(5)): as in the systemd units."""
 
 
 class Part:
@@ -62,6 +65,9 @@ class Part:
 
 def supervise(commands: list[list[str]]) -> int:
     """Runs the commands; the exit status of the one that ended it."""
+    # The parts inherit it; VM processes give themselves the highest. It takes a privilege.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123 -- as above
+        score.write(OOM_SCORE)
     parts = [Part(command) for command in commands]
     reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writes)

@@ -78,9 +78,28 @@ class Place:
         supervisor = holder(self.data / SUPERVISOR)
         return [one.name for one in found] + ([] if supervisor is None else ["supervisor"])
 
+    def oom_scores(self) -> dict[str, set[int]]:
+        """Whom the kernel ends first where there is no memory, by the processes' names."""
+        parts = processes_of(self.data, holder(self.data / TORPORD))
+        found: dict[str, set[int]] = {}
+        for one in (parts.torpord, parts.proxy, *parts.vms):
+            assert one is not None
+            found.setdefault(one.name, set()).add(oom_score(one.pid))
+        return found
+
     def end(self) -> None:
         """Whatever a test has left."""
         run_command(self.command("down", "--now"), env=self.env)
+
+
+def oom_score(process: "int | str") -> int:
+    return int(Path(f"/proc/{process}/oom_score_adj").read_text())
+
+
+def may_lower_oom_scores() -> bool:
+    """CAP_SYS_RESOURCE, of capabilities(7)."""
+    status = Path("/proc/self/status").read_text()
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) & 1 << 24)
 
 
 @pytest.fixture
@@ -306,6 +325,10 @@ def test_down_under_requests_leaves_no_vm(tmp_path: Path, monkeypatch: pytest.Mo
         server.api("/v1/instances", specs, "POST")
         for name in names:
             server.wait_for(name, "standby")
+        scores = place.oom_scores()
+        lowest = -900 if may_lower_oom_scores() else oom_score("self")
+        assert scores.pop("torpord") == scores.pop("torpor-proxy") == {lowest}
+        assert scores == {"torpor-vmm": {1000}}
         for _ in range(5):
             with Load(server, names):
                 time.sleep(0.5)
