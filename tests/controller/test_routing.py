@@ -247,18 +247,24 @@ async def test_the_loss_of_a_former_link_of_the_same_generation_ends_nobody(
     assert (await peer.wake(instance=row.uuid)) is link
 
 
+@pytest.mark.parametrize("is_slow", [False, True])
 async def test_a_vm_woken_while_the_proxy_connects_has_one_link(
-    served: Controller, owner: Owner, peer: ProxyPeer
+    served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost, is_slow: bool
 ) -> None:
     row = await running(served, owner, "web")
     assert await peer.idle(await peer.wake(instance=row.uuid))
-    peer.hello_may_end = asyncio.Event()
+    peer.hello_may_end, host.restore_may_end = asyncio.Event(), asyncio.Event()
     peer.hang_up()
     await peer.connected.wait()
-    link = await peer.wake(instance=row.uuid)
-    await served.wait(row, "running", 60)
+    waking = asyncio.create_task(served.lifecycle.wake(served.lifecycle.lives.current(row)))
+    if not is_slow:
+        host.restore_may_end.set()
+        await waking
     peer.hello_may_end.set()
+    await asyncio.sleep(0.1)
+    host.restore_may_end.set()
+    await waking
     while not served.links.connected():  # noqa: ASYNC110 -- tests only
         await asyncio.sleep(0.01)
     attached = [fields["generation"] for name, fields in peer.asked if name == "attach"]
-    assert attached == [0, link.generation]
+    assert attached == [0, 1]

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.kvm
 
 COMPARED = [
     "event_pipes", "event_polls", "event_epoll", "event_timers", "event_files",
-    "file_locks", "file_data", "file_names",
+    "event_signals", "file_locks", "file_data", "file_names",
 ]  # fmt: skip
 
 

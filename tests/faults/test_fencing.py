@@ -5,6 +5,7 @@ its counts have to go up by one with every answer: a VM that runs twice, or come
 state, shows. FENCING_VMS and FENCING_ROUNDS make it larger; TORPOR_TEST_SEED repeats a choice.
 """
 
+import contextlib
 import http.client
 import os
 import random
@@ -139,27 +140,33 @@ def another_torpord(server: Server) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def end(rival: "subprocess.Popen[bytes]") -> None:
+    rival.terminate()
+    rival.wait(30)
+
+
 def test_torpord_is_killed_while_vms_run(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir(mode=0o700)
     add_root(ImageStore(data), "python", "counter", ("python3", "-c", PROGRAM), ("8080",))
     choice = random.Random(SEED)
     rivals: list[subprocess.Popen[bytes]] = []
-    with Server(data) as server:
+    with Server(data) as server, contextlib.ExitStack() as cleaning:
         counters = make(server, VMS)
         with Load(server, counters) as load:
-            for _ in range(ROUNDS):
+            for number in range(ROUNDS):
                 time.sleep(choice.uniform(0.1, 1.0))
                 first = server.torpord()
                 os.kill(first, signal.SIGKILL)
                 rivals.append(another_torpord(server))
+                cleaning.callback(end, rivals[-1])
                 server.wait_for_torpord(other_than=first)
+                assert load.wrong == [], f"seed {SEED}, round {number + 1}"
         assert load.wrong == [], f"seed {SEED}"
         assert load.answered > ROUNDS
         for rival in rivals:
             # One of them may be the torpord that there is now.
-            rival.terminate()
-            rival.wait(30)
+            end(rival)
         server.wait_for_torpord(other_than=0)
         problems = [counter.ask(server) for counter in counters]
         assert problems == [None] * VMS, f"seed {SEED}"

@@ -165,12 +165,8 @@ class Router:
                 self.noted(link)
                 if link.quiet:
                     await self.used_up(link)
-        without = [
-            live
-            for live in lives
-            if (live.row.uuid, live.link_generation) not in there and (live.link or 0) < since_ns
-        ]
-        await asyncio.gather(*(self._lifecycle.attach_again(live) for live in without))
+        without = [live for live in lives if (live.row.uuid, live.link_generation) not in there]
+        await asyncio.gather(*(self._lifecycle.attach_again(live, since_ns) for live in without))
         for live in lives:
             if live.row.service_id is not None:
                 self._groups.announce(live.row.service_id)

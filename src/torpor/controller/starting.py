@@ -240,10 +240,13 @@ class Starter:
         )
         self._links.attach(what, pair[1])
 
-    async def attach_again(self, live: Live) -> None:
-        """A proxy that was started anew has no link to this VM: it gets another one."""
+    async def attach_again(self, live: Live, since_ns: int) -> None:
+        """A proxy that was started anew has no link to this VM: it gets another one.
+
+        Unless it got one since then (CLOCK_MONOTONIC), by a wake that was under way.
+        """
         async with self._lives.lock(live.row.id):
-            if not self._lives.has(live) or live.vm is None:
+            if not self._lives.has(live) or live.vm is None or (live.link or 0) >= since_ns:
                 return
             pair = self._links.pair()
             if pair is None:

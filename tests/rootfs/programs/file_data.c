@@ -85,6 +85,25 @@ static void sparse(void) {
     SHOW(truncate("/tmp/missing", 0));
     SHOW(truncate("/dev/null", 0));
     close(fd);
+    TITLE("room that was allocated is a hole until it is written");
+    int files[] = {fresh(), memfd_create("allocated", 0)};
+    for (int i = 0; i < 2; i++) {
+        fd = files[i];
+        SHOW(fallocate(fd, 0, 0, 65536));
+        runs(fd), state(fd);
+        SHOW(pwrite(fd, data, 100, 20000));
+        runs(fd), state(fd);
+        SHOW(ftruncate(fd, 30000));
+        SHOW(fallocate(fd, 0, 0, 65536));
+        runs(fd), state(fd);
+        char *mapped = mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        mapped[40000] = 'x';
+        runs(fd);
+        SHOW(munmap(mapped, 65536));
+        SHOW(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 36864, 8192));
+        runs(fd), state(fd);
+        close(fd);
+    }
     TITLE("what comes after the end is zero");
     fd = fresh();
     memset(data, 'x', 6000);

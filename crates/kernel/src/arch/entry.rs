@@ -83,8 +83,9 @@ TORPOR_KERNEL_HEADER:
     bounce_frame spurious_frame, entry_spurious, exception_stack_top
 
     .balign 8
-saved_user_rsp: .quad 0
-page_fault_rax: .quad 0
+    # Where the frame is, but from the stub to the entry: the program's stack pointer, and what CR2 holds.
+syscall_exchange: .quad syscall_frame
+page_fault_exchange: .quad exception_frame_14
     .globl page_fault_address
 page_fault_address: .quad 0
     .globl deferred
@@ -104,8 +105,7 @@ exception_stack_top:
     # ---- CPL 0 (or, for syscall, either level) ----
     .balign 16
 stub_syscall:
-    mov %rsp, saved_user_rsp(%rip)
-    lea syscall_frame(%rip), %rsp
+    xchg %rsp, syscall_exchange(%rip)
     iretq
 
     .balign 16
@@ -122,9 +122,10 @@ stub_spurious:
     .balign 16
 stub_exception_\n:
     .if \n == 14
-    mov %rax, page_fault_rax(%rip)
-    mov %cr2, %rax
-    .endif
+    mov %cr2, %rsp
+    xchg %rsp, page_fault_exchange(%rip)
+    iretq
+    .else
     .if \n == 3
     # Is it one of the gates? The kernel's addresses differ in the lower 32 bits only. Every instruction counts here.
     cmpl ${kernel_high}, 4(%rsp)
@@ -141,6 +142,7 @@ stub_exception_\n:
     .endif
     lea exception_frame_\n(%rip), %rsp
     iretq
+    .endif
     .endm
     .irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
     exception_stub \n
@@ -198,12 +200,14 @@ entry_boot:
     .balign 16
 entry_syscall:
     pushq ${user_data}
-    pushq saved_user_rsp(%rip)
+    pushq syscall_exchange(%rip)
     push %r11
     pushq ${user_code}
     push %rcx
     push %rax
     push_regs %rax, %rcx
+    lea syscall_frame(%rip), %rbp
+    mov %rbp, syscall_exchange(%rip)
     save_vectors
     mov %rsp, %rdi
     call handle_syscall
@@ -213,10 +217,10 @@ entry_syscall:
     .globl entry_fast
     .balign 16
 entry_fast:
-    mov %rsp, saved_user_rsp(%rip)
+    mov %rsp, %r11
     mov syscall_frame+24(%rip), %rsp
     pushq ${user_data}
-    pushq saved_user_rsp(%rip)
+    push %r11
     pushfq
     mov (%rsp), %r11
     pushq ${user_code}
@@ -319,13 +323,15 @@ entry_event:
     .macro exception_entry n, top, error
     .balign 16
 entry_exception_\n:
-    .if \n == 14
-    mov %rax, page_fault_address(%rip)
-    mov page_fault_rax(%rip), %rax
-    .endif
     push %rax
     push %rcx
     push %rdx
+    .if \n == 14
+    mov page_fault_exchange(%rip), %rax
+    mov %rax, page_fault_address(%rip)
+    lea exception_frame_14(%rip), %rax
+    mov %rax, page_fault_exchange(%rip)
+    .endif
     movabs $\top, %rcx
     mov $(\n | (\error << 8)), %eax
     jmp entry_exception

@@ -1,12 +1,13 @@
 //! Open file descriptions (open(2)): what descriptors refer to.
 
+use super::async_io::Owner;
 use super::context::Location;
 use super::inode::{Inode, Metadata, SetMetadata};
 use super::{lock, notify};
 use crate::errno::{Errno, Result};
 use crate::mm::pages::PageSource;
 use crate::mm::user::{Dest, Source};
-use crate::wait::{Events, WaitQueue};
+use crate::wait::{Events, Registration, WaitQueue};
 use alloc::rc::Rc;
 use bitflags::bitflags;
 use core::any::Any;
@@ -222,10 +223,12 @@ pub struct OpenFile {
     pub position: Cell<u64>,
     /// Where it was opened; `None` for pipes, sockets and other anonymous objects.
     pub location: Option<Location>,
-    /// Owner for SIGIO/SIGURG (F_SETOWN): a pid, a negative process group, 0 for none.
-    pub owner: Cell<i32>,
+    /// Who hears of readiness by signals (F_SETOWN).
+    pub owner: Cell<Option<Owner>>,
     /// Signal for I/O (F_SETSIG), 0 for SIGIO.
     pub owner_signal: Cell<u32>,
+    /// What tells the owner, while [`OpenFlags::ASYNC`] asks for it.
+    pub notice: RefCell<Option<Registration>>,
     /// Bookkeeping that other modules attach to a description (epoll): dropped with it.
     pub attachments: RefCell<alloc::vec::Vec<Rc<dyn Any>>>,
 }
@@ -247,8 +250,9 @@ impl OpenFile {
             flags: Cell::new(kept),
             position: Cell::new(0),
             location,
-            owner: Cell::new(0),
+            owner: Cell::new(None),
             owner_signal: Cell::new(0),
+            notice: RefCell::default(),
             attachments: RefCell::default(),
         })
     }

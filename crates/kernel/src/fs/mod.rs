@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod anonymous;
+pub mod async_io;
 pub mod caller;
 pub mod clock;
 pub mod context;

@@ -5,6 +5,7 @@ use super::lock;
 use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
 use crate::event::pipe::PipeEnd;
+use crate::fs::async_io::{self, Owner, Whose};
 use crate::fs::caller::Caller;
 use crate::fs::file::{OpenFile, OpenFlags};
 use crate::fs::inode::{FileType, SetMetadata};
@@ -26,20 +27,14 @@ pub(super) const CALLS: &[Syscall] = &[
     Syscall::full(linux::__NR_openat2 as u16, "openat2", sys_openat2, &[Arg::DirFd, Arg::Path, Arg::Ptr, Arg::Size]),
     Syscall::full(linux::__NR_creat as u16, "creat", sys_creat, &[Arg::Path, Arg::Mode]),
     Syscall::full(linux::__NR_close as u16, "close", sys_close, &[Arg::Fd]),
-    Syscall::partial(
-        linux::__NR_close_range as u16,
-        "close_range",
-        "CLOSE_RANGE_UNSHARE gives EINVAL",
-        sys_close_range,
-        &[Arg::Size, Arg::Size, Arg::Hex],
-    ),
+    Syscall::full(linux::__NR_close_range as u16, "close_range", sys_close_range, &[Arg::Size, Arg::Size, Arg::Hex]),
     Syscall::full(linux::__NR_dup as u16, "dup", sys_dup, &[Arg::Fd]),
     Syscall::full(linux::__NR_dup2 as u16, "dup2", sys_dup2, &[Arg::Fd, Arg::Fd]),
     Syscall::full(linux::__NR_dup3 as u16, "dup3", sys_dup3, &[Arg::Fd, Arg::Fd, Arg::OpenFlags]),
     Syscall::partial(
         linux::__NR_fcntl as u16,
         "fcntl",
-        "no leases (F_SETLEASE), directory notification (F_NOTIFY) and write hints: EINVAL",
+        "no leases (F_SETLEASE), directory notification (F_NOTIFY) and write hints: EINVAL; with O_ASYNC no signal tells of room in a socket",
         sys_fcntl,
         &[Arg::Fd, Arg::FcntlCmd, Arg::FcntlArg],
     ),
@@ -112,12 +107,16 @@ fn sys_close(args: Args) -> Result<u64> {
 }
 
 /// linux/close_range.h.
+const CLOSE_RANGE_UNSHARE: u32 = 2;
 const CLOSE_RANGE_CLOEXEC: u32 = 4;
 
 fn sys_close_range(args: Args) -> Result<u64> {
     let (first, last, flags) = (args.u32(0), args.u32(1), args.u32(2));
-    if first > last || flags & !CLOSE_RANGE_CLOEXEC != 0 {
+    if first > last || flags & !(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) != 0 {
         return Err(Errno::EINVAL);
+    }
+    if flags & CLOSE_RANGE_UNSHARE != 0 {
+        current().unshare_files();
     }
     let files = current().files();
     if flags & CLOSE_RANGE_CLOEXEC != 0 {
@@ -197,13 +196,38 @@ fn sys_fcntl(args: Args) -> Result<u64> {
         }
         linux::F_GETFL => Ok(u64::from(opened.shown_flags().bits())),
         linux::F_SETFL => {
-            let wanted = OpenFlags::from_bits_truncate(args.u32(2)) & SETTABLE;
-            opened.flags.set((opened.flags.get() - SETTABLE) | wanted);
+            let mut wanted = OpenFlags::from_bits_truncate(args.u32(2)) & SETTABLE;
+            if !async_io::is_possible(&opened) {
+                wanted.remove(OpenFlags::ASYNC);
+            }
+            let old = opened.flags.get();
+            if (old ^ wanted).contains(OpenFlags::ASYNC) {
+                async_io::set(&opened, fd, wanted.contains(OpenFlags::ASYNC));
+            }
+            opened.flags.set((old - SETTABLE) | wanted);
             Ok(0)
         }
-        linux::F_GETOWN => Ok(i64::from(opened.owner.get()).cast_unsigned()),
-        linux::F_SETOWN => {
-            opened.owner.set(args.i32(2));
+        linux::F_GETOWN => Ok(i64::from(owner_number(&opened)).cast_unsigned()),
+        linux::F_SETOWN => set_owner(&opened, args.i32(2)),
+        linux::F_GETOWN_EX => {
+            let (kind, id) = match opened.owner.get().and_then(|owner| owner.whose()) {
+                None => (linux::F_OWNER_TID, 0),
+                Some(Whose::Thread(tid)) => (linux::F_OWNER_TID, tid),
+                Some(Whose::Process(pid)) => (linux::F_OWNER_PID, pid),
+                Some(Whose::Group(pgid)) => (linux::F_OWNER_PGRP, pgid),
+            };
+            user::write(args.addr(2), &[kind, id])?;
+            Ok(0)
+        }
+        linux::F_SETOWN_EX => {
+            let [kind, id] = user::read::<[u32; 2]>(args.addr(2))?;
+            let whose = match kind {
+                linux::F_OWNER_TID => Whose::Thread(id),
+                linux::F_OWNER_PID => Whose::Process(id),
+                linux::F_OWNER_PGRP => Whose::Group(id),
+                _ => return Err(Errno::EINVAL),
+            };
+            opened.owner.set(if id == 0 { None } else { Some(Owner::new(whose)?) });
             Ok(0)
         }
         linux::F_GETSIG => Ok(u64::from(opened.owner_signal.get())),
@@ -229,6 +253,28 @@ fn sys_fcntl(args: Args) -> Result<u64> {
     }
 }
 
+/// F_SETOWN: a process, a negative process group, or 0 for nobody.
+fn set_owner(file: &OpenFile, id: i32) -> Result<u64> {
+    let number = id.unsigned_abs();
+    let owner = match id {
+        i32::MIN => return Err(Errno::EINVAL),
+        0 => None,
+        1.. => Some(Owner::new(Whose::Process(number))?),
+        _ => Some(Owner::new(Whose::Group(number))?),
+    };
+    file.owner.set(owner);
+    Ok(0)
+}
+
+/// F_GETOWN, as [`set_owner`] takes it.
+fn owner_number(file: &OpenFile) -> i32 {
+    match file.owner.get().and_then(|owner| owner.whose()) {
+        None => 0,
+        Some(Whose::Thread(id) | Whose::Process(id)) => id.cast_signed(),
+        Some(Whose::Group(id)) => -id.cast_signed(),
+    }
+}
+
 fn sys_ioctl(args: Args) -> Result<u64> {
     let opened = file(args.i32(0))?;
     let (request, argument) = (args.u32(1), args.u64(2));
@@ -240,8 +286,21 @@ fn sys_ioctl(args: Args) -> Result<u64> {
             let flag = if request == io::FIONBIO { OpenFlags::NONBLOCK } else { OpenFlags::ASYNC };
             let on = user::read::<i32>(UserAddr(argument))? != 0;
             let mut flags = opened.flags.get();
+            if request == io::FIOASYNC && on != flags.contains(flag) {
+                if !async_io::is_possible(&opened) {
+                    return Err(Errno::ENOTTY);
+                }
+                async_io::set(&opened, args.i32(0), on);
+            }
             flags.set(flag, on);
             opened.flags.set(flags);
+            Ok(0)
+        }
+        io::FIOSETOWN | io::SIOCSPGRP if opened.metadata().file_type == FileType::Socket => {
+            set_owner(&opened, user::read::<i32>(UserAddr(argument))?)
+        }
+        io::FIOGETOWN | io::SIOCGPGRP if opened.metadata().file_type == FileType::Socket => {
+            user::write(UserAddr(argument), &owner_number(&opened))?;
             Ok(0)
         }
         io::FIONREAD if opened.metadata().file_type == FileType::Regular => {

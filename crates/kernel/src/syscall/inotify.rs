@@ -18,7 +18,7 @@ pub(super) const CALLS: &[Syscall] = &[
     Syscall::partial(
         linux::__NR_inotify_add_watch as u16,
         "inotify_add_watch",
-        "no IN_UNMOUNT; IN_DELETE_SELF comes with the last name, not with the last close",
+        "IN_DELETE_SELF comes with the last name, not with the last close",
         sys_inotify_add_watch,
         &[Arg::Fd, Arg::Path, Arg::Hex],
     ),

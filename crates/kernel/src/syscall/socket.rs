@@ -22,7 +22,7 @@ pub(super) const CALLS: &[Syscall] = &[
     Syscall::partial(
         linux::__NR_socket as u16,
         "socket",
-        "AF_UNIX, and AF_INET and AF_INET6 on the loopback interface; no raw, netlink, packet or vsock sockets",
+        "AF_UNIX, AF_INET, AF_INET6, AF_VSOCK streams, and NETLINK_ROUTE for dumps; no raw and packet sockets, no ICMP",
         sys_socket,
         &[Arg::SocketDomain, Arg::SocketType, Arg::Int],
     ),

@@ -172,10 +172,8 @@ fn sys_unshare(args: Args) -> Result<u64> {
     {
         me.set_fs(Some(if Rc::strong_count(&fs) > 1 { fs.duplicate() } else { fs }));
     }
-    if flags.contains(CloneFlags::FILES)
-        && let Some(files) = me.set_files(None)
-    {
-        me.set_files(Some(if Rc::strong_count(&files) > 1 { files.duplicate() } else { files }));
+    if flags.contains(CloneFlags::FILES) {
+        me.unshare_files();
     }
     Ok(0)
 }

@@ -188,11 +188,9 @@ fn commit(me: &Rc<Thread>, loaded: Loaded, name: &[u8], location: Location, cred
 
 /// Closes what is marked; a table that other processes share (CLONE_FILES) is copied first.
 fn close_on_exec(me: &Thread) {
-    let Some(files) = me.set_files(None) else { return };
-    let files = if Rc::strong_count(&files) > 1 { files.duplicate() } else { files };
-    let closed = files.drain(0, usize::MAX, |close_on_exec| close_on_exec);
-    me.set_files(Some(Rc::clone(&files)));
-    for file in closed {
+    me.unshare_files();
+    let files = me.files();
+    for file in files.drain(0, usize::MAX, |close_on_exec| close_on_exec) {
         files.closed(file);
     }
 }

@@ -188,6 +188,13 @@ impl Thread {
         self.files.replace(files)
     }
 
+    /// Gives it a descriptor table that nobody shares.
+    pub fn unshare_files(&self) {
+        if let Some(files) = self.set_files(None) {
+            self.set_files(Some(if Rc::strong_count(&files) > 1 { files.duplicate() } else { files }));
+        }
+    }
+
     /// Root, working directory and umask.
     ///
     /// # Panics

@@ -5,6 +5,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::file::{FileOps, OpenFlags};
 use crate::fs::inode::{Attachment, Inode};
 use crate::task::sched::{Sleep, wait_until};
+use crate::wait::Events;
 use alloc::rc::Rc;
 use core::any::Any;
 use core::cell::Cell;
@@ -36,7 +37,7 @@ fn open(pipe: &Rc<Pipe>, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
         return Err(Errno::ENXIO);
     }
     let end = PipeEnd::new(pipe, reads, writes);
-    pipe.wake_everybody();
+    pipe.wake_everybody(Events::empty());
     match (reads, writes) {
         (true, false) if pipe.writers.get() == 0 => {
             if nonblock {

@@ -103,10 +103,10 @@ impl Pipe {
     }
 
     /// After a change of who has it open.
-    fn wake_everybody(&self) {
-        self.readable.wake_all(Events::empty());
-        self.writable.wake_all(Events::empty());
-        self.wake_both(Events::empty());
+    fn wake_everybody(&self, events: Events) {
+        self.readable.wake_all(events);
+        self.writable.wake_all(events);
+        self.wake_both(events);
     }
 
     fn wake_both(&self, events: Events) {
@@ -252,7 +252,7 @@ impl Drop for PipeEnd {
         pipe.readers.set(pipe.readers.get() - u32::from(self.reads));
         pipe.writers.set(pipe.writers.get() - u32::from(self.writes));
         if pipe.readers.get() == 0 || pipe.writers.get() == 0 {
-            pipe.wake_everybody();
+            pipe.wake_everybody(Events::all());
         }
         if pipe.readers.get() == 0 && pipe.writers.get() == 0 {
             // What a FIFO still holds is lost with its last end, even while somebody waits for a partner.
@@ -343,7 +343,7 @@ impl FileOps for PipeEnd {
     /// Through /proc/PID/fd. That is not the opening of a FIFO: it waits for nobody (fs/pipe.c of Linux, `fifo_open`).
     fn reopen(&self, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {
         let end = PipeEnd::new(&self.pipe, flags.readable(), flags.writable());
-        self.pipe.wake_everybody();
+        self.pipe.wake_everybody(Events::empty());
         Ok(end)
     }
 

@@ -11,7 +11,7 @@ use crate::fs::erofs::FilePage;
 use crate::mm::addr::PAGE_BYTES;
 use crate::mm::frame::Frame;
 use crate::mm::pages::PageSource;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Weak;
 use core::cell::{Cell, RefCell};
 
@@ -28,6 +28,8 @@ pub(super) enum Place {
 pub(super) struct Data {
     /// `None`: a hole, over what the image has.
     pages: RefCell<BTreeMap<u64, Option<Frame>>>,
+    /// Pages whose frame fallocate(2) has made and nobody has written: holes for SEEK_DATA and SEEK_HOLE.
+    reserved: RefCell<BTreeSet<u64>>,
     size: Cell<u64>,
     image_bytes: Cell<u64>,
     frames: Cell<u64>,
@@ -47,6 +49,7 @@ impl Data {
     pub(super) fn of_image(size: u64) -> Self {
         Self {
             pages: RefCell::default(),
+            reserved: RefCell::default(),
             size: Cell::new(size),
             image_bytes: Cell::new(size),
             frames: Cell::new(0),
@@ -108,16 +111,25 @@ impl Data {
 }
 
 impl Node {
-    /// The frame of page `index`, made if there is none: from the image, or zeroed. `whole`: the caller overwrites all
-    /// of it, so its content does not matter.
+    /// The frame of page `index` for writing, made if there is none: from the image, or zeroed. `whole`: the caller
+    /// overwrites all of it, so its content does not matter.
     pub(super) fn frame(&self, index: u64, whole: bool) -> Result<Frame> {
-        let had_frame = matches!(self.data()?.place(index), Place::Frame(_));
+        let data = self.data()?;
+        let had_frame = matches!(data.place(index), Place::Frame(_));
         let frame = self.materialise(index, whole)?;
+        data.reserved.borrow_mut().remove(&index);
         if !had_frame {
             // What mappings show until now is a page of the image, or the zeros of a hole.
             self.invalidate(index, index + 1, false);
         }
         Ok(frame)
+    }
+
+    /// Gives page `index`, a hole, a frame that makes no data of it.
+    pub(super) fn reserve(&self, index: u64) -> Result<()> {
+        self.frame(index, false)?;
+        self.data()?.reserved.borrow_mut().insert(index);
+        Ok(())
     }
 
     /// As [`Node::frame`], for a page that no mapping shows yet.
@@ -210,6 +222,7 @@ impl Node {
         self.mark_changed();
         data.size.set(size);
         let gone = data.pages.borrow_mut().split_off(&first_gone);
+        data.reserved.borrow_mut().retain(|index| *index < first_gone);
         let frames = gone.values().filter(|page| page.is_some()).count() as u64;
         data.frames.set(data.frames.get() - frames);
         self.tree.release_pages(frames);
@@ -271,6 +284,7 @@ impl Node {
             return Ok(());
         }
         let image_pages = data.image_pages();
+        data.reserved.borrow_mut().retain(|index| !(first..last).contains(index));
         let mut freed = alloc::vec::Vec::new();
         {
             let mut pages = data.pages.borrow_mut();
@@ -298,7 +312,7 @@ impl Node {
         while at < size {
             let index = at / PAGE_BYTES;
             let (is_data, end) = match data.place(index) {
-                Place::Frame(_) => (true, index + 1),
+                Place::Frame(_) => (!data.reserved.borrow().contains(&index), index + 1),
                 Place::Hole => (false, data.run_end(index).max(index + 1)),
                 Place::Image => match self.image_page(index)? {
                     FilePage::Mapped { nr_pages, .. } => (true, data.run_end(index).min(index + nr_pages)),

@@ -149,7 +149,8 @@ impl Node {
                 continue;
             }
             let hole = matches!(data.place(index), Place::Hole);
-            if let Err(error) = self.frame(index, false) {
+            let got = if hole { self.reserve(index) } else { self.frame(index, false).map(drop) };
+            if let Err(error) = got {
                 for index in made {
                     self.punch(index * PAGE_BYTES, (index + 1) * PAGE_BYTES)?;
                 }
