@@ -62,7 +62,10 @@ def measure(report: Report, program: str, directory: Path) -> None:
     with Server(data) as server:
         for first in range(0, COUNT, AT_ONCE):
             numbers = range(first, min(first + AT_ONCE, COUNT))
-            server.api("/v1/instances", [spec(root, number) for number in numbers], "POST")
+            specs = [spec(root, number) for number in numbers]
+            for made in server.api("/v1/instances", specs, "POST")["instances"]:
+                if made["status"] != "success":
+                    report.wrong_answer(f"{program}: {made['name']}: {made['message']}")
             for number in numbers:
                 status, body = server.get(f"n{number}.localhost")
                 if (status, body) != (200, f"user-{number}".encode()):
