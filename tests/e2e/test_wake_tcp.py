@@ -58,6 +58,7 @@ def test_policy_on_sleeps_without_connections(server: Server) -> None:
     port = make(server, "eager", "redis", 6379, "on")
     redis = redis_at(port)
     assert redis.ask(b"INCR", b"n") == 1
+    server.wait_for("eager", "running")  # it may have answered before its process said so
     ends_s = time.monotonic() + AWAKE_S
     while time.monotonic() < ends_s:
         assert server.state("eager") == "running"
