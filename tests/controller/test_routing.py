@@ -213,6 +213,8 @@ async def test_a_wake_waits_for_the_end_of_a_vm_that_has_lost_its_link(
     assert await waking is not link
     await served.wait(row, "running", 60)
     assert host.running[row.uuid] is not vm
+    # What was recorded of that end is what it goes on from.
+    assert await peer.idle(peer.links[row.uuid, link.generation])
 
 
 async def test_a_vm_that_lost_its_link_and_goes_on_is_ended(

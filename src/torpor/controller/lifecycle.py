@@ -458,6 +458,7 @@ class Lifecycle:
         if live is not None:
             if live.is_unlinked:
                 await self._seen_dead(live)
+                waits = True  # its row is another one by now
             elif live.state == "running" and not waits:
                 return live
             live.wanted = True
