@@ -75,6 +75,13 @@ async def served(
     await controller.close()
 
 
+def row_of(controller: Controller, row: InstanceRow) -> InstanceRow:
+    """As it is in the store now."""
+    found = controller.store.instances.by_id(row.id)
+    assert found is not None
+    return found
+
+
 async def running(
     controller: Controller, owner: Owner, name: str, *, domain: str = "", **policy: object
 ) -> InstanceRow:

@@ -4,20 +4,14 @@ import asyncio
 
 import pytest
 
-from tests.controller.conftest import running
+from tests.controller.conftest import row_of, running
 from tests.controller.test_races import HOST, waking
 from tests.fake_vm import FakeHost
 from tests.proxy_peer import ProxyPeer, Refused
 from torpor.controller import Controller, ItemError
-from torpor.store import InstanceRow, Owner
+from torpor.store import Owner
 
 pytestmark = pytest.mark.anyio
-
-
-def row_of(controller: Controller, row: InstanceRow) -> InstanceRow:
-    found = controller.store.instances.by_id(row.id)
-    assert found is not None
-    return found
 
 
 async def test_what_wakes_just_now_keeps_its_state(

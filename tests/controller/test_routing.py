@@ -8,7 +8,7 @@ import pytest
 
 from tests.controller.conftest import running
 from tests.fake_vm import FakeHost
-from tests.proxy_peer import ProxyPeer, Refused
+from tests.proxy_peer import PeerLink, ProxyPeer, Refused
 from torpor.controller import Controller
 from torpor.controller.errors import ItemError
 from torpor.controller.lifecycle import UNLINKED_S
@@ -194,14 +194,21 @@ async def test_a_broken_message_ends_the_connection_and_no_more(
     assert (await peer.wake(host="web.localhost", port=80)).instance == row.uuid
 
 
+async def woken_again(
+    served: Controller, owner: Owner, peer: ProxyPeer
+) -> tuple[InstanceRow, PeerLink]:
+    """An instance that has slept, and runs; with its link."""
+    row = await running(served, owner, "web")
+    assert await peer.idle(await peer.wake(instance=row.uuid))
+    link = await peer.wake(instance=row.uuid)
+    await served.wait(row, "running", 60)
+    return row, link
+
+
 async def test_a_wake_waits_for_the_end_of_a_vm_that_has_lost_its_link(
     served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
 ) -> None:
-    row = await running(served, owner, "web")
-    link = await peer.wake(instance=row.uuid)
-    assert await peer.idle(link)
-    link = await peer.wake(instance=row.uuid)
-    await served.wait(row, "running", 60)
+    row, link = await woken_again(served, owner, peer)
     vm = host.running[row.uuid]
     vm.unlink()
     peer.lose(link)
@@ -220,11 +227,7 @@ async def test_a_wake_waits_for_the_end_of_a_vm_that_has_lost_its_link(
 async def test_a_vm_that_lost_its_link_and_goes_on_is_ended(
     served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
 ) -> None:
-    row = await running(served, owner, "web")
-    link = await peer.wake(instance=row.uuid)
-    assert await peer.idle(link)
-    link = await peer.wake(instance=row.uuid)
-    await served.wait(row, "running", 60)
+    row, link = await woken_again(served, owner, peer)
     vm = host.running[row.uuid]
     peer.lose(link)
     assert await peer.wake(instance=row.uuid) is not link

@@ -6,22 +6,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.controller.conftest import FAST, running
+from tests.controller.conftest import FAST, row_of, running
 from tests.fake_vm import FakeHost
 from tests.proxy_peer import ProxyPeer, Refused
 from torpor.controller import Controller
 from torpor.controller.model import facts_of
 from torpor.controller.vm import Found
-from torpor.store import InstanceRow, Owner, Store
+from torpor.store import Owner, Store
 
 pytestmark = pytest.mark.anyio
 LONG_MS = 3_600_000
-
-
-def row_of(controller: Controller, row: InstanceRow) -> InstanceRow:
-    found = controller.store.instances.by_id(row.id)
-    assert found is not None
-    return found
 
 
 async def test_a_stop_waits_for_what_is_in_flight(

@@ -46,7 +46,7 @@ class ImageConfig:
     """Instructions for a Dockerfile that builds on this image."""
 
     def to_record(self) -> dict[str, Any]:
-        """The same for the store's own records, which have no history."""
+        """As `to_oci`, for the store's own records, which have no history."""
         return self.to_oci() | ({_MAIN_PORT: self.main_port} if self.main_port else {})
 
     @property
