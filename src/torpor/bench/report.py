@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -165,6 +166,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
+@cache
 def build_profile() -> str:
     """`release` or `debug`, as the installed torpor-vmm says of itself."""
     said = subprocess.run(
@@ -180,6 +182,7 @@ def refuse_debug_build() -> None:
         sys.exit(f"benchmarks need a release build, not {profile}: run make build")
 
 
+@cache
 def commit() -> str:
     """The checked-out commit, with `+` behind it if files differ from it; `unknown` outside git."""
     found = subprocess.run(
@@ -189,6 +192,7 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
+@cache
 def host() -> dict[str, str | int]:
     """What figures depend on, of this machine."""
     model = "unknown"
