@@ -100,7 +100,8 @@ class ProxyPeer:
     def lose(self, link: PeerLink) -> None:
         """The notice that its VM has closed a link."""
         which = {"instance": link.instance, "generation": link.generation}
-        self._send({"tell": {"link_lost": which | {"link": link.attachment["link"]}}})
+        counts = self.usage.get(link.instance, {})
+        self._send({"tell": {"link_lost": which | counts | {"link": link.attachment["link"]}}})
 
     async def until_asked(self, name: str) -> None:
         """Waits until torpord has asked for something."""

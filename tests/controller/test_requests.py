@@ -7,6 +7,7 @@ from tests.fake_vm import FakeHost
 from tests.proxy_peer import PeerLink, ProxyPeer, Refused
 from torpor.controller import Controller
 from torpor.controller.model import Facts, facts_of
+from torpor.controller.vm import Exit
 from torpor.store import InstanceRow, Owner
 
 pytestmark = pytest.mark.anyio
@@ -89,3 +90,17 @@ async def test_the_next_torpord_hears_that_it_is_used_up(
     peer.usage[link.instance] = {"quiet": True, "requests": 1}
     peer.hang_up()
     assert await served.wait(row, "deleted", 60) == ("deleted", True)
+
+
+async def test_what_a_vm_had_that_was_killed_is_counted(
+    served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
+) -> None:
+    row = await running(served, owner, "web")
+    await sleep(peer, await peer.wake(instance=row.uuid), 1)
+    link = await peer.wake(instance=row.uuid)
+    peer.usage[link.instance] = {"requests": 2, "rx_bytes": 3, "tx_bytes": 4}
+    peer.lose(link)
+    host.running[row.uuid].end(Exit("lost"))
+    assert await served.wait(row, "standby", 30) == ("standby", True)
+    found = facts(served, row)
+    assert (found.requests, found.rx_bytes, found.tx_bytes) == (3, 24, 33)

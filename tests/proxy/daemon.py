@@ -184,6 +184,16 @@ class Torpord:
         with self.changed:
             assert self.changed.wait_for(condition, TIMEOUT_S), (self.asked, self.told)
 
+    def lost_link(self, instance: str) -> dict[str, Any]:
+        """Waits until a link of this instance is said to be lost, and gives that notice."""
+
+        def notices() -> list[dict[str, Any]]:
+            lost = [fields for name, fields in self.told if name == "link_lost"]
+            return [fields for fields in lost if fields["instance"] == instance]
+
+        self.wait_for(lambda: bool(notices()))
+        return notices()[0]
+
     # What torpord does with it -------------------------------------------------------------------
 
     def group(self, hosts: list[str], **fields: Any) -> str:

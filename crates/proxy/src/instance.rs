@@ -537,7 +537,7 @@ impl Owner for Instance {
         }
         if matches!(self.phase.get(), Phase::Running | Phase::Draining) || violation.is_some() {
             let link = self.settings.borrow().link;
-            proxy.control.tell("link_lost", &LinkLost { which: self.which(), link });
+            proxy.control.tell("link_lost", &LinkLost { which: self.which(), link, usage: self.usage() });
             proxy.forget_instance(self);
         }
     }

@@ -41,7 +41,7 @@ class Wake(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Instances that failed this request, or are at their limit."""
 
 
-class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A link that the proxy has."""
 
     instance: str
@@ -445,8 +445,10 @@ class ProxyClient:
         fields = {"instance": instance, "generation": generation, "drain_ms": drain_ms}
         with contextlib.suppress(ProxyGoneError, TimeoutError, ItemError):
             answer = await self.ask(how, fields, within_s=ANSWER_S + drain_ms / 1000)
-            traffic = msgspec.convert(answer, Traffic)
-            self._handler.noted(Link(instance, generation, True, *msgspec.structs.astuple(traffic)))
+            traffic = msgspec.structs.asdict(msgspec.convert(answer, Traffic))
+            self._handler.noted(
+                Link(instance=instance, generation=generation, quiet=True, **traffic)
+            )
 
     def go_on(self, instance: str, generation: int) -> None:
         """See Links."""

@@ -123,6 +123,9 @@ class Router:
         live = self._lifecycle.lives.by_uuid(link.instance)
         if live is None or live.link_generation != link.generation:
             return None
+        # A generation may have had a link before: that of a VM that is dead, say.
+        if link.link is not None and live.link not in (None, link.link):
+            return None
         live.traffic = link.traffic
         return live
 
@@ -135,8 +138,7 @@ class Router:
     async def link_lost(self, link: Link) -> None:
         """See Handler."""
         live = self._counted(link)
-        # A generation may have had a link before: that of a VM that is dead, say.
-        if live is not None and live.link in (None, link.link):
+        if live is not None:
             await self._lifecycle.link_lost(live)
 
     def output(self, instance: str, data: bytes) -> None:

@@ -153,6 +153,9 @@ pub struct LinkLost {
     pub which: Which,
     /// As its attach called it.
     pub link: u64,
+    /// What went over it.
+    #[serde(flatten)]
+    pub usage: Usage,
 }
 
 /// See the document.
