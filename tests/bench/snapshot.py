@@ -245,7 +245,7 @@ async def first_wakes(
             if not late:
                 descriptor = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
                 unpacked = dataclasses.replace(template, memory=descriptor)
-                await process.unpack(template=template.file, memory=descriptor)
+                await process.unpack(template.digest, template=template.file, memory=descriptor)
             vm = await Sibling.prepare(process, unpacked, late=late)
             await vm.wake(secrets.token_hex(16), 0)
             await requests(vm, 0, 1)

@@ -1,7 +1,6 @@
 """Instances that try to leave something for the next one in their VM process, or to break it."""
 
 import asyncio
-import hashlib
 import json
 import os
 import secrets
@@ -22,6 +21,7 @@ from tests.snapshot.vms import (
     occurrences,
     vm_process,
 )
+from torpor.store import Content
 from torpor.vmprocess import Ended, Prepare, Refused
 
 pytestmark = pytest.mark.kvm
@@ -230,7 +230,7 @@ def test_a_warm_base_has_what_three_siblings_have(
         with os.fdopen(warm, "rb") as file:
             file.seek(0)
             content = file.read()
-        digest = hashlib.sha256(content).hexdigest()
+        digest = Content(content).digest.hex()
         async with vm_process(directory) as process:
             base = memory_file(content)
             await process.prepare(
@@ -299,7 +299,7 @@ async def _not_unpacked(vm: Sibling, content: bytes) -> None:
     memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with pytest.raises(Refused) as refused:
-            await vm.process.unpack(template=file, memory=memory)
+            await vm.process.unpack(Content(content).digest.hex(), template=file, memory=memory)
         assert refused.value.code == "bad_snapshot"
     finally:
         os.close(file)

@@ -97,7 +97,7 @@ async def _met(directory: Path, template: Template, at: int) -> str:
             except (ConnectionError, EOFError):
                 event = await asyncio.wait_for(process.events.get(), 60)
                 assert isinstance(event, Ended)
-                assert event.reason == "failed"
+                assert event.reason == "damaged"
                 assert "the checksum of chunk" in event.message
                 return "ended"
             return "never touched"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.harness import DEFAULT_ENVIRONMENT
 from tests.snapshot.peer import TIMEOUT_S, Peer
+from torpor.store import Content
 from torpor.vmprocess import Boot, Prepare, Ready, Restore, VMProcess, launch
 
 OWNER = hashlib.sha256(b"the tests").hexdigest()
@@ -99,9 +100,10 @@ async def make_template(
         data = read_descriptor(stored.descriptor)
         memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         file = memory_file(data)
-        await process.unpack(template=file, memory=memory)
+        digest = Content(data).digest.hex()
+        await process.unpack(digest, template=file, memory=memory)
         peer.close()
-    return Template(file, data, memory, hashlib.sha256(data).hexdigest(), image)
+    return Template(file, data, memory, digest, image)
 
 
 class Sibling:
@@ -127,7 +129,7 @@ class Sibling:
         await process.prepare(
             Prepare(
                 template=template.digest,
-                warm_base=None if warm is None else hashlib.sha256(warm).hexdigest(),
+                warm_base=None if warm is None else Content(warm).digest.hex(),
                 never_run=never_run,
             ),
             template=template.file,
@@ -152,7 +154,12 @@ class Sibling:
         assert self.peer.theirs is not None
         descriptor = None if delta is None else memory_file(delta)
         took_ns = await self.process.restore(
-            Restore(uuid=uuid, generation=generation, host_name=f"vm-{uuid[:8]}"),
+            Restore(
+                uuid=uuid,
+                generation=generation,
+                host_name=f"vm-{uuid[:8]}",
+                delta=None if delta is None else Content(delta).digest.hex(),
+            ),
             delta=descriptor,
             console=self.peer.theirs.fileno(),
         )

@@ -46,7 +46,10 @@ pub enum Command {
     /// its file.
     Prepare(Prepare),
     /// Fills the memory of a template. Descriptors: template file, an empty memfd that may be sealed.
-    Unpack {},
+    Unpack {
+        /// Digest of the template's file.
+        template: Digest,
+    },
     /// Makes a warm base. Descriptors: template file, its memory, then the deltas of siblings; the reply has the file as its
     /// descriptor.
     Learn {
@@ -168,9 +171,9 @@ pub struct Restore {
     /// Whom the delta is of, where that is another instance, whose branch this one is.
     #[serde(default)]
     pub origin: Option<Origin>,
-    /// Whether there is a delta; without one the VM is a clone of its template.
+    /// Digest of the delta's file; without one the VM is a clone of its template.
     #[serde(default)]
-    pub delta: bool,
+    pub delta: Option<Digest>,
     /// Whether a link for console frames comes with it.
     #[serde(default)]
     pub console: bool,
@@ -234,7 +237,7 @@ pub enum Event<'a> {
     },
     /// The VM has ended, and the process with it.
     Ended {
-        /// `exited`, `start_failed` or `failed`.
+        /// `exited`, `start_failed`, `failed` or `damaged`.
         reason: &'a str,
         /// Wait status, or errno.
         status: u32,

@@ -170,6 +170,23 @@ pub enum End {
     },
     /// The VM failed.
     Failed(String),
+    /// Its state can't be had whole: what is stored of it is damaged.
+    Damaged(String),
+}
+
+impl From<Fatal> for End {
+    fn from(fatal: Fatal) -> Self {
+        match fatal {
+            Fatal::Lost(lost) => lost.into(),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+impl From<served::Lost> for End {
+    fn from(lost: served::Lost) -> Self {
+        Self::Damaged(lost.to_string())
+    }
 }
 
 /// Frames on their way out.
@@ -365,13 +382,13 @@ impl Machine {
                 process::exit()
             }
         }
-        let orderly = !matches!(end, End::Failed(_));
+        let orderly = !matches!(end, End::Failed(_) | End::Damaged(_));
         if orderly {
             loop {
                 match self.transmit() {
                     Ok(true) => break,
                     Ok(false) => wait_writable(&self.link, None),
-                    Err(fatal) => self.finish(End::Failed(fatal.to_string())),
+                    Err(fatal) => self.finish(fatal.into()),
                 }
             }
         }
@@ -379,7 +396,7 @@ impl Machine {
         let _ = match end {
             End::Exited(status) => self.report(report::EXITED, status, ""),
             End::StartFailed { errno, text } => self.report(report::START_FAILED, errno, &text),
-            End::Failed(text) => self.report(report::FAILED, 0, &text),
+            End::Failed(text) | End::Damaged(text) => self.report(report::FAILED, 0, &text),
         };
         process::exit()
     }
@@ -394,7 +411,7 @@ impl Machine {
 
     /// Ends the process with the reason, if there is one.
     fn expect<T>(&self, result: Result<T, Fatal>) -> T {
-        result.unwrap_or_else(|fatal| self.finish(End::Failed(fatal.to_string())))
+        result.unwrap_or_else(|fatal| self.finish(fatal.into()))
     }
 }
 

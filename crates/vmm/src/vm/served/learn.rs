@@ -5,11 +5,12 @@
 //! address space, but a VM that rests uses the boot page tables alone, and none of their entries that it uses ever changes.
 //! What the siblings still differ by is in part the same in some of them: that makes the dictionary.
 
+use super::Stored;
 use super::base::{Base, each_page, is_scratch};
 use crate::snapshot::metadata::Machine as Family;
 use crate::snapshot::pages::{Encoder, Page, ZEROS};
 use crate::snapshot::{
-    AGREE, BadSnapshot, Kind, Metadata, Reader, Writer, dictionary, metadata::Digest, metadata::Uuid,
+    AGREE, Arrives, BadSnapshot, Kind, Metadata, Reader, Writer, dictionary, metadata::Digest, metadata::Uuid,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,9 +23,9 @@ const ENTRY_BYTES: usize = 8;
 ///
 /// # Errors
 /// [`super::Refusal`]: a bad or foreign delta, fewer than [`AGREE`] of them, or two of one instance.
-pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> Result<(Vec<u8>, u32), super::Refusal> {
+pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> Result<(Stored, u32), super::Refusal> {
     let (digest, file, memory) = template;
-    let reader = Reader::new(file)?.expect(Kind::Template)?;
+    let reader = Reader::new(file)?.expect(Kind::Template)?.named(digest)?;
     let family = reader.metadata().machine.clone();
     super::check_family(&family)?;
     let bytes = memory.metadata().map_err(super::Fatal::system("fstat of the template's memory"))?.len();
@@ -66,7 +67,7 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
             agreed_parts::<1>(pages, template_page)
         };
         if agreed != *template_page {
-            writer.push(*number, &agreed, Some(template_page), None).map_err(host)?;
+            writer.push(Arrives::AtOnce, *number, &agreed, Some(template_page), None).map_err(host)?;
         }
         for (sibling, rest) in rests.iter_mut().enumerate() {
             let own = pages.iter().find(|(of, _)| *of == sibling).map_or(template_page, |(_, page)| page);
@@ -84,8 +85,8 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         ..reader.metadata().clone()
     };
     let rests: Vec<_> = rests.into_iter().map(Rest::finish).collect();
-    let file = writer.finish_with(Kind::WarmBase, &metadata, &dictionary::learn(&rests)).map_err(host)?;
-    Ok((file, pages))
+    let stored = Stored::new(writer, Kind::WarmBase, &metadata, &dictionary::learn(&rests)).map_err(host)?;
+    Ok((stored, pages))
 }
 
 /// What a sibling differs by from the new warm base: the bytes of its chunks before compression.

@@ -22,6 +22,8 @@ mod pending;
 mod private;
 mod reset;
 mod restore;
+#[cfg(test)]
+mod testing;
 mod userfault;
 
 use super::memory::{Gpa, GuestMemory};
@@ -53,7 +55,7 @@ use torpor_streams::link::{Message, report};
 
 pub use super::{End, Watcher};
 pub use base::{Unpack, unpack_template};
-pub use capture::Captured;
+pub use capture::{Captured, Stored};
 pub use learn::learn_warm_base;
 pub use pager::{Lost, Pager};
 pub use reset::Outcome as ResetOutcome;
@@ -275,8 +277,8 @@ impl Handle {
     }
 
     /// Ends the VM, whose state can't be had whole.
-    pub fn fail(self, why: &str) -> ! {
-        self.0.finish(End::Failed(why.to_owned()))
+    pub fn fail(self, lost: Lost) -> ! {
+        self.0.finish(lost.into())
     }
 
     /// Bytes of host memory that this process has of its own.
@@ -368,7 +370,7 @@ impl Vm {
             }
         };
         if let Some((warm_digest, file)) = warm_base {
-            let warm = Reader::new(file)?.expect(Kind::WarmBase)?;
+            let warm = Reader::new(file)?.expect(Kind::WarmBase)?.named(warm_digest)?;
             warm.metadata().check_family(&family, digest)?;
             base.add_warm(warm_digest, &warm)?;
         }
