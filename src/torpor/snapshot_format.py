@@ -40,7 +40,7 @@ def is_whole(read: Reader, size_bytes: int, digest: bytes) -> bool:
         return False
     at = len(head)
     if at < size_bytes:
-        *_, chunks, late, metadata, _ = _HEADER.unpack_from(head)
+        *_, chunks, late, metadata, _, _ = _HEADER.unpack_from(head)
         index = head[HEADER_BYTES + metadata + chunks * _ENTRY_BYTES :]
         for _, _, length, _, _, wanted in islice(_LATE_ENTRY.iter_unpack(_whole(index)), late):
             if hashlib.sha256(read(at, length)).digest() != wanted:
