@@ -16,12 +16,12 @@ from tests.rootfs.build import root_image
 from tests.snapshot.vms import (
     Sibling,
     Template,
+    digest_in_hex,
     make_template,
     memory_file,
     occurrences,
     vm_process,
 )
-from torpor.store import Content
 from torpor.vmprocess import Ended, Prepare, Refused
 
 pytestmark = pytest.mark.kvm
@@ -230,7 +230,7 @@ def test_a_warm_base_has_what_three_siblings_have(
         with os.fdopen(warm, "rb") as file:
             file.seek(0)
             content = file.read()
-        digest = Content(content).digest.hex()
+        digest = digest_in_hex(content)
         async with vm_process(directory) as process:
             base = memory_file(content)
             await process.prepare(
@@ -299,7 +299,7 @@ async def _not_unpacked(vm: Sibling, content: bytes) -> None:
     memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with pytest.raises(Refused) as refused:
-            await vm.process.unpack(Content(content).digest.hex(), template=file, memory=memory)
+            await vm.process.unpack(digest_in_hex(content), template=file, memory=memory)
         assert refused.value.code == "bad_snapshot"
     finally:
         os.close(file)

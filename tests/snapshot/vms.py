@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.harness import DEFAULT_ENVIRONMENT
 from tests.snapshot.peer import TIMEOUT_S, Peer
-from torpor.store import Content
+from torpor.snapshot_format import digest_of
 from torpor.vmprocess import Boot, Prepare, Ready, Restore, VMProcess, launch
 
 OWNER = hashlib.sha256(b"the tests").hexdigest()
@@ -30,6 +30,11 @@ def memory_file(data: bytes) -> int:
     descriptor = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(descriptor, data)
     return descriptor
+
+
+def digest_in_hex(data: bytes) -> str:
+    """Of a snapshot's file, as VM processes are told it."""
+    return digest_of(lambda at, size: data[at : at + size], len(data)).hex()
 
 
 @contextlib.asynccontextmanager
@@ -100,7 +105,7 @@ async def make_template(
         data = read_descriptor(stored.descriptor)
         memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         file = memory_file(data)
-        digest = Content(data).digest.hex()
+        digest = digest_in_hex(data)
         await process.unpack(digest, template=file, memory=memory)
         peer.close()
     return Template(file, data, memory, digest, image)
@@ -129,7 +134,7 @@ class Sibling:
         await process.prepare(
             Prepare(
                 template=template.digest,
-                warm_base=None if warm is None else Content(warm).digest.hex(),
+                warm_base=None if warm is None else digest_in_hex(warm),
                 never_run=never_run,
             ),
             template=template.file,
@@ -158,7 +163,7 @@ class Sibling:
                 uuid=uuid,
                 generation=generation,
                 host_name=f"vm-{uuid[:8]}",
-                delta=None if delta is None else Content(delta).digest.hex(),
+                delta=None if delta is None else digest_in_hex(delta),
             ),
             delta=descriptor,
             console=self.peer.theirs.fileno(),

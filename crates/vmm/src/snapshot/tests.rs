@@ -28,6 +28,7 @@ fn metadata() -> Metadata {
         generation: 7,
         stopped_at_ns: u64::MAX,
         next_deadline_ns: None,
+        working_set: None,
         streams: String::new(),
     }
 }

@@ -28,7 +28,7 @@ mod vcpu;
 use control::Control;
 use io::{Gate, Inbox};
 use kick::Kicker;
-use memory::{Gpa, GuestMemory, OutOfRange};
+use memory::{Gpa, GuestMemory, ImageMapping, OutOfRange};
 use process::ResidentMemory;
 use rings::TransmitRing;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -38,6 +38,7 @@ use slots::RamSlots;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -213,6 +214,7 @@ struct Machine {
     raised: AtomicU64,
     image: File,
     image_bytes: u64,
+    image_mapping: ManuallyDrop<ImageMapping>,
     debug_exits: bool,
     /// For names in backtraces.
     kernel: Cow<'static, [u8]>,

@@ -4,9 +4,10 @@
 //! never writes the tables. The kernel adds to them afterwards; this process never does again.
 
 use super::memory::{Gpa, GuestMemory, OutOfRange};
+use std::collections::BTreeMap;
 use torpor_abi::layout::{
     BOOT_TABLES_BYTES, BOOT_TABLES_GPA, DIRECT_MAP_BASE, DOORBELL_GPA, IMAGE_GPA, KERNEL_BASE, KERNEL_GPA,
-    LARGE_PAGE_BYTES, PAGE_BYTES,
+    LARGE_PAGE_BYTES, PAGE_BYTES, USER_END,
 };
 
 const PRESENT: u64 = 1 << 0;
@@ -104,6 +105,52 @@ pub(super) fn translate(memory: &GuestMemory, cr3: u64, va: u64) -> Option<Gpa> 
         table = entry & ADDRESS_MASK;
     }
     None
+}
+
+/// Where a page is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mapped {
+    pub(super) address: u64,
+    pub(super) writable: bool,
+}
+
+/// The pages that programs have mapped by the guest's own tables, which may say anything, with their numbers; no more than
+/// `most` tables are looked at.
+pub(super) fn mapped(memory: &GuestMemory, cr3: u64, most: u64) -> BTreeMap<u32, Mapped> {
+    let mut found = BTreeMap::new();
+    let mut left = most;
+    each_mapped(memory, cr3 & ADDRESS_MASK, (39, 0, true), &mut left, &mut found);
+    found
+}
+
+fn each_mapped(
+    memory: &GuestMemory,
+    table: u64,
+    (shift, base, writable): (u32, u64, bool),
+    left: &mut u64,
+    found: &mut BTreeMap<u32, Mapped>,
+) {
+    let mut entries = [0; PAGE_BYTES as usize];
+    if *left == 0 || memory.read(Gpa(table), &mut entries).is_err() {
+        return;
+    }
+    *left -= 1;
+    for (index, entry) in (0..).zip(entries.as_chunks::<8>().0) {
+        let (entry, address) = (u64::from_le_bytes(*entry), base | index << shift);
+        if entry & PRESENT == 0 || entry & USER == 0 || address >= USER_END {
+            continue;
+        }
+        let writable = writable && entry & WRITABLE != 0;
+        if shift > 12 && entry & LARGE == 0 {
+            each_mapped(memory, entry & ADDRESS_MASK, (shift - 9, address, writable), left, found);
+        } else if shift <= 21 {
+            let first = (entry & ADDRESS_MASK & !((1 << shift) - 1)) / PAGE_BYTES;
+            for page in 0..(1 << shift) / PAGE_BYTES {
+                let Ok(number) = u32::try_from(first + page) else { continue };
+                found.entry(number).or_insert(Mapped { address: address + page * PAGE_BYTES, writable });
+            }
+        }
+    }
 }
 
 #[cfg(test)]

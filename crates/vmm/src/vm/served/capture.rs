@@ -5,7 +5,7 @@ use super::super::memory::Gpa;
 use super::super::timer::now_ns;
 use super::super::{Fatal, wait_writable};
 use super::base::{Base, is_scratch, scratch};
-use super::{Changed, LARGE_PAGES, Pager, Refusal, Survey, Vm, handover};
+use super::{Changed, LARGE_PAGES, Pager, Refusal, Survey, Vm, handover, working_set};
 use crate::snapshot::metadata::{Digest, Machine as Family, Uuid, hex};
 use crate::snapshot::pages::{Coding, ZEROS};
 use crate::snapshot::{Arrives, BadSnapshot, Entry, Kind, Metadata, Reader, Writer};
@@ -170,6 +170,12 @@ impl Vm {
             family.tables.push(stopped.tables);
             super::check_family(&family)?;
         }
+        let working_set = if kind == Kind::Delta && self.recorder.is_some() {
+            let root = self.vcpu.get_sregs().map_err(Fatal::kvm("KVM_GET_SREGS"))?.cr3;
+            Some(working_set::of(self.machine, &self.pagemap, root, numbers)?)
+        } else {
+            None
+        };
         let mut free = FreePages::new(stopped.free);
         let mut survey = Survey { private: numbers.len(), changed: Vec::new(), runs: Vec::new() };
         let host = |error: std::io::Error| Refusal::Host(format!("the snapshot: {error}"));
@@ -206,6 +212,7 @@ impl Vm {
             generation,
             stopped_at_ns,
             next_deadline_ns: stopped.next_deadline_ns,
+            working_set,
             streams,
         };
         let stored = Stored::new(writer, kind, &metadata, &[]).map_err(host)?;

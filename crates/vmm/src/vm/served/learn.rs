@@ -11,6 +11,7 @@ use crate::snapshot::metadata::Machine as Family;
 use crate::snapshot::pages::{Encoder, Page, ZEROS};
 use crate::snapshot::{
     AGREE, Arrives, BadSnapshot, Kind, Metadata, Reader, Writer, dictionary, metadata::Digest, metadata::Uuid,
+    metadata::WorkingSet,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,6 +32,7 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
     let bytes = memory.metadata().map_err(super::Fatal::system("fstat of the template's memory"))?.len();
     let base = Base::of_template(digest, memory, bytes)?;
     let mut instances = Vec::<Uuid>::new();
+    let mut sets = Vec::<WorkingSet>::new();
     // By page, what each delta that has it makes of it, and the delta's place among all.
     let mut contents = BTreeMap::<u32, Vec<(usize, Box<Page>)>>::new();
     for delta in deltas {
@@ -43,6 +45,7 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         if instances.contains(&metadata.uuid) {
             return Err(BadSnapshot::Mismatch("two deltas are of one instance".into()).into());
         }
+        sets.extend(metadata.working_set.clone());
         let sibling = instances.len();
         instances.push(metadata.uuid);
         each_page(&delta, None, |coded| {
@@ -81,6 +84,7 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         uuid: Uuid::default(),
         generation: 0,
         next_deadline_ns: None,
+        working_set: WorkingSet::agreed(&sets.iter().collect::<Vec<_>>(), AGREE),
         streams: String::new(),
         ..reader.metadata().clone()
     };

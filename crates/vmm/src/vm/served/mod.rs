@@ -25,6 +25,7 @@ mod restore;
 #[cfg(test)]
 mod testing;
 mod userfault;
+mod working_set;
 
 use super::memory::{Gpa, GuestMemory};
 use super::start::{Built, Parts, assemble, build};
@@ -52,6 +53,7 @@ use torpor_abi::boot::{VERSION, flags};
 use torpor_abi::handover::{command, quiesce};
 use torpor_abi::layout::{PAGE_BYTES, RESUME_STACK_TOP_GPA, ram_bytes};
 use torpor_streams::link::{Message, report};
+use userfault::Userfault;
 
 pub use super::{End, Watcher};
 pub use base::{Unpack, unpack_template};
@@ -89,6 +91,7 @@ pub struct Resources {
     pagemap: PageMap,
     pub(super) io: Sender<&'static Machine>,
     pager: Option<Arc<Pager>>,
+    recorder: Option<Userfault>,
     /// What the host does not permit of the jail, for people.
     pub missing: Option<String>,
 }
@@ -104,6 +107,7 @@ impl Resources {
         let pagemap = PageMap::open()?;
         // Without it all of a state is put in place before its VM goes on.
         let pager = Pager::open().ok().map(Arc::new);
+        let recorder = Userfault::for_single_pages().ok();
         let missing = jail::enter().map_err(Refusal::Host)?;
         let (io, machine) = std::sync::mpsc::channel::<&'static Machine>();
         // What a new thread does before our code may not be in the filter.
@@ -120,7 +124,7 @@ impl Resources {
         let spawned = std::thread::Builder::new().name("io".into()).spawn(waits);
         spawned.map_err(|error| Refusal::Host(format!("starting a thread: {error}")))?;
         has_started.recv().map_err(|_| Refusal::Host("a thread did not start".into()))?;
-        Ok(Self { kvm, statm, pagemap, io, pager, missing })
+        Ok(Self { kvm, statm, pagemap, io, pager, recorder, missing })
     }
 
     /// What a VM's late pages will be asked of.
@@ -199,6 +203,8 @@ pub struct Vm {
     entered: bool,
     /// Of the last capture, as long as the VM is stopped since.
     survey: Option<Survey>,
+    /// Has what is touched noted page by page: see [`working_set`].
+    recorder: Option<Userfault>,
     /// What the guest has to be told when it goes on: see [`torpor_abi::handover::Handover::unsent_bytes`].
     relinked: Option<[u32; 3]>,
 }
@@ -346,7 +352,7 @@ impl Vm {
     /// # Errors
     /// [`Refusal`].
     pub fn prepare(
-        origin: Origin,
+        mut origin: Origin,
         template: (Digest, &Reader<'_>, TemplateMemory<'_>),
         warm_base: Option<(Digest, &[u8])>,
         never_run: bool,
@@ -358,6 +364,9 @@ impl Vm {
         if origin.image_bytes != family.image_bytes {
             return Err(BadSnapshot::Mismatch("the image has another size than the template's".into()).into());
         }
+        let mut working_set = None;
+        let is_shared = matches!(memory, TemplateMemory::Shared(_));
+        let recorder = origin.resources.recorder.take().filter(|_| is_shared && warm_base.is_none());
         let (mut base, memory) = match memory {
             TemplateMemory::Shared(file) => {
                 let bytes = file.metadata().map_err(Fatal::system("fstat of the template's memory"))?.len();
@@ -373,6 +382,7 @@ impl Vm {
             let warm = Reader::new(file)?.expect(Kind::WarmBase)?.named(warm_digest)?;
             warm.metadata().check_family(&family, digest)?;
             base.add_warm(warm_digest, &warm)?;
+            working_set.clone_from(&warm.metadata().working_set);
         }
         for (number, page) in base.warm_pages() {
             memory.write(Gpa(u64::from(number) * PAGE_BYTES), page).map_err(Fatal::from)?;
@@ -384,10 +394,14 @@ impl Vm {
         built.machine.gate.close();
         built.machine.gate.lend();
         let mut vm = Self::new(built, family, base, pagemap, false, &io)?;
+        vm.recorder = recorder.and_then(|recorder| working_set::record(vm.machine, recorder));
         if never_run {
             vm.enter_at_resume();
         } else {
             vm.rest(0)?;
+            if let Some(set) = working_set {
+                vm.touch(&set)?;
+            }
         }
         Ok(vm)
     }
@@ -418,6 +432,7 @@ impl Vm {
             tty,
             entered: false,
             survey: None,
+            recorder: None,
             relinked: None,
         })
     }
@@ -474,7 +489,12 @@ impl Vm {
 
     /// Runs the resume entry until it parks, so that it stores the page-table entries in the list.
     fn rest(&mut self, entries: u32) -> Result<(), Refusal> {
-        handover::set_command(&self.machine.memory, command::REST, entries);
+        self.park(command::REST, entries)
+    }
+
+    /// Runs the resume entry with a command until it parks.
+    fn park(&mut self, command: u32, entries: u32) -> Result<(), Refusal> {
+        handover::set_command(&self.machine.memory, command, entries);
         self.enter_at_resume();
         self.entered = true;
         match run_until_stop(self.machine, &self.vm, &mut self.vcpu, &mut self.progress) {

@@ -89,6 +89,10 @@ impl Vm {
         link: Option<&OwnedFd>,
         whole: &Whole,
     ) -> Result<(), Refusal> {
+        if delta.as_ref().is_some_and(|(reader, _)| !reader.late().is_empty()) {
+            // Memory has one userfaultfd, and late pages need theirs.
+            self.recorder = None;
+        }
         let mut entries = Vec::new();
         let put = self.put(delta, &mut entries);
         let (stopped_at_ns, parked) = match put {

@@ -39,6 +39,7 @@ pub(super) fn finished(writer: Writer<'_>, kind: Kind, machine: Family) -> Vec<u
         generation: 1,
         stopped_at_ns: 0,
         next_deadline_ns: None,
+        working_set: None,
         streams: String::new(),
     };
     let mut file = Vec::new();
