@@ -208,8 +208,33 @@ async def measure(name: str, report: Report, turns: int, directory: Path) -> Non
         for _ in range(turns):
             await turn(vm, starts, secrets.token_hex(16), 0, None, 0)
         report_times(f"{name}-new", report, starts, in_bars=False)
+    await measure_fresh(name, report, turns, directory, template, warm)
     await measure_first(name, report, turns, directory, template)
     template.close()
+
+
+async def measure_fresh(
+    name: str, report: Report, turns: int, directory: Path, template: Template, warm: bytes
+) -> None:
+    """A new instance in a process that has not served any, made ready in either way."""
+    for touch in (False, True):
+        prepare, answer, memory_bytes = list[float](), list[float](), 0
+        for _ in range(min(turns, 30)):
+            async with vm_process(directory) as process:
+                began = time.perf_counter()
+                vm = await Sibling.prepare(process, template, warm=warm, touch=touch)
+                prepare.append((time.perf_counter() - began) * 1e3)
+                memory_bytes = (await process.query()).memory_bytes
+                began = time.perf_counter()
+                await vm.wake(secrets.token_hex(16), 0)
+                await requests(vm, 0, 1)
+                answer.append((time.perf_counter() - began) * 1e3)
+                vm.peer.close()
+        case = f"{name}-fresh-{'touched' if touch else 'untouched'}"
+        report.samples(f"{case}-prepare", prepare, "ms")
+        bar = Bar(8.0) if name == "bun" and touch else None
+        report.samples(f"{case}-restore-to-answer", answer, "ms", bar=bar)
+        report.value(f"{case}-memory", memory_bytes / 1e6, "MB")
 
 
 async def measure_first(

@@ -128,6 +128,7 @@ class Sibling:
         never_run: bool = False,
         late: bool = False,
         warm: bytes | None = None,
+        touch: bool = False,
     ) -> Sibling:
         """With `late` of the template's file alone; with `warm` at that warm base."""
         warm_file = None if warm is None else memory_file(warm)
@@ -136,6 +137,7 @@ class Sibling:
                 template=template.digest,
                 warm_base=None if warm is None else digest_in_hex(warm),
                 never_run=never_run,
+                touch=touch,
             ),
             template=template.file,
             memory=None if late else template.memory,

@@ -259,7 +259,8 @@ class Host:
     ) -> Worker:
         """A process at rest on a template and a warm base, or none.
 
-        One that somebody waits for does not wait for its template to be unpacked.
+        One that somebody waits for does not wait for its template to be unpacked, nor for what only
+        makes its first wake shorter.
         """
         worker = await self._launched()
         try:
@@ -273,6 +274,7 @@ class Host:
                 template=template.digest.hex(),
                 warm_base=None if warm is None else warm.digest.hex(),
                 never_run=never_run,
+                touch=not is_awaited,
             )
             await worker.process.prepare(
                 prepare,

@@ -5,7 +5,9 @@ use super::{Identity, Shared, State, ended};
 use crate::error::Failure;
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::snapshot::{Kind, Reader, read_head};
-use crate::vm::served::{End, Instance, Link, Origin, Refusal, Resources, TemplateMemory, Vm, Watcher, Whole};
+use crate::vm::served::{
+    End, Instance, Link, Origin, Readiness, Refusal, Resources, TemplateMemory, Vm, Watcher, Whole,
+};
 use crate::vm::{Given, fail};
 use rustix::process::Pid;
 use serde::Deserialize;
@@ -165,7 +167,7 @@ fn restore(
     }
     let template = (saved.digest, &reader, TemplateMemory::Own(saved.template));
     // The host writes all page tables: the vCPU of a new process has not run.
-    let mut vm = Vm::prepare(origin, template, None, true, watcher)?;
+    let mut vm = Vm::prepare(origin, template, None, Readiness::NeverRun, watcher)?;
     // From here on a page that can't be had ends the VM.
     shared.lock().handle = Some(vm.handle());
     let delta =

@@ -152,6 +152,9 @@ pub struct Prepare {
     /// Leave the vCPU alone: for a state whose page tables differ much.
     #[serde(default)]
     pub never_run: bool,
+    /// Have the guest kernel touch what instances need soon, as far as the warm base says what that is.
+    #[serde(default)]
+    pub touch: bool,
     /// The template is not unpacked: its pages arrive from its file when they are touched.
     #[serde(default)]
     pub late: bool,

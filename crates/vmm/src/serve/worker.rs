@@ -8,7 +8,7 @@ use crate::snapshot::pages::Coding;
 use crate::snapshot::{Kind, Reader, read_head};
 use crate::vm::boot;
 use crate::vm::served::{
-    Captured, Instance, Link, Origin, Refusal, ResetOutcome, Resources, TemplateMemory, Vm, Watcher, Whole,
+    Captured, Instance, Link, Origin, Readiness, Refusal, ResetOutcome, Resources, TemplateMemory, Vm, Watcher, Whole,
     learn_warm_base, unpack_template,
 };
 use serde_json::{Value, json};
@@ -296,7 +296,13 @@ impl Worker {
         let origin = self.origin(image, None)?;
         let warm = warm.as_ref().map(|(digest, file)| (*digest, &file[..]));
         let template = (prepare.template, &reader, memory);
-        let vm = Vm::prepare(origin, template, warm, prepare.never_run, self.watching())?;
+        let ready = match (prepare.never_run, prepare.touch) {
+            (true, false) => Readiness::NeverRun,
+            (false, false) => Readiness::Rests,
+            (false, true) => Readiness::Touched,
+            (true, true) => return Err(Refused::request("a VM that never ran cannot touch anything")),
+        };
+        let vm = Vm::prepare(origin, template, warm, ready, self.watching())?;
         self.whole = whole;
         self.set_vm(vm, State::Resting, Uuid::default(), None);
         Ok((json!({}), None))

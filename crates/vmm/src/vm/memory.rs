@@ -299,7 +299,7 @@ impl GuestMemory {
     }
 }
 
-/// The EROFS image, mapped shared and read-only. This process never reads it: a file that shrinks would be a SIGBUS.
+/// The EROFS image, mapped read-only. This process never reads it: a file that shrinks would be a SIGBUS.
 #[derive(Debug)]
 pub(super) struct ImageMapping {
     mapping: Mapping,
@@ -312,6 +312,7 @@ impl ImageMapping {
     /// What mmap(2) gives.
     pub(super) fn new(file: impl AsFd, len: u64) -> io::Result<Self> {
         let len = usize::try_from(len.next_multiple_of(PAGE_BYTES)).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        // Private, since userfaultfd(2) takes no shared mapping of a file that may not be written.
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;

@@ -84,7 +84,7 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         uuid: Uuid::default(),
         generation: 0,
         next_deadline_ns: None,
-        working_set: WorkingSet::agreed(&sets.iter().collect::<Vec<_>>(), AGREE),
+        working_set: WorkingSet::agreed(&sets, AGREE),
         streams: String::new(),
         ..reader.metadata().clone()
     };

@@ -183,6 +183,17 @@ pub enum TemplateMemory<'a> {
     Own(File),
 }
 
+/// How far a VM of a template is made ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Its vCPU has not run yet, so that any number of page tables may differ in what is restored first.
+    NeverRun,
+    /// Its vCPU waits.
+    Rests,
+    /// And what its instances need is mapped, as far as the warm base says what that is.
+    Touched,
+}
+
 /// With so many pages of its own a process has a large state: one whose pages are late, and after which it is not used again.
 const LARGE_PAGES: usize = (16 << 20) / PAGE_BYTES as usize;
 
@@ -346,8 +357,7 @@ impl Vm {
         Self::new(built, family, Base::zeros(), pagemap, tty, &io)
     }
 
-    /// A VM of a template, whose file was read as one. It rests when this returns. With `never_run` its vCPU has not run
-    /// yet, so that any number of page tables may differ in what is restored first.
+    /// A VM of a template, whose file was read as one. It rests when this returns.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -355,7 +365,7 @@ impl Vm {
         mut origin: Origin,
         template: (Digest, &Reader<'_>, TemplateMemory<'_>),
         warm_base: Option<(Digest, &[u8])>,
-        never_run: bool,
+        ready: Readiness,
         watcher: Box<dyn Watcher>,
     ) -> Result<Self, Refusal> {
         let (digest, reader, memory) = template;
@@ -395,13 +405,13 @@ impl Vm {
         built.machine.gate.lend();
         let mut vm = Self::new(built, family, base, pagemap, false, &io)?;
         vm.recorder = recorder.and_then(|recorder| working_set::record(vm.machine, recorder));
-        if never_run {
+        if ready == Readiness::NeverRun {
             vm.enter_at_resume();
         } else {
             vm.rest(0)?;
-            if let Some(set) = working_set {
-                vm.touch(&set)?;
-            }
+        }
+        if let (Readiness::Touched, Some(set)) = (ready, working_set) {
+            vm.touch(&set)?;
         }
         Ok(vm)
     }
