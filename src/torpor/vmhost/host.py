@@ -274,7 +274,7 @@ class Host:
                 template=template.digest.hex(),
                 warm_base=None if warm is None else warm.digest.hex(),
                 never_run=never_run,
-                touch=not is_awaited,
+                touch=not is_awaited and self._pool.time_left(),
             )
             await worker.process.prepare(
                 prepare,

@@ -78,10 +78,14 @@ impl Vm {
     pub(super) fn touch(&mut self, set: &WorkingSet) -> Result<(), Refusal> {
         let memory = &self.machine.memory;
         let tables = self.family.tables.iter().map(|(_, len)| len / PAGE_BYTES).sum();
-        let mapped = tables::mapped(memory, set.root, tables);
+        let [ram, image] =
+            [memory.len_bytes(), self.machine.image_mapping.len_bytes()].map(|len| (len / PAGE_BYTES) as u32);
+        let is_memory = |page: &u32| *page < ram || (IMAGE_PAGE..IMAGE_PAGE + image).contains(page);
+        let touched: BTreeSet<u32> = pages(&set.touched).filter(is_memory).collect();
+        let mapped = tables::mapped(memory, set.root, &touched, tables);
         let written: BTreeSet<u32> =
             pages(&set.written).filter(|page| !self.is_table(*page) && !is_scratch(*page)).collect();
-        let found = pages(&set.touched).filter_map(|page| {
+        let found = touched.into_iter().filter_map(|page| {
             let Mapped { address, writable } = mapped.get(&page).copied().or_else(|| self.in_kernel(set.root, page))?;
             Some((set.root, address | u64::from(writable && written.contains(&page))))
         });
