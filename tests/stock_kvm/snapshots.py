@@ -89,7 +89,7 @@ async def late(template: Template) -> None:
 async def late_template(template: Template) -> None:
     """A template that is not unpacked: its state goes on in others, and the other way round."""
     uuid, delta, areas = secrets.token_hex(16), None, 0
-    for generation, late in enumerate((True, False, True)):
+    for generation, late in enumerate((True, False)):
         async with vm_process(DIRECTORY) as process:
             vm = await Sibling.prepare(process, template, late=late)
             await vm.wake(uuid, generation, delta)
