@@ -153,7 +153,7 @@ pub struct Metadata {
     pub stopped_at_ns: u64,
     /// From the stop to the next timer on CLOCK_MONOTONIC.
     pub next_deadline_ns: Option<u64>,
-    /// What it needs soon, against a template alone; in a warm base what its siblings do.
+    /// What a first generation has needed; in a warm base what siblings need.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_set: Option<WorkingSet>,
     /// Streams to the outside ([`torpor_streams::parked`]), in hexadecimal; empty where there are none.

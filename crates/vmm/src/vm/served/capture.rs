@@ -170,7 +170,9 @@ impl Vm {
             family.tables.push(stopped.tables);
             super::check_family(&family)?;
         }
-        let working_set = if kind == Kind::Delta && self.recorder.is_some() {
+        // Later on it needs more, and who has no siblings teaches nobody.
+        let teaches = kind == Kind::Delta && generation <= 1;
+        let working_set = if teaches && self.recorder.is_some() {
             let root = self.vcpu.get_sregs().map_err(Fatal::kvm("KVM_GET_SREGS"))?.cr3;
             Some(working_set::of(self.machine, &self.pagemap, root, numbers)?)
         } else {
