@@ -1,4 +1,4 @@
-"""Large states through torpord: their files are handed on, and checked as they arrive."""
+"""Files of states through torpord: they are handed on, and lose nothing when they are damaged."""
 
 import base64
 import time
@@ -127,3 +127,35 @@ def test_damage_that_shows_late_loses_nothing(server: Server, data: Path) -> Non
     while ask(server, "/digest") != digest:
         assert time.monotonic() < ends_s
     assert int(ask(server, "/count")) > 3
+
+
+@pytest.mark.parametrize("damage", ["gone", "another", "older"])
+def test_a_template_that_disappears_loses_nothing(
+    server: Server, data: Path, tmp_path: Path, damage: str
+) -> None:
+    """Its clone stays as it is, and goes on when the file is there again."""
+    suspend(server, "holder")
+    suspend(server, "first")
+    server.down()  # so that no process has it
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    files = blobs(data / "blobs")
+    for path in files:
+        whole = path.read_bytes()
+        (aside / path.name).write_bytes(whole)
+        if damage == "gone":
+            path.unlink()
+        elif damage == "another":
+            path.write_bytes(whole[:9] + b"?" * (len(whole) - 9))
+        else:
+            path.write_bytes(whole[:8] + b"\x02" + whole[9:])  # of the format's version 2
+    server.up()
+    status, body = server.get("holder.localhost", "/count")
+    assert status in (502, 503), (status, body)
+    assert server.state("holder") == "standby"
+    (start,) = server.api("/v1/instances/start", [{"name": "holder"}], "PUT")["instances"]
+    wanted = {"gone": "is missing", "another": "version", "older": "version 2 of the format"}
+    assert wanted[damage] in start["message"], start
+    for path in files:
+        path.write_bytes((aside / path.name).read_bytes())
+    assert ask(server, "/count") == "2"
