@@ -2,14 +2,25 @@
 
 import asyncio
 import hashlib
+import os
 from pathlib import Path
 
 import apsw
 import pytest
 from msgspec.structs import replace
 
+from tests.harness import small_disk
 from tests.store.conftest import add, new
-from torpor.store import ConflictError, Content, DamagedError, InstanceRow, Owner, Store
+from torpor.store import (
+    ConflictError,
+    Content,
+    DamagedError,
+    InstanceRow,
+    NoSpaceError,
+    OpenFile,
+    Owner,
+    Store,
+)
 from torpor.store.backup import backup
 from torpor.store.blobs import BlobFiles
 from torpor.store.checking import check
@@ -192,3 +203,25 @@ async def test_a_full_disk_refuses_writes_and_recovers(store: Store, owner: Owne
     assert await content(store, row) == SMALL
     await database.between_commits(lambda connection: limit(connection, 1 << 30))
     await add(store, owner, "b", config=b"x" * 9000)
+
+
+async def test_a_large_file_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    """It is copied from the memory that a VM process put it into, piece by piece."""
+    file = OpenFile(os.memfd_create("large"))
+    os.write(file.number, os.urandom(1 << 20) * 16)
+    with small_disk(tmp_path / "data", 8) as data:
+        store = Store(data)
+        try:
+            owner = await store.owners.add("ada")
+            row = await store.snapshots.commit(
+                await add(store, owner, "a"), Content(LARGE), created_ms=1
+            )
+            with pytest.raises(NoSpaceError):
+                await store.snapshots.commit(row, Content(file), created_ms=2)
+            assert list((data / "blobs" / "staging").iterdir()) == []
+            assert await content(store, row) == LARGE
+            os.truncate(file.number, 1 << 20)
+            row = await store.snapshots.commit(row, Content(file), created_ms=3)
+            assert await content(store, row) == Content(file).read()
+        finally:
+            store.close()
