@@ -56,12 +56,16 @@ class Content:
     def read(self) -> bytes:
         """All of it, checked. Raises DamagedError."""
         held = Content(self._part(0, self.size_bytes), self.digest)
-        if not held.is_whole():
+        held.check()
+        return held._part(0, self.size_bytes)
+
+    def check(self) -> None:
+        """Raises DamagedError unless all of it is as its digest says."""
+        if not self.is_whole():
             raise DamagedError(
                 f"snapshot {self.digest.hex()}: content does not match its digest: it will not be "
                 "run; restore a backup"
             )
-        return held._part(0, self.size_bytes)
 
     def is_whole(self) -> bool:
         """Whether all of it is as its digest says."""

@@ -201,7 +201,8 @@ class Snapshots:
             connection.execute("UPDATE blobs SET tier='lower' WHERE digest=?", (digest,))
             return connection.changes() == 1
 
-        content = Content(await asyncio.to_thread(self._files.open(digest, UPPER).read), digest)
+        content = await asyncio.to_thread(self._files.open, digest, UPPER)
+        await asyncio.to_thread(content.check)
         with ExitStack() as held:
             await asyncio.to_thread(held.enter_context, self._files.put(content, LOWER))
             moved = await self._database.write(change)
