@@ -32,9 +32,11 @@ def memory_file(data: bytes) -> int:
     return descriptor
 
 
-def digest_in_hex(data: bytes) -> str:
-    """Of a snapshot's file, as VM processes are told it."""
-    return digest_of(lambda at, size: data[at : at + size], len(data)).hex()
+def digest_in_hex(file: bytes | int) -> str:
+    """Of a snapshot's file or a descriptor of it, as VM processes are told it."""
+    if isinstance(file, bytes):
+        return digest_of(lambda at, size: file[at : at + size], len(file)).hex()
+    return digest_of(lambda at, size: os.pread(file, size, at), os.fstat(file).st_size).hex()
 
 
 @contextlib.asynccontextmanager
@@ -149,30 +151,36 @@ class Sibling:
         return cls(process, template)
 
     async def wake(
-        self, uuid: str, generation: int, delta: bytes | None = None, *, peer: Peer | None = None
+        self,
+        uuid: str,
+        generation: int,
+        delta: bytes | int | None = None,
+        *,
+        peer: Peer | None = None,
     ) -> float:
         """Restore; returns how long the VM process took for it in seconds.
 
-        `peer` has been parked, and its connections go on; without, there is a new one.
+        `delta` is a file, or the caller's descriptor of it. `peer` has been parked, and its
+        connections go on; without, there is a new one.
         """
         if peer is not self.peer:
             self.peer.close()
         self.peer = peer or Peer()
         assert self.peer.theirs is not None
-        descriptor = None if delta is None else memory_file(delta)
+        descriptor = memory_file(delta) if isinstance(delta, bytes) else delta
         took_ns = await self.process.restore(
             Restore(
                 uuid=uuid,
                 generation=generation,
                 host_name=f"vm-{uuid[:8]}",
-                delta=None if delta is None else digest_in_hex(delta),
+                delta=None if descriptor is None else digest_in_hex(descriptor),
             ),
             delta=descriptor,
             console=self.peer.theirs.fileno(),
         )
         self.peer.resume(generation)
         self.peer.handed_over()
-        if descriptor is not None:
+        if descriptor is not None and descriptor != delta:
             os.close(descriptor)
         return took_ns / 1e9
 
