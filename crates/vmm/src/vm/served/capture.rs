@@ -170,7 +170,7 @@ impl Vm {
             family.tables.push(stopped.tables);
             super::check_family(&family)?;
         }
-        // Later on it needs more, and who has no siblings teaches nobody.
+        // Who has gone on as somebody needs more than a new instance, and who has no siblings teaches nobody.
         let teaches = kind == Kind::Delta && generation <= 1;
         let working_set = if teaches && self.recorder.is_some() {
             let root = self.vcpu.get_sregs().map_err(Fatal::kvm("KVM_GET_SREGS"))?.cr3;

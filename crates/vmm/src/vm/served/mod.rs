@@ -214,7 +214,7 @@ pub struct Vm {
     entered: bool,
     /// Of the last capture, as long as the VM is stopped since.
     survey: Option<Survey>,
-    /// Has what is touched noted page by page: see [`working_set`].
+    /// For what new instances touch: see [`working_set`]. None in a process that is of no use for that.
     recorder: Option<Userfault>,
     /// What the guest has to be told when it goes on: see [`torpor_abi::handover::Handover::unsent_bytes`].
     relinked: Option<[u32; 3]>,
@@ -404,7 +404,7 @@ impl Vm {
         built.machine.gate.close();
         built.machine.gate.lend();
         let mut vm = Self::new(built, family, base, pagemap, false, &io)?;
-        vm.recorder = recorder.and_then(|recorder| working_set::record(vm.machine, recorder));
+        vm.recorder = recorder;
         if ready == Readiness::NeverRun {
             vm.enter_at_resume();
         } else {

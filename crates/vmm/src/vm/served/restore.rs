@@ -9,7 +9,7 @@ use super::super::{Fatal, Ledger};
 use super::base::each_page_of;
 use super::pager::Late;
 use super::pending::Pending;
-use super::{Instance, Pager, Refusal, Vm, handover};
+use super::{Instance, Pager, Refusal, Vm, handover, working_set};
 use crate::snapshot::metadata::{Uuid, unhex_all};
 use crate::snapshot::pages::{CodedPage, Page, Run, ZEROS};
 use crate::snapshot::{BadSnapshot, Chunk, Metadata, Reader, Unpacker};
@@ -89,10 +89,10 @@ impl Vm {
         link: Option<&OwnedFd>,
         whole: &Whole,
     ) -> Result<(), Refusal> {
-        if delta.as_ref().is_some_and(|(reader, _)| !reader.late().is_empty()) {
-            // Memory has one userfaultfd, and late pages need theirs.
-            self.recorder = None;
-        }
+        // Who goes on needs other things, and memory has one userfaultfd: late pages need theirs.
+        let begins = instance.generation == 0 && delta.as_ref().is_none_or(|(reader, _)| reader.late().is_empty());
+        let recorder = self.recorder.take().filter(|_| begins);
+        self.recorder = recorder.and_then(|recorder| working_set::record(self.machine, recorder));
         let mut entries = Vec::new();
         let put = self.put(delta, &mut entries);
         let (stopped_at_ns, parked) = match put {

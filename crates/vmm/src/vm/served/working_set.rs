@@ -1,7 +1,7 @@
 //! What instances of a template need soon after they go on, and how a process that rests gets ready for it.
 //!
-//! A page that KVM has never mapped costs some microseconds when it is touched first. In processes without a warm base the
-//! host maps single pages ([`record`]), so those that are mapped by the time an instance sleeps are those that were touched.
+//! A page that KVM has never mapped costs some microseconds when it is touched first. Where new instances run without a warm
+//! base the host maps single pages ([`record`]), so those that are mapped by the time an instance sleeps are those that were touched.
 //! They are noted in the delta of its first generation, and a warm base has those on which siblings agree ([`WorkingSet::agreed`]). A new process at
 //! that warm base has its guest kernel touch them, by the addresses at which programs do; no program runs.
 
