@@ -105,7 +105,7 @@ class Controller:
         self.router = Router(
             store, self.lifecycle, self.groups, self.links, self.console, self.events
         )
-        host.begin(self.saved.read_base, self.templates.warm, store.bases.by_digest)
+        host.begin(self.saved.open_base, self.templates.warm, store.bases.by_digest)
         self.upkeep = Upkeep(
             store,
             self.lifecycle,

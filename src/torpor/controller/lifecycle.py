@@ -48,7 +48,15 @@ from torpor.controller.starting import READY_S, STANDBY_S, Listener, Starter
 from torpor.controller.templates import Templates
 from torpor.controller.updates import apply_pending
 from torpor.controller.vm import Exit, Found, Saved, VmHost, VmProcess
-from torpor.store import ConflictError, InstanceRow, NoSpaceError, State, Store, StoreError
+from torpor.store import (
+    ConflictError,
+    Content,
+    InstanceRow,
+    NoSpaceError,
+    State,
+    Store,
+    StoreError,
+)
 from torpor.tasks import Tasks
 
 STOP_TIMEOUT_S = 10.0
@@ -421,7 +429,7 @@ class Lifecycle:
         """The committed state of a row, and as what it was stored. Raises StoreError."""
         state = await self._saved.read(row)
         origin = state.origin or f"{row.uuid}/{row.generation}"
-        return Saved(state.delta or b"", state.template, state.warm), origin
+        return Saved(state.delta or Content(b""), state.template, state.warm), origin
 
     # Waking -------------------------------------------------------------------------------------
 

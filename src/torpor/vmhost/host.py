@@ -23,13 +23,13 @@ from torpor.controller.vm import (
 )
 from torpor.errors import TorporError
 from torpor.images import ImageStore
-from torpor.store import Base
+from torpor.store import Base, Content
 from torpor.tasks import Tasks
 from torpor.vmhost.adopting import Left, find_left
 from torpor.vmhost.assignments import Assignments
-from torpor.vmhost.loaded import Templates, memory_file, open_image, owner_digest
+from torpor.vmhost.loaded import Templates, open_image, owner_digest
 from torpor.vmhost.pool import Limits, Pool
-from torpor.vmhost.vm import RunningVm, read_all
+from torpor.vmhost.vm import RunningVm, received
 from torpor.vmhost.worker import Rest, Worker
 from torpor.vmprocess import (
     READY_PORTS_MAX,
@@ -166,13 +166,12 @@ class Host:
             generation=who.generation,
             host_name=who.hostname,
             origin=_origin(state.origin),
+            delta=None if state.delta is None else state.delta.digest.hex(),
         )
         console = None if link is None else link.fileno()
-        delta: int | None = None
         told = _Once(sent)
         try:
-            if state.delta is not None:
-                delta = memory_file("delta", state.delta)
+            delta = None if state.delta is None else state.delta.file.number
             is_last = False
             while True:
                 self._assignments.assign(worker.path, who.instance)
@@ -209,9 +208,6 @@ class Host:
             if not isinstance(error, _EXPECTED):
                 raise
             raise _failed(error) from error
-        finally:
-            if delta is not None:
-                os.close(delta)
 
     def _running(
         self, worker: Worker, uuid: str, template: Base | None, warm: Base | None
@@ -263,7 +259,8 @@ class Host:
     ) -> Worker:
         """A process at rest on a template and a warm base, or none.
 
-        One that somebody waits for does not wait for its template to be unpacked.
+        One that somebody waits for does not wait for its template to be unpacked, nor for what only
+        makes its first wake shorter.
         """
         worker = await self._launched()
         try:
@@ -277,13 +274,14 @@ class Host:
                 template=template.digest.hex(),
                 warm_base=None if warm is None else warm.digest.hex(),
                 never_run=never_run,
+                touch=not is_awaited and self._pool.time_left(),
             )
             await worker.process.prepare(
                 prepare,
-                template=loaded.file,
+                template=loaded.file.file.number,
                 memory=loaded.memory,
                 image=loaded.image,
-                warm_base=warm_file,
+                warm_base=None if warm_file is None else warm_file.file.number,
             )
         except BaseException:
             worker.kill()
@@ -415,21 +413,20 @@ class Host:
         """Makes the first process of a template before anybody asks for it."""
         self._pool.warm(template)
 
-    async def learn(self, template: Base, deltas: list[bytes]) -> bytes:
+    async def learn(self, template: Base, deltas: list[Content]) -> Content:
         worker = await self._launched()
-        files: list[int] = []
         try:
             file, memory = await self._templates.load(template)
-            files = [memory_file("delta", delta) for delta in deltas]
             learnt = await worker.process.learn(
-                template.digest.hex(), template=file, memory=memory, deltas=files
+                template.digest.hex(),
+                template=file.file.number,
+                memory=memory,
+                deltas=[delta.file.number for delta in deltas],
             )
-            return read_all(learnt)
+            return received(learnt)
         except (Refused, OSError, TorporError) as error:
             raise ItemError(Code.FAILED, f"No warm base was learnt: {error}") from error
         finally:
-            for file in files:
-                os.close(file)
             worker.kill()
 
     def in_use(self) -> set[int]:
