@@ -605,6 +605,15 @@ class Lifecycle:
             result = listeners[found.instance].result
             if result is not None:
                 self._tasks.start(self._ended(listeners[found.instance], result))
+        for its in listeners.values():
+            live = its.live
+            if its.result is not None and live.listener is its and not self._lives.has(live):
+                # Its VM has ended while there was nobody to hear of it.
+                live.link_generation = live.row.generation
+                if live.row.state in STOPPING:
+                    live.stopping_for = STOPPED_BY_USER
+                self._lives.enter(live)
+                self._tasks.start(self._ended(its, its.result))
         alone = [
             row for row in self._store.instances.in_motion() if self._lives.get(row.id) is None
         ]
@@ -658,7 +667,7 @@ class Lifecycle:
         async with self._lives.lock(live.row.id):
             if not self._lives.has(live) or live.listener is not listener:
                 return
-            live.vm = None
+            live.vm, live.listener = None, None
             self._lives.unpin(live)
             why: Why = "stopped" if live.stopping_for is not None else "lost"
             self._links.detach(live.row.uuid, live.link_generation, why, parked=False)
