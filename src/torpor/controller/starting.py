@@ -132,6 +132,8 @@ class Starter:
                 await self._lives.write_state(row, previous, reason, stop_code=code)
             self._lives.start_failed(row, origin, error)
             raise
+        if live.woken and not facts.start_count:
+            live.facts = started(facts)  # it has another's memory, and runs for the first time
         if not (live.woken or recorded):
             live.facts = started(facts, again=attempt > 0)
             live.row = await self._lives.write(
