@@ -11,7 +11,8 @@ import click
 
 from torpor.errors import UsageError
 
-FORMATS = ("table", "json", "yaml")
+TABLE = "table"
+FORMATS = (TABLE, "json", "yaml")
 _DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from torpor.binaries import find_binary
-from torpor.cli.output import FORMATS, output_option, say, show
+from torpor.cli.output import TABLE, output_option, say, show
 from torpor.datadir import data_dir
 from torpor.errors import EXIT_TORPOR_FAILED, TorporError, UsageError
 from torpor.locks import SUPERVISOR, TORPORD, HeldError, holder, sign
@@ -248,7 +248,7 @@ def status(data: str | None, format_: str) -> None:
         }
 
     found = run(data, work)
-    if format_ != FORMATS[0]:
+    if format_ != TABLE:
         show([found], format_, ())
         return
     click.echo(f"torpor {found['versions']['torpor']}")
