@@ -187,7 +187,7 @@ def test_a_disk_that_is_full_from_the_beginning(place: Place) -> None:
         pytest.skip(f"NO FULL DISK TRIED: a small tmpfs cannot be mounted: {mounted}")
     try:
         refused = place.torpor("up", status=125).stderr.decode()
-        assert "no room to make or open the store" in refused
+        assert f"no room in {place.data} to begin with: make some" in refused
         assert place.left() == []
         assert run_command(["mount", "-o", "remount,size=64m", place.data]).status == 0
         place.torpor("up")
