@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -50,6 +51,8 @@ async def test_a_session(server: Service, data_dir: Path) -> None:
     listed = await torpor(data_dir, "instance", "list", "--state", "standby", "-o", "yaml")
     assert "name: a" in listed
     assert "name: b" not in listed
+    table = await torpor(data_dir, "instance", "list")
+    assert len(re.findall(r"T\d\d:\d\d:\d\dZ", table)) == 2
     assert await torpor(data_dir, "instance", "logs", "a") == "life 1 of a\n"
     assert "1 standby" in await torpor(data_dir, "status")
     assert "--yes" in await torpor(data_dir, "instance", "rm", "a", status=125)
