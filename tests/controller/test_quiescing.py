@@ -83,6 +83,17 @@ async def test_what_keeps_no_memory_begins_anew_with_a_request(
         assert live.state in ("starting", "running")
 
 
+async def test_a_stop_meanwhile_is_a_stop(store: Store, owner: Owner, tmp_path: Path) -> None:
+    async with torpord(store, tmp_path, FakeHost(stuck=True)) as first:
+        row = await running(first, owner, "web", policy="off", stateful=False)
+        quiescing = asyncio.create_task(first.quiesce(10))
+        while first.lifecycle.lives.state(row) != "stopping":  # noqa: ASYNC110 -- the live state
+            await asyncio.sleep(0.01)
+        await first.lifecycle.stop(row_of(first, row), force=True)
+        assert await quiescing == 0
+        assert row_of(first, row).state == "stopped"
+
+
 @pytest.mark.parametrize("stateful", [True, False])
 async def test_what_never_sleeps_runs_again_by_itself(
     store: Store, owner: Owner, tmp_path: Path, stateful: bool

@@ -174,6 +174,7 @@ class Lifecycle:
                 self._lives.forget(live)
                 return previous, "stopped"
             live.stopping_for = FORCED_BY_USER if force else STOPPED_BY_USER
+            live.begins_anew = None
             live.settled.set()
             if force:
                 self._terminate(live, force=True)
