@@ -25,7 +25,7 @@ from torpor.errors import TorporError
 from torpor.images import ImageStore
 from torpor.store import Base, Content
 from torpor.tasks import Tasks
-from torpor.vmhost.adopting import Left, find_left
+from torpor.vmhost.adopting import Gone, Left, find_left
 from torpor.vmhost.assignments import Assignments
 from torpor.vmhost.loaded import Templates, open_image, owner_digest
 from torpor.vmhost.pool import Limits, Pool
@@ -66,7 +66,7 @@ class Host:
     def __init__(self, data_dir: Path, limits: Limits = Limits()) -> None:  # noqa: B008 -- immutable
         self._directory = data_dir / DIRECTORY
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._assignments = Assignments(self._directory / "assignments")
+        self._assignments: Assignments
         self._images = ImageStore(data_dir)
         self._limits = limits
         self._budget_bytes = limits.memory_bytes or int(_host_memory_bytes() * MEMORY_SHARE)
@@ -444,9 +444,20 @@ class Host:
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:
         found: list[Found] = []
         dying: list[Worker] = []
+        # Not before this process is the only torpord: what another one writes still would be lost.
+        self._assignments = Assignments(self._directory / "assignments")
         all_left = await find_left(self._directory)
-        self._assignments.keep(left.worker.path for left in all_left)
         for left in all_left:
+            if isinstance(left, Gone):
+                uuid = self._assignments.of(left.path)
+                its = None if uuid is None else listener(uuid)
+                if its is not None:
+                    if left.result.message:
+                        its.output(f"torpor: {left.result.message}\n".encode())
+                    its.ended(left.result)
+        alive = [left for left in all_left if isinstance(left, Left)]
+        self._assignments.keep(left.worker.path for left in alive)
+        for left in alive:
             worker = left.worker
             self._keep(worker)
             adopted = await self._adopted(left, listener)
