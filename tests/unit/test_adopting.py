@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from torpor.controller.vm import Exit
-from torpor.store import Base
+from torpor.store import Base, Content
 from torpor.vmhost import Host
 from torpor.vmhost.assignments import Assignments
 
@@ -27,7 +27,7 @@ class Listener:
     def ended(self, result: Exit) -> None: ...
 
 
-async def no_base(base: Base) -> bytes:
+async def no_base(base: Base) -> Content:
     raise AssertionError(base)
 
 
