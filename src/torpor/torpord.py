@@ -148,7 +148,7 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
             try:
                 yield service
             finally:
-                server.should_exit = True
+                server.stop()
                 await task
 
 

@@ -1,5 +1,7 @@
 """Listening: TCP for everybody with a token, a Unix socket for torpord's own user and root."""
 
+import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -18,6 +20,8 @@ from torpor.errors import TorporError
 from torpor.sockets import bind_unix
 
 BACKLOG = 1024
+DATE_S = 1.0
+"""How often the date of answers is set anew."""
 
 
 class _Protocol(HttpToolsProtocol):
@@ -75,15 +79,30 @@ def listen_local(path: Path) -> socket.socket:
     return sock
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to torpord, which has more to close than a server."""
+class Server(uvicorn.Server):
+    """Leaves signals to torpord, which has more to close than a server, and hardly runs at rest."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Lets `serve` come to its end."""
+        self.should_exit = True
+        self._stopping.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def main_loop(self) -> None:
+        # uvicorn's own looks ten times a second whether it is to stop.
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), DATE_S)
 
-def make_server(app: ASGIApp) -> uvicorn.Server:
+
+def make_server(app: ASGIApp) -> Server:
     """A server for `serve(sockets=[...])`."""
     config = uvicorn.Config(
         app,
@@ -95,4 +114,4 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=5,
     )
-    return _Server(config)
+    return Server(config)

@@ -28,14 +28,18 @@ TEMPLATES = 200
 RESTING = 20
 FRESH_CONFIG = "[vms]\nreuse = false\n"
 TEMPLATES_CONFIG = f"[vms]\nresting = {RESTING}\n"
-COOL_S = 180.0
-"""Until snapshots that nobody uses are looked for, which is once a minute, and moved."""
+COOL_S = 60.0
+"""Until snapshots that nobody uses are moved, and for a server to come back."""
 MB = 1e6
 
 
 def lower_config(tier: Path) -> str:
     """config.toml of a server whose snapshots go to the lower tier as soon as may be."""
-    return f'[server]\nlower_tier = "{tier}"\n[keep]\nlower_after_s = 0.5\n'
+    # Templates that processes rest at stay where they are: those go first.
+    return (
+        f'[server]\nlower_tier = "{tier}"\n[vms]\nresting_s = 1\n'
+        "[keep]\nlower_after_s = 0.5\nsweep_s = 1\n"
+    )
 
 
 @dataclass(slots=True)
