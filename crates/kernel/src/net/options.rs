@@ -30,9 +30,12 @@ pub mod name {
     pub const PEERCRED: u32 = 17;
     pub const RCVTIMEO: u32 = 20;
     pub const SNDTIMEO: u32 = 21;
+    pub const TIMESTAMP: u32 = 29;
     pub const ACCEPTCONN: u32 = 30;
     pub const SNDBUFFORCE: u32 = 32;
     pub const RCVBUFFORCE: u32 = 33;
+    pub const TIMESTAMPNS: u32 = 35;
+    pub const MARK: u32 = 36;
     pub const PROTOCOL: u32 = 38;
     pub const DOMAIN: u32 = 39;
     pub const RCVTIMEO_NEW: u32 = 66;
@@ -65,6 +68,9 @@ const NUMBERS: &[(u32, u32, i32, i32, i32, For)] = &[
     (1, 16, 0, 0, 1, For::Unix),                  // SO_PASSCRED
     (1, 18, 1, 0, i32::MAX, For::All),            // SO_RCVLOWAT
     (1, 29, 0, 0, 1, For::All),                   // SO_TIMESTAMP
+    (1, 35, 0, 0, 1, For::All),                   // SO_TIMESTAMPNS
+    (1, 36, 0, i32::MIN, i32::MAX, For::All),     // SO_MARK
+    (1, 49, 0, i32::MIN, i32::MAX, For::All),     // SO_INCOMING_CPU
     (0, 1, 0, 0, 255, For::Inet),                 // IP_TOS
     (0, 2, 64, 1, 255, For::Inet),                // IP_TTL
     (0, 8, 0, 0, 1, For::Inet),                   // IP_PKTINFO
@@ -79,9 +85,12 @@ const NUMBERS: &[(u32, u32, i32, i32, i32, For)] = &[
     (41, 16, 64, -1, 255, For::V6),               // IPV6_UNICAST_HOPS
     (41, 18, 1, -1, 255, For::V6),                // IPV6_MULTICAST_HOPS
     (41, 19, 1, 0, 1, For::V6),                   // IPV6_MULTICAST_LOOP
+    (41, 23, 1, 0, 5, For::V6),                   // IPV6_MTU_DISCOVER
+    (41, 25, 0, 0, 1, For::V6),                   // IPV6_RECVERR
     (41, 26, 0, 0, 1, For::V6),                   // IPV6_V6ONLY
     (41, 49, 0, 0, 1, For::V6),                   // IPV6_RECVPKTINFO
     (41, 51, 0, 0, 1, For::V6),                   // IPV6_RECVHOPLIMIT
+    (41, 62, 0, 0, 1, For::V6),                   // IPV6_DONTFRAG
     (41, 66, 0, 0, 1, For::V6),                   // IPV6_RECVTCLASS
     (41, 67, 0, -1, 255, For::V6),                // IPV6_TCLASS
     (40, 0, 262_144, 0, i32::MAX, For::All),      // SO_VM_SOCKETS_BUFFER_SIZE
@@ -102,7 +111,7 @@ const NUMBERS: &[(u32, u32, i32, i32, i32, For)] = &[
     (6, 12, 1, 0, 1, For::Stream),                // TCP_QUICKACK
     (6, 18, 0, 0, i32::MAX, For::Stream),         // TCP_USER_TIMEOUT
     (6, 23, 0, 0, i32::MAX, For::Stream),         // TCP_FASTOPEN
-    (6, 25, -1, i32::MIN, i32::MAX, For::Stream), // TCP_NOTSENT_LOWAT
+    (6, 25, 0, i32::MIN, i32::MAX, For::Stream),  // TCP_NOTSENT_LOWAT
 ];
 
 /// The numbers that were set.
@@ -153,7 +162,12 @@ impl Options {
         if value < min || value > max {
             return Err(Errno::EINVAL);
         }
-        self.0.borrow_mut().insert((level, name), value);
+        let mut numbers = self.0.borrow_mut();
+        if level == level::SOCKET && matches!(name, name::TIMESTAMP | name::TIMESTAMPNS) {
+            // Time comes in one unit; to ask for none of the one is to ask for none.
+            numbers.retain(|(l, n), _| *l != level || !matches!(*n, name::TIMESTAMP | name::TIMESTAMPNS));
+        }
+        numbers.insert((level, name), value);
         Ok(())
     }
 

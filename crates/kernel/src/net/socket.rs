@@ -21,6 +21,7 @@ use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use core::any::Any;
 use core::cell::{Cell, RefCell};
+use linux_raw_sys::general::CAP_NET_ADMIN;
 
 /// net.core.rmem_default.
 const DEFAULT_BUFFER_BYTES: usize = 212_992;
@@ -756,6 +757,7 @@ impl Socket {
                     timeout.set(ns);
                     return Ok(());
                 }
+                name::MARK if !current().creds().has(CAP_NET_ADMIN) => return Err(Errno::EPERM),
                 _ => {}
             }
         }

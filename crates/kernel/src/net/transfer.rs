@@ -47,13 +47,15 @@ pub struct Received {
     pub sender: Option<Sender>,
     /// What the packet of a datagram over IP says.
     pub packet: Option<Packet>,
+    /// When a message arrived: CLOCK_REALTIME in ns.
+    pub arrived_ns: Option<u64>,
     /// MSG_TRUNC for `msg_flags`.
     pub truncated: bool,
 }
 
 impl Received {
     fn end() -> Self {
-        Self { bytes: 0, from: None, rights: Vec::new(), sender: None, packet: None, truncated: false }
+        Self { bytes: 0, from: None, rights: Vec::new(), sender: None, packet: None, arrived_ns: None, truncated: false }
     }
 }
 
@@ -140,7 +142,7 @@ impl Socket {
             }
             rights
         };
-        Ok(Some(Received { bytes, from, rights, sender, packet: None, truncated: false }))
+        Ok(Some(Received { bytes, from, rights, sender, ..Received::end() }))
     }
 
     fn try_receive_message(&self, dst: &mut Dest<'_>, flags: u32) -> Result<Option<Received>> {
@@ -151,7 +153,8 @@ impl Socket {
             let (put, len) = (dst.put(message.bytes())?, message.bytes().len());
             let bytes = if flags & msg::TRUNC != 0 { len } else { put };
             let (from, rights) = (message.from.clone(), message.rights.clone());
-            Ok(Received { bytes, from, rights, sender: message.sender, packet: message.packet, truncated: put < len })
+            let (sender, packet, arrived_ns) = (message.sender, message.packet, Some(message.arrived_ns));
+            Ok(Received { bytes, from, rights, sender, packet, arrived_ns, truncated: put < len })
         });
         let Some(received) = first.transpose()? else {
             let over = self.read_ended.get() || (self.kind == Kind::SeqPacket && self.peer().is_none());
