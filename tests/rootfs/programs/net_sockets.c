@@ -166,6 +166,28 @@ static void refused_while_nobody_waits(void) {
     close(fd);
 }
 
+/* A backlog of 1 holds two connections; a SYN that finds no room is repeated until there is some. */
+static void full_backlog(int closes) {
+    int l = listener(1), first = client(l), second = client(l);
+    struct sockaddr_in address = local(port_of(l));
+    socklen_t len = sizeof address;
+    char buffer[8];
+    int c = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    SHOW(connect(c, (void *)&address, sizeof address));
+    events("waiting", c);
+    SHOW(connect(c, (void *)&address, sizeof address)), SHOW(send(c, "x", 1, 0)), SHOW(recv(c, buffer, 1, 0));
+    SHOW(getpeername(c, (void *)&address, &len)), SHOW(option(c, SOL_SOCKET, SO_ERROR));
+    close(closes ? l : accept(l, NULL, NULL));
+    struct pollfd p = {c, POLLOUT, 0};
+    SHOW(poll(&p, 1, 20000)), SHOW(option(c, SOL_SOCKET, SO_ERROR));
+    if (!closes) {
+        SHOW(connect(c, (void *)&address, sizeof address)), SHOW(connect(c, (void *)&address, sizeof address));
+        SHOW(write(c, "hello", 5));
+        close(l);
+    }
+    close(c), close(first), close(second);
+}
+
 /* Writable again once three quarters of the buffer are free. */
 static void writable(void) {
     TITLE("writable");
@@ -607,6 +629,7 @@ int main(void) {
     resets();
     refused();
     refused_while_nobody_waits();
+    TITLE("a full backlog"), full_backlog(0), full_backlog(1);
     writable();
     ports();
     options();

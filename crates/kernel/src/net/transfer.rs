@@ -55,7 +55,15 @@ pub struct Received {
 
 impl Received {
     fn end() -> Self {
-        Self { bytes: 0, from: None, rights: Vec::new(), sender: None, packet: None, arrived_ns: None, truncated: false }
+        Self {
+            bytes: 0,
+            from: None,
+            rights: Vec::new(),
+            sender: None,
+            packet: None,
+            arrived_ns: None,
+            truncated: false,
+        }
     }
 }
 
@@ -68,6 +76,8 @@ impl Socket {
         if flags & msg::OOB != 0 {
             return Err(Errno::EINVAL);
         }
+        let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
+        self.let_in(nonblocking)?;
         if self.kind != Kind::Datagram && !self.is_connected() {
             if let Some(error) = self.take_error_if(self.is_inet()) {
                 return Err(error);
@@ -77,7 +87,6 @@ impl Socket {
             }
             return Err(if self.kind == Kind::Stream && self.is_unix() { Errno::EINVAL } else { Errno::ENOTCONN });
         }
-        let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
         let deadline = self.receive_deadline();
         if self.kind != Kind::Stream {
             return self.wait(nonblocking, deadline, &self.queue, || self.try_receive_message(dst, flags).transpose());
@@ -101,6 +110,15 @@ impl Socket {
                 Err(_) if all.bytes > 0 => return Ok(all),
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// What is sent and received while a listener has no room for the connection waits with it.
+    fn let_in(&self, nonblocking: bool) -> Result<()> {
+        match () {
+            () if !self.is_waiting() => Ok(()),
+            () if nonblocking => Err(Errno::EAGAIN),
+            () => inet::await_admission(self),
         }
     }
 
@@ -183,6 +201,7 @@ impl Socket {
             return Err(Errno::EOPNOTSUPP);
         }
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
+        self.let_in(nonblocking)?;
         let sent = match self.kind {
             Kind::Datagram => self.send_datagram(src, to, passed, nonblocking),
             Kind::Stream if to.is_some() && self.is_unix() => {
