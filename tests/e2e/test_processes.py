@@ -147,7 +147,7 @@ def test_memory_of_files_is_told() -> None:
 
 
 def test_logins_are_noted() -> None:
-    """By pam_loginuid(8), without which nobody logs in by ssh: for the process itself and its children."""
+    """By pam_loginuid(8), without which nobody logs in by ssh: for a process and its children."""
     script = """
         cat /proc/self/loginuid /proc/self/sessionid; echo
         echo 1000 >/proc/$$/loginuid
