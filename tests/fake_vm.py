@@ -25,7 +25,7 @@ from torpor.controller.vm import (
     VmListener,
     WarmBases,
 )
-from torpor.store import Base
+from torpor.store import Base, Content
 
 
 @dataclass(eq=False)
@@ -117,9 +117,9 @@ class FakeVm:
         if self.host.running.get(self.instance) is self:
             del self.host.running[self.instance]
 
-    def _content(self) -> bytes:
+    def _content(self) -> Content:
         memory = {**self.memory, "of": self.instance, "env": self.env}
-        return json.dumps(memory).encode() + b" " * self.host.padding
+        return Content(json.dumps(memory).encode() + b" " * self.host.padding)
 
 
 @dataclass
@@ -179,7 +179,7 @@ class FakeHost:
             raise ItemError(Code.FAILED, "the state could not be restored")
         if self.restore_may_end is not None:
             await self.restore_may_end.wait()
-        memory = json.loads(state.delta or await self._read(state.template))
+        memory = json.loads((state.delta or await self._read(state.template)).read())
         memory["lives"] += 1
         env = memory.pop("env")
         memory["talked"] = False
@@ -222,7 +222,7 @@ class FakeHost:
         self.left_over = []
         return found
 
-    async def learn(self, template: Base, deltas: list[bytes]) -> bytes:  # noqa: ARG002
+    async def learn(self, template: Base, deltas: list[Content]) -> Content:  # noqa: ARG002
         raise ItemError(Code.FAILED, "the fake learns nothing")
 
     def in_use(self) -> set[int]:

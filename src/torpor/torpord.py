@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import errno
 import gc
 import importlib
 import os
@@ -104,13 +105,7 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
         raise TorporError(f"--listen {settings.listen}: must be HOST:PORT")
     with exclusive(data_dir):
         async with contextlib.AsyncExitStack() as held:
-            try:
-                store = Store(data_dir, lower=settings.lower_tier)
-            except apsw.FullError as error:
-                raise TorporError(
-                    f"no room to make or open the store of {data_dir}: make some, "
-                    "or name another directory with --data"
-                ) from error
+            store = Store(data_dir, lower=settings.lower_tier)
             held.callback(store.close)
             await ensure_first_token(store, lambda token: _write_token(data_dir / "token", token))
             owner = store.owners.all()[0]
@@ -198,9 +193,17 @@ def main() -> int:
 
 
 def serve(settings: Settings) -> None:
-    """Runs a server in this process."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(settings))
+    """Runs a server in this process. Raises TorporError where its directory has no room for it."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(settings))
+    except (OSError, apsw.FullError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            raise
+        raise TorporError(
+            f"no room in {settings.data_dir} to begin with: make some, "
+            "or name another directory with --data"
+        ) from error
 
 
 async def _run(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.fake_vm import FakeHost
 from tests.harness import REPOSITORY
 from torpor.api.service import Service
 
@@ -49,6 +51,8 @@ async def test_a_session(server: Service, data_dir: Path) -> None:
     listed = await torpor(data_dir, "instance", "list", "--state", "standby", "-o", "yaml")
     assert "name: a" in listed
     assert "name: b" not in listed
+    table = await torpor(data_dir, "instance", "list")
+    assert len(re.findall(r"T\d\d:\d\d:\d\dZ", table)) == 2
     assert await torpor(data_dir, "instance", "logs", "a") == "life 1 of a\n"
     assert "1 standby" in await torpor(data_dir, "status")
     assert "--yes" in await torpor(data_dir, "instance", "rm", "a", status=125)
@@ -57,6 +61,23 @@ async def test_a_session(server: Service, data_dir: Path) -> None:
     assert refused == "torpor: No instance is 'nobody'\n"
     removed = await torpor(data_dir, "instance", "rm", "-y", "a", "b")
     assert removed == "a removed\nb removed\n"
+
+
+async def test_logs_are_followed(server: Service, data_dir: Path, host: FakeHost) -> None:
+    assert server
+    words = ("instance", "create", "web", "-n", "a", "--start", "-o", "json")
+    (made,) = json.loads(await torpor(data_dir, *words))
+    await torpor(data_dir, "instance", "wait", "a")
+    following = await asyncio.create_subprocess_exec(
+        TORPOR, "--data", data_dir, "instance", "logs", "-f", "a", stdout=subprocess.PIPE
+    )
+    assert following.stdout is not None
+    assert await asyncio.wait_for(following.stdout.readline(), 60) == b"life 1 of a\n"
+    for line in (b"one\n", b"two\n"):
+        host.running[made["uuid"]].listener.output(line)
+        assert await asyncio.wait_for(following.stdout.readline(), 60) == line
+    await torpor(data_dir, "instance", "rm", "-y", "a")
+    assert await asyncio.wait_for(following.wait(), 60) == 1, "there is nothing more to come"
 
 
 async def test_several_at_once_and_what_a_shell_completes(server: Service, data_dir: Path) -> None:

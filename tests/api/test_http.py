@@ -33,6 +33,17 @@ async def send(http: httpx.AsyncClient, method: str, path: str, given: Any) -> h
     ("given", "words"),
     [
         ({"image": "web", "colour": "red"}, "unknown field `colour`"),
+        ({"image": "web", "nme": "x"}, "there are: name, image, "),
+        ({"service_group": {"domain": []}}, "; there are: "),
+        (
+            {"restart_policy": "often"},
+            "`$[0].restart_policy`; there are: always, never, on-failure",
+        ),
+        (
+            {"scale_to_zero": {"policy": "no"}},
+            "`$[0].scale_to_zero.policy`; there are: idle, off, on",
+        ),
+        ({"features": ["speed"]}, "`$[0].features[0]`; there are: delete-on-stop, nested-virt"),
         ({"image": "web", "memory_mb": "much"}, "Expected `int"),
         ({"image": "web", "restart_policy": "often"}, "often"),
         ({"image": "web", "timeout_s": 1e9}, "timeout_s"),

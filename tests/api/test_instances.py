@@ -167,6 +167,9 @@ async def test_checkpoints_and_branches(sdk: Any, host: FakeHost) -> None:
     assert loaded.state == "standby"
     await sdk.instances.get(name="loaded").start()
     assert host.running[loaded.uuid].memory["lives"] == 2
+    read = await sdk.instances.get(name="loaded")
+    assert (read.start_count, read.stop_reason) == (1, None)
+    assert read.uptime_ms < 60_000, "it counts from its own start"
     branch = await sdk.instances.create(name="branch", branch_from={"name": "web"})
     assert branch.state == "standby"
     (history,) = await sdk.instances.get(name="loaded").history()

@@ -208,8 +208,33 @@ async def measure(name: str, report: Report, turns: int, directory: Path) -> Non
         for _ in range(turns):
             await turn(vm, starts, secrets.token_hex(16), 0, None, 0)
         report_times(f"{name}-new", report, starts, in_bars=False)
+    await measure_fresh(name, report, turns, directory, template, warm)
     await measure_first(name, report, turns, directory, template)
     template.close()
+
+
+async def measure_fresh(
+    name: str, report: Report, turns: int, directory: Path, template: Template, warm: bytes
+) -> None:
+    """A new instance in a process that has not served any, made ready in either way."""
+    for touch in (False, True):
+        prepare, answer, memory_bytes = list[float](), list[float](), 0
+        for _ in range(min(turns, 30)):
+            async with vm_process(directory) as process:
+                began = time.perf_counter()
+                vm = await Sibling.prepare(process, template, warm=warm, touch=touch)
+                prepare.append((time.perf_counter() - began) * 1e3)
+                memory_bytes = (await process.query()).memory_bytes
+                began = time.perf_counter()
+                await vm.wake(secrets.token_hex(16), 0)
+                await requests(vm, 0, 1)
+                answer.append((time.perf_counter() - began) * 1e3)
+                vm.peer.close()
+        case = f"{name}-fresh-{'touched' if touch else 'untouched'}"
+        report.samples(f"{case}-prepare", prepare, "ms")
+        bar = Bar(8.0) if name == "bun" and touch else None
+        report.samples(f"{case}-restore-to-answer", answer, "ms", bar=bar)
+        report.value(f"{case}-memory", memory_bytes / 1e6, "MB")
 
 
 async def measure_first(
@@ -245,7 +270,7 @@ async def first_wakes(
             if not late:
                 descriptor = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
                 unpacked = dataclasses.replace(template, memory=descriptor)
-                await process.unpack(template=template.file, memory=descriptor)
+                await process.unpack(template.digest, template=template.file, memory=descriptor)
             vm = await Sibling.prepare(process, unpacked, late=late)
             await vm.wake(secrets.token_hex(16), 0)
             await requests(vm, 0, 1)
@@ -272,7 +297,10 @@ for line in sys.stdin:
 
 
 async def measure_large(report: Report, turns: int, directory: Path) -> None:
-    """A program that keeps 64 MiB which no request touches: each wake in a new process."""
+    """A program that keeps 64 MiB which no request touches: each wake in a new process.
+
+    As torpord does, the file of the state is handed on as it is.
+    """
     argv = ["python3", "-u", "-c", LARGE.replace("BYTES", str(LARGE_BYTES))]
     template = await make_template(directory, root_image("python"), argv)
     uuid, delta = secrets.token_hex(16), None
@@ -288,7 +316,9 @@ async def measure_large(report: Report, turns: int, directory: Path) -> None:
             began = time.perf_counter()
             stored = await vm.process.standby(generation + 1, within_s=60)
             standby.append((time.perf_counter() - began) * 1e3)
-            delta = read_descriptor(stored.descriptor)
+            if delta is not None:
+                os.close(delta)
+            delta = stored.descriptor
             vm.peer.close()
     # The first two learn what is needed.
     report.samples("64-mib-restore", restore[2:], "ms")

@@ -100,6 +100,7 @@ async def test_what_a_vm_had_that_was_killed_is_counted(
     link = await peer.wake(instance=row.uuid)
     peer.usage[link.instance] = {"requests": 2, "rx_bytes": 3, "tx_bytes": 4}
     peer.lose(link)
+    await host.next_start(row.uuid)
     host.running[row.uuid].end(Exit("lost"))
     assert await served.wait(row, "standby", 30) == ("standby", True)
     found = facts(served, row)

@@ -10,7 +10,7 @@ import pytest
 from torpor.controller.errors import Code, ItemError
 from torpor.controller.templates import SIBLINGS, SIBLINGS_LEAST, Templates
 from torpor.controller.vm import Saved
-from torpor.store import Base
+from torpor.store import Base, Content
 
 pytestmark = pytest.mark.anyio
 TEMPLATE = cast("Base", SimpleNamespace(id=1))
@@ -22,7 +22,7 @@ class World:
 
     def __init__(self, *, fails: bool = False) -> None:
         self.fails = fails
-        self.taught: list[list[bytes]] = []
+        self.taught: list[list[bytes | None]] = []
         nothing = SimpleNamespace(newest_warm=lambda _: None)
         self.templates = Templates(
             cast("Any", SimpleNamespace(bases=nothing)), cast("Any", self), cast("Any", self)
@@ -32,21 +32,21 @@ class World:
         assert base is TEMPLATE
         return contextlib.nullcontext()
 
-    async def learn(self, template: Base, deltas: list[bytes]) -> bytes:
+    async def learn(self, template: Base, deltas: list[Content]) -> Content:
         assert template is TEMPLATE
-        self.taught.append(deltas)
+        self.taught.append([delta.data for delta in deltas])
         if self.fails:
             raise ItemError(Code.FAILED, "no")
-        return b"warm"
+        return Content(b"warm")
 
-    async def add_warm(self, template: Base, content: bytes) -> Base:
-        assert (template, content) == (TEMPLATE, b"warm")
+    async def add_warm(self, template: Base, content: Content) -> Base:
+        assert (template, content.data) == (TEMPLATE, b"warm")
         return WARM
 
     async def sleeps(self, number: int) -> None:
         """An instance is stored, and what that sets going is waited for."""
         live = SimpleNamespace(row=SimpleNamespace(uuid=str(number)))
-        self.templates.stored(cast("Any", live), Saved(b"%d" % number, TEMPLATE))
+        self.templates.stored(cast("Any", live), Saved(Content(b"%d" % number), TEMPLATE))
         await asyncio.sleep(0)  # nothing here makes the task wait
 
 

@@ -137,7 +137,8 @@ def test_down_puts_away_what_has_requests_in_flight(server: Server) -> None:
     requests = [Unfinished(server, name) for name in ("plain", "kept")]
     server.down()
     server.up()
-    assert server.state("plain") == "stopped"
+    assert server.state("plain") == "standby"
+    assert log(server, "plain").startswith(b"begun\ngoodbye\n"), "it was told to end"
     assert server.state("kept") == "standby"
     for request in requests:
         request.connection.close()

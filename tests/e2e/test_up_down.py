@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import shlex
 import signal
 import socket
 import ssl
@@ -186,7 +187,7 @@ def test_a_disk_that_is_full_from_the_beginning(place: Place) -> None:
         pytest.skip(f"NO FULL DISK TRIED: a small tmpfs cannot be mounted: {mounted}")
     try:
         refused = place.torpor("up", status=125).stderr.decode()
-        assert "no room to make or open the store" in refused
+        assert f"no room in {place.data} to begin with: make some" in refused
         assert place.left() == []
         assert run_command(["mount", "-o", "remount,size=64m", place.data]).status == 0
         place.torpor("up")
@@ -336,3 +337,90 @@ def test_down_under_requests_leaves_no_vm(tmp_path: Path, monkeypatch: pytest.Mo
                 assert place.left() == []
             server.up()
             assert {server.state(name) for name in names} == {"standby"}
+
+
+def test_what_ran_at_down_goes_on_behind_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory of its own too, and without a request where it never sleeps."""
+    place = Place(tmp_path / "data")
+    monkeypatch.setenv("TORPOR_DATA", str(place.data))
+    add_root(ImageStore(place.data), "python", "here", ("python3", "-c", PROGRAM), ("8080",))
+    policies = {
+        "sleeps": {"policy": "on", "stateful": False, "cooldown_time_ms": 600_000},
+        "awake": {"policy": "off", "stateful": False},
+        "kept": {"policy": "off", "stateful": True},
+        "stopped": {"policy": "off", "stateful": False},
+    }
+    with Server(place.data) as server:
+        specs = [
+            {
+                "name": name,
+                "image": "here",
+                "memory_mb": 128,
+                "autostart": True,
+                "service_group": {
+                    "services": [{"port": 80, "destination_port": 8080}],
+                    "domains": [{"name": name}],
+                },
+                "scale_to_zero": policy,
+            }
+            for name, policy in policies.items()
+        ]
+        server.api("/v1/instances", specs, "POST")
+        for name in policies:
+            server.wait_for(name, "running")
+        server.api("/v1/instances/stop", [{"name": "stopped"}], "PUT")
+        server.wait_for("stopped", "stopped")
+        server.down()
+        assert place.left() == []
+        server.up()
+        for name in ("awake", "kept"):
+            server.wait_for(name, "running")
+        assert server.state("sleeps") == "standby"
+        for name in ("sleeps", "awake", "kept"):
+            assert server.get(f"{name}.localhost") == (200, b"here"), name
+        assert server.get("stopped.localhost")[0] == 503
+        assert server.state("stopped") == "stopped"
+
+
+@dataclass
+class Unit:
+    """A service of systemd's, as far as it says how its process is started, and started again."""
+
+    command: list[str]
+    ends_with: set[int]
+    """Statuses behind which it is not started again though it is `Restart=always`."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Unit":
+        lines = [line.partition("=")[::2] for line in path.read_text().splitlines()]
+        values = {name: value for name, value in lines if value}
+        assert values["Restart"] == "always"
+        ends_with = {int(word) for word in values["RestartPreventExitStatus"].split()}
+        return cls(shlex.split(values["ExecStart"]), ends_with)
+
+
+def test_down_is_the_end_under_systemd(place: Place, tmp_path: Path) -> None:
+    """Its units in the hands of whoever does as they say; a kill is none."""
+    (place.data / "config.toml").write_text(
+        f'[server]\nlisten = "127.0.0.1:{place.ports["listen"]}"\n'
+        f'[proxy]\nhttp = "127.0.0.1:{place.ports["proxy"]}"\n'
+        f'tls = "127.0.0.1:{place.ports["proxy-tls"]}"\n'
+    )
+    place.torpor("units", str(tmp_path))
+    units = [Unit.read(tmp_path / name) for name in ("torpor-proxy.service", "torpord.service")]
+    with ExitStack() as stack:
+        parts = []
+        for unit in units:
+            part = stack.enter_context(subprocess.Popen(unit.command, stdout=subprocess.PIPE))
+            parts.append(part)
+            assert part.stdout is not None
+            part.stdout.readline()
+        accepts(place)
+        place.torpor("down")
+        ended = [part.wait(TIMEOUT_S) for part in parts]
+    for unit, status in zip(units, ended, strict=True):
+        assert status in unit.ends_with
+        assert -signal.SIGKILL not in unit.ends_with
+    assert place.left() == []

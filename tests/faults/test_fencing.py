@@ -23,6 +23,7 @@ from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
 from tests.server import Server
 from torpor.images.store import ImageStore
+from torpor.locks import TORPORD, holder
 
 pytestmark = pytest.mark.kvm
 
@@ -198,3 +199,40 @@ def test_a_vm_process_cannot_pass_for_another(tmp_path: Path) -> None:
             liar.wait()
             liar.stdout.close()
         assert (counter.ask(server), counter.last) == (None, 2)
+
+
+def test_an_end_that_no_torpord_heard_of(tmp_path: Path) -> None:
+    """A program ends between two torpords: the next one knows how, and takes it for no loss."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    program = PROGRAM.replace("        self.answer(body)\n", "        os._exit(7)\n")
+    root = ("python3", "-c", f"import os{program}")
+    add_root(ImageStore(data), "python", "ends", root, ("8080",))
+    with Server(data) as server:
+        spec = {
+            "name": "ends",
+            "image": "ends",
+            "memory_mb": 128,
+            "autostart": True,
+            "service_group": {
+                "services": [{"port": 80, "destination_port": 8080}],
+                "domains": [{"name": "ends"}],
+            },
+        }
+        server.api("/v1/instances", [spec], "POST")
+        server.wait_for("ends", "running")
+        supervisor = int((data / "run" / "supervisor.pid").read_text())
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            first = server.torpord()
+            os.kill(first, signal.SIGKILL)
+            while holder(data / TORPORD) is not None:
+                time.sleep(0.01)
+            time.sleep(0.1)  # it lets go of all else after its lock
+            assert server.get("ends.localhost")[0] == 502
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        server.wait_for_torpord(other_than=first)
+        server.wait_for("ends", "stopped")
+        (found,) = server.api("/v1/instances?name=ends&details=true")["instances"]
+        assert (found["stop_reason"], found["exit_code"]) == (3, 7)

@@ -320,7 +320,7 @@ def test_commands(
     table = torpor("image", "list").splitlines()
     assert table[0].split()[:2] == ["NAME", "DIGEST"]
     assert {line.split()[0] for line in table[1:]} == {"base:1", "site:1", "other:2"}
-    listed = json.loads(torpor("image", "list", "--json"))
+    listed = json.loads(torpor("image", "list", "-o", "json"))
     assert {entry["digest"] for entry in listed} == {base, digest}
     shown = json.loads(torpor("image", "inspect", "other:2"))[0]
     assert shown["names"] == ["other:2", "site:1"]

@@ -15,9 +15,8 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tests.proxy.guest import Guest
 from torpor.binaries import find_binary
 
 _HEADER = struct.Struct("<4sHHII")
@@ -32,6 +31,13 @@ class Refusal(Exception):  # noqa: N818 -- an answer
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+
+
+class Ends(Protocol):
+    """A guest, as far as it is attached."""
+
+    theirs: socket.socket
+    generation: int
 
 
 class Proxy:
@@ -205,7 +211,7 @@ class Torpord:
 
     def attach(
         self,
-        guest: Guest,
+        guest: Ends,
         group: str | None,
         instance: str | None = None,
         *,

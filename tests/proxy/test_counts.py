@@ -1,6 +1,9 @@
 """What goes over a link is counted, and an instance takes no more requests than it may."""
 
+import contextlib
+import socket
 import uuid
+from types import SimpleNamespace
 from typing import Any
 
 from tests.proxy.client import Client, get
@@ -87,3 +90,24 @@ def test_a_request_that_is_repeated_counts_once(proxy: Proxy, torpord: Torpord) 
         assert client.get(HOST).body == b"done"
         assert client.get(HOST).body == b"done"
     torpord.wait_for(lambda: used_up(torpord) == [2])
+
+
+def test_any_number_of_links_is_told_to_the_next_torpord(proxy: Proxy, torpord: Torpord) -> None:
+    """More than a message takes: page by page."""
+    with contextlib.ExitStack() as ends:
+        attached = []
+        for _ in range(1500):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ends.enter_context(ours)
+            attached.append(torpord.attach(SimpleNamespace(theirs=theirs, generation=1), None))
+        following = Torpord(proxy.data)
+        try:
+            page, told = following.welcome, []
+            while True:
+                told += [link["instance"] for link in page["links"]]
+                if not page.get("more"):
+                    break
+                page = following.ask("links", after=told[-1])
+            assert sorted(told) == sorted(attached)
+        finally:
+            following.close()

@@ -1,7 +1,6 @@
 """Instances that try to leave something for the next one in their VM process, or to break it."""
 
 import asyncio
-import hashlib
 import json
 import os
 import secrets
@@ -17,6 +16,7 @@ from tests.rootfs.build import root_image
 from tests.snapshot.vms import (
     Sibling,
     Template,
+    digest_in_hex,
     make_template,
     memory_file,
     occurrences,
@@ -230,7 +230,7 @@ def test_a_warm_base_has_what_three_siblings_have(
         with os.fdopen(warm, "rb") as file:
             file.seek(0)
             content = file.read()
-        digest = hashlib.sha256(content).hexdigest()
+        digest = digest_in_hex(content)
         async with vm_process(directory) as process:
             base = memory_file(content)
             await process.prepare(
@@ -299,7 +299,7 @@ async def _not_unpacked(vm: Sibling, content: bytes) -> None:
     memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with pytest.raises(Refused) as refused:
-            await vm.process.unpack(template=file, memory=memory)
+            await vm.process.unpack(digest_in_hex(content), template=file, memory=memory)
         assert refused.value.code == "bad_snapshot"
     finally:
         os.close(file)

@@ -180,7 +180,7 @@ def test_a_wrong_byte_that_is_found_late_ends_the_vm(directory: Path, template: 
                 print(await asyncio.wait_for(ask(vm, "noise"), 20))
             event = await asyncio.wait_for(process.events.get(), 60)
             assert isinstance(event, Ended)
-            assert event.reason == "failed"
+            assert event.reason == "damaged"
             assert "the checksum of chunk" in event.message
             vm.peer.close()
         async with vm_process(directory) as process:

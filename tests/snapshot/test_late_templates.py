@@ -10,6 +10,7 @@ import pytest
 
 from tests.snapshot.test_snapshots import ask, check
 from tests.snapshot.vms import Sibling, Template, memory_file, occurrences, vm_process
+from torpor.store import Content
 from torpor.vmprocess import Ended, Refused
 
 pytestmark = pytest.mark.kvm
@@ -77,6 +78,21 @@ def test_a_wrong_byte_is_found_when_it_is_touched(directory: Path, template: Tem
     asyncio.run(test())
 
 
+def test_a_digest_stands_for_all_of_a_file(template: Template) -> None:
+    """As torpord computes and checks it, too."""
+    digest = Content(template.data).digest
+    assert digest.hex() == template.digest
+    assert Content(template.data, digest).is_whole()
+    size = len(template.data)
+    for at in [*range(0, 4000, 7), *range(4000, size, size // 100)]:
+        changed = bytearray(template.data)
+        changed[at] ^= 1 << at % 8
+        assert not Content(bytes(changed), digest).is_whole(), at
+    for cut in range(0, size, size // 50):
+        assert not Content(template.data[:cut], digest).is_whole(), cut
+    assert not Content(template.data + b"?", digest).is_whole()
+
+
 async def _met(directory: Path, template: Template, at: int) -> str:
     """How a changed byte of the template's file shows."""
     changed = bytearray(template.data)
@@ -97,7 +113,7 @@ async def _met(directory: Path, template: Template, at: int) -> str:
             except (ConnectionError, EOFError):
                 event = await asyncio.wait_for(process.events.get(), 60)
                 assert isinstance(event, Ended)
-                assert event.reason == "failed"
+                assert event.reason == "damaged"
                 assert "the checksum of chunk" in event.message
                 return "ended"
             return "never touched"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.harness import DEFAULT_ENVIRONMENT
 from tests.snapshot.peer import TIMEOUT_S, Peer
+from torpor.snapshot_format import digest_of
 from torpor.vmprocess import Boot, Prepare, Ready, Restore, VMProcess, launch
 
 OWNER = hashlib.sha256(b"the tests").hexdigest()
@@ -29,6 +30,13 @@ def memory_file(data: bytes) -> int:
     descriptor = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(descriptor, data)
     return descriptor
+
+
+def digest_in_hex(file: bytes | int) -> str:
+    """Of a snapshot's file or a descriptor of it, as VM processes are told it."""
+    if isinstance(file, bytes):
+        return digest_of(lambda at, size: file[at : at + size], len(file)).hex()
+    return digest_of(lambda at, size: os.pread(file, size, at), os.fstat(file).st_size).hex()
 
 
 @contextlib.asynccontextmanager
@@ -99,9 +107,10 @@ async def make_template(
         data = read_descriptor(stored.descriptor)
         memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         file = memory_file(data)
-        await process.unpack(template=file, memory=memory)
+        digest = digest_in_hex(data)
+        await process.unpack(digest, template=file, memory=memory)
         peer.close()
-    return Template(file, data, memory, hashlib.sha256(data).hexdigest(), image)
+    return Template(file, data, memory, digest, image)
 
 
 class Sibling:
@@ -121,14 +130,16 @@ class Sibling:
         never_run: bool = False,
         late: bool = False,
         warm: bytes | None = None,
+        touch: bool = False,
     ) -> Sibling:
         """With `late` of the template's file alone; with `warm` at that warm base."""
         warm_file = None if warm is None else memory_file(warm)
         await process.prepare(
             Prepare(
                 template=template.digest,
-                warm_base=None if warm is None else hashlib.sha256(warm).hexdigest(),
+                warm_base=None if warm is None else digest_in_hex(warm),
                 never_run=never_run,
+                touch=touch,
             ),
             template=template.file,
             memory=None if late else template.memory,
@@ -140,25 +151,36 @@ class Sibling:
         return cls(process, template)
 
     async def wake(
-        self, uuid: str, generation: int, delta: bytes | None = None, *, peer: Peer | None = None
+        self,
+        uuid: str,
+        generation: int,
+        delta: bytes | int | None = None,
+        *,
+        peer: Peer | None = None,
     ) -> float:
         """Restore; returns how long the VM process took for it in seconds.
 
-        `peer` has been parked, and its connections go on; without, there is a new one.
+        `delta` is a file, or the caller's descriptor of it. `peer` has been parked, and its
+        connections go on; without, there is a new one.
         """
         if peer is not self.peer:
             self.peer.close()
         self.peer = peer or Peer()
         assert self.peer.theirs is not None
-        descriptor = None if delta is None else memory_file(delta)
+        descriptor = memory_file(delta) if isinstance(delta, bytes) else delta
         took_ns = await self.process.restore(
-            Restore(uuid=uuid, generation=generation, host_name=f"vm-{uuid[:8]}"),
+            Restore(
+                uuid=uuid,
+                generation=generation,
+                host_name=f"vm-{uuid[:8]}",
+                delta=None if descriptor is None else digest_in_hex(descriptor),
+            ),
             delta=descriptor,
             console=self.peer.theirs.fileno(),
         )
         self.peer.resume(generation)
         self.peer.handed_over()
-        if descriptor is not None:
+        if descriptor is not None and descriptor != delta:
             os.close(descriptor)
         return took_ns / 1e9
 

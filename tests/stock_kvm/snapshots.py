@@ -86,6 +86,19 @@ async def late(template: Template) -> None:
         assert await vm.peer.ask("noise") == digest
 
 
+async def late_template(template: Template) -> None:
+    """A template that is not unpacked: its state goes on in others, and the other way round."""
+    uuid, delta, areas = secrets.token_hex(16), None, 0
+    for generation, late in enumerate((True, False)):
+        async with vm_process(DIRECTORY) as process:
+            vm = await Sibling.prepare(process, template, late=late)
+            await vm.wake(uuid, generation, delta)
+            await check(vm, areas)
+            areas = int(await vm.peer.ask(f"churn {generation}"))
+            stored = await process.standby(generation + 1, within_s=60)
+            delta = read_descriptor(stored.descriptor)
+
+
 async def clocks(template: Template) -> None:
     """CLOCK_MONOTONIC stands still in standby, the others go on."""
     async with vm_process(DIRECTORY) as process:
@@ -145,7 +158,7 @@ async def refusal(vm: Sibling, uuid: str, delta: bytes) -> str | None:
 
 
 async def main(name: str) -> None:
-    if name in ("swap", "late", "clocks"):
+    if name in ("swap", "late", "late_template", "clocks"):
         image, argv, memory_mib = "/python.erofs", ["python3", "-u", "-c", OBEY], 128
     else:
         image, argv, memory_mib = "/programs.erofs", ["secrets"], 32
@@ -153,6 +166,7 @@ async def main(name: str) -> None:
     checks = {
         "swap": swap,
         "late": late,
+        "late_template": late_template,
         "clocks": clocks,
         "reset": reset,
         "corruption": corruption,

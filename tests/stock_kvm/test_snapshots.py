@@ -11,7 +11,7 @@ from tests.rootfs.build import make_root, root_image
 from tests.stock_kvm.machine import BUILD, Command, StockKvmMachine
 from tests.stock_kvm.test_stock_kvm import vmm_with_libraries
 
-CHECKS = ("reset", "corruption", "clocks", "swap", "late")
+CHECKS = ("reset", "corruption", "clocks", "swap", "late", "late_template")
 LIMIT_S = 120
 
 

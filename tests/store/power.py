@@ -14,6 +14,7 @@ from typing import Any
 
 import apsw
 
+from torpor.store import Content
 from torpor.store.disk import Disk
 
 SECTOR = 512
@@ -106,9 +107,9 @@ class RecordingDisk(Disk):
         self.journal = journal
         self.forget = forget
 
-    def write_new(self, path: Path, data: bytes) -> None:
-        super().write_new(path, data)
-        self.journal += [Write(str(path), 0, data), Sync(str(path))]
+    def write_new(self, path: Path, content: Content) -> None:
+        super().write_new(path, content)
+        self.journal += [Write(str(path), 0, path.read_bytes()), Sync(str(path))]
 
     def rename(self, source: Path, target: Path) -> None:
         super().rename(source, target)

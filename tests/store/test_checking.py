@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.store.conftest import add, new
-from torpor.store import InstanceRow, NewBase, Store, StoreError
+from torpor.store import Content, InstanceRow, NewBase, Store, StoreError
 from torpor.store.blobs import BlobFiles
 from torpor.store.checking import check
 
@@ -39,7 +39,7 @@ class Kept:
 
         async def base(content: bytes, **more: object) -> int:
             made = NewBase(owner.id, "sha256:x", b"mac", 9, **more)  # type: ignore[arg-type]
-            return (await store.bases.add(made, content)).id
+            return (await store.bases.add(made, Content(content))).id
 
         async def add(name: str) -> InstanceRow:
             (row,) = await store.instances.add(owner.id, [new(name, tags=("red",))])
@@ -51,12 +51,12 @@ class Kept:
         unused_id = await base(UNUSED, key=b"u" * 32)
         await base(UNUSED + WARM, template_id=unused_id)
         commit = store.snapshots.commit
-        self.rows["cold"] = await commit(await add("cold"), LARGE + b"!", created_ms=1)
+        self.rows["cold"] = await commit(await add("cold"), Content(LARGE + b"!"), created_ms=1)
         await store.snapshots.cool(2, 1 << 40)
-        self.rows["small"] = await commit(await add("small"), SMALL, created_ms=9)
+        self.rows["small"] = await commit(await add("small"), Content(SMALL), created_ms=9)
         self.rows["large"] = await commit(
             await add("large"),
-            LARGE,
+            Content(LARGE),
             created_ms=9,
             template=store.bases.by_id(template_id),
             warm=store.bases.by_id(warm_id),
@@ -180,7 +180,7 @@ async def test_check_mends_counters_tags_and_rubbish(tmp_path: Path) -> None:
         connection.execute("UPDATE totals SET instances = 7")
         connection.execute("DELETE FROM instance_tags")
     connection.close()
-    with files.put(b"nobody's"):
+    with files.put(Content(b"nobody's")):
         pass
     problems = list(check(database, files))
     assert len(problems) == 3

@@ -15,7 +15,7 @@ import pytest
 
 from tests.store.conftest import add
 from tests.store.power import Operation, RecordingDisk, RecordingVfs, lose_power
-from torpor.store import Page, Store
+from torpor.store import Content, Page, Store
 from torpor.store.blobs import BlobFiles
 from torpor.store.checking import check
 from torpor.store.errors import MissingError, StoreError
@@ -43,7 +43,7 @@ def record(
             row = rows[number % 4]
             size = LARGE if number % 3 else 900
             data = bytes([number]) * size
-            rows[number % 4] = row = await store.snapshots.commit(row, data, created_ms=1)
+            rows[number % 4] = row = await store.snapshots.commit(row, Content(data), created_ms=1)
             acknowledged.append((len(journal), row.uuid, row.generation, size))
 
     asyncio.run(run())
@@ -79,7 +79,9 @@ def losses(
                 found.append(f"seed {seed}: {uuid} is behind generation {generation}")
                 continue
             try:
-                assert await store.snapshots.read(row.id) is not None
+                saved = await store.snapshots.open(row.id)
+                assert saved is not None
+                saved[1].read()
             except (MissingError, StoreError) as error:
                 found.append(f"seed {seed}: {error}")
 
@@ -120,7 +122,7 @@ def test_the_replay_notices_a_missing_sync(
 WORKER = """
 import asyncio, json, sys
 from pathlib import Path
-from torpor.store import Store
+from torpor.store import Content, Store
 from torpor.store.snapshots import INLINE_MAX_BYTES
 
 async def main(root):
@@ -133,7 +135,7 @@ async def main(root):
         while True:
             number = row.generation
             data = bytes([number % 256]) * (INLINE_MAX_BYTES + 1 if number % 2 else 700)
-            row = await store.snapshots.commit(row, data, created_ms=1)
+            row = await store.snapshots.commit(row, Content(data), created_ms=1)
             print(json.dumps({"uuid": row.uuid, "generation": row.generation}), flush=True)
     from torpor.store import Page
     rows = store.instances.page(owner.id, "instance", Page())
@@ -173,11 +175,11 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
         owner = store.owners.find(name="ada")
         for row in store.instances.page(owner.id, "instance", Page()):
             assert row.generation >= acknowledged[row.uuid], seed
-            read = asyncio.run(store.snapshots.read(row.id))
-            if read is not None:
-                snapshot, data = read
+            opened = asyncio.run(store.snapshots.open(row.id))
+            if opened is not None:
+                snapshot, data = opened
                 assert snapshot.generation == row.generation
-                assert data[0] == (row.generation - 1) % 256
+                assert data.read()[0] == (row.generation - 1) % 256
         store.sweep_staging()
         asyncio.run(store.collect())
         problems = list(check(tmp_path / "torpor.db", BlobFiles(tmp_path / "blobs")))

@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from torpor.api.alternatives import alternatives
 from torpor.api.auth import Principal
 from torpor.api.operations import MAX_ITEMS, Call, Operation
 from torpor.api.service import Service
@@ -146,7 +147,8 @@ def _query(operation: Operation, request: Request) -> Any:
     try:
         return msgspec.convert(values, operation.query, strict=False)
     except msgspec.ValidationError as error:
-        raise RequestError(400, f"Parameter: {error}") from error
+        instead = alternatives(operation.query, str(error))
+        raise RequestError(400, f"Parameter: {error}{instead}") from error
 
 
 def _is_list(kind: Any) -> bool:
@@ -172,7 +174,8 @@ def _body(operation: Operation, raw: bytes) -> Any:
     try:
         body = decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise RequestError(400, f"Body: {error}") from error
+        instead = alternatives(decoder.type, str(error))
+        raise RequestError(400, f"Body: {error}{instead}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(400, f"Body is not JSON: {error}") from error
     if isinstance(body, list) and len(body) > MAX_ITEMS:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from torpor.cli.complete import image_names
+from torpor.cli.output import TABLE, output_option, show
 from torpor.datadir import data_dir
 from torpor.errors import UsageError
 from torpor.images.buildah import remove_build_cache
@@ -64,27 +65,31 @@ def image() -> None:
 
 
 @image.command("list")
-@click.option("--json", "as_json", is_flag=True, help="All that `inspect` shows, as JSON.")
+@output_option
 @click.pass_obj
-def list_command(data: str | None, as_json: bool) -> None:
-    """List the images of the store."""
+def list_command(data: str | None, format_: str) -> None:
+    """List the images of the store; but for a table, with all that `inspect` shows."""
     images = store_of(data).images()
-    if as_json:
-        click.echo(json.dumps([_as_json(entry) for entry in images], indent=2))
+    if format_ != TABLE:
+        show([_as_json(entry) for entry in images], format_, ())
         return
-    rows = [("NAME", "DIGEST", "SIZE", "SHARED", "CREATED", "USED BY")]
-    for entry in images:
-        used_by = [user for user in entry.users if not user.startswith("tag/")]
-        if entry.running:
-            used_by.append("running VM")
-        digest = entry.digest.removeprefix("sha256:")[:12]
-        sizes = (_megabytes(entry.size_bytes), _megabytes(entry.shared_bytes))
-        facts = (digest, *sizes, entry.created[:19], ", ".join(used_by))
-        rows += [(name, *facts) for name in entry.tags or ("<none>",)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo(line.rstrip())
+    headings = ("NAME", "DIGEST", "SIZE", "SHARED", "CREATED", "USED BY")
+    rows = [
+        dict(zip(headings, (name, *_facts(entry)), strict=True))
+        for entry in images
+        for name in entry.tags or ("<none>",)
+    ]
+    show(rows, TABLE, [(heading, heading) for heading in headings])
+
+
+def _facts(entry: StoredImage) -> tuple[str, ...]:
+    """What a table tells of an image besides a name."""
+    used_by = [user for user in entry.users if not user.startswith("tag/")]
+    if entry.running:
+        used_by.append("running VM")
+    digest = entry.digest.removeprefix("sha256:")[:12]
+    sizes = (_megabytes(entry.size_bytes), _megabytes(entry.shared_bytes))
+    return (digest, *sizes, entry.created[:19], ", ".join(used_by) or "-")
 
 
 @image.command()

@@ -102,7 +102,10 @@ def create(
     start: bool,
     format_: str,
 ) -> int:
-    """Make an instance of IMAGE; ARGS in place of the image's command."""
+    """Make an instance of IMAGE; ARGS in place of the image's command.
+
+    ARGS with options of their own go behind a --: `torpor instance create IMAGE -- sh -c 'exit 1'`.
+    """
     spec = {
         "image": image,
         "args": list(args) or None,

@@ -11,8 +11,10 @@ import click
 
 from torpor.errors import UsageError
 
-FORMATS = ("table", "json", "yaml")
-_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
+TABLE = "table"
+FORMATS = (TABLE, "json", "yaml")
+_TOO_EXACT = re.compile(r"(?<=sha256:[0-9a-f]{12})[0-9a-f]{52}|(?<=T\d\d:\d\d:\d\d)\.\d+(?=Z)")
+"""What a table leaves out: most of a digest, and fractions of seconds."""
 
 
 def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,7 +79,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return ",".join(map(_cell, value))
-    return _DIGEST.sub(r"\1", _text(value))
+    return _TOO_EXACT.sub("", _text(value))
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from torpor.binaries import find_binary
-from torpor.cli.output import FORMATS, output_option, say, show
+from torpor.cli.output import TABLE, output_option, say, show
 from torpor.datadir import data_dir
 from torpor.errors import EXIT_TORPOR_FAILED, TorporError, UsageError
 from torpor.locks import SUPERVISOR, TORPORD, HeldError, holder, sign
@@ -160,10 +160,16 @@ def _await_urls(
 
 @click.command()
 @click.option("--now", is_flag=True, help="Do not put VMs into standby first: they run on.")
-@click.option("--vms-only", is_flag=True, help="Put VMs away, and let the server run on.")
+@click.option(
+    "--vms-only", is_flag=True,
+    help="Put VMs away and start no others, but end nothing: for the host's shutdown.",
+)  # fmt: skip
 @click.pass_obj
 def down(data: str | None, now: bool, vms_only: bool) -> None:
-    """Put stateful instances into standby, stop the others, and end the server."""
+    """Put stateful instances into standby, end the others, and end the server.
+
+    What ran then goes on, or begins anew, with the next `torpor up`.
+    """
     if now and vms_only:
         raise UsageError("--now leaves VMs alone, and --vms-only ends nothing else: give one")
     directory = data_dir(data)
@@ -173,7 +179,7 @@ def down(data: str | None, now: bool, vms_only: bool) -> None:
     if first is None:
         raise TorporError(f"no server runs on {directory}")
     if not now:
-        _put_away(data, directory, last=not vms_only)
+        _put_away(data, directory)
     if vms_only:
         return
     os.kill(first, signal.SIGTERM)
@@ -189,11 +195,11 @@ def down(data: str | None, now: bool, vms_only: bool) -> None:
     (directory / URL_FILE).unlink(missing_ok=True)
 
 
-def _put_away(data: str | None, directory: Path, *, last: bool) -> None:
+def _put_away(data: str | None, directory: Path) -> None:
     from torpor.cli.client import NotAnsweringError, run  # the SDK costs `up` more than all else
 
     async def work(server: "Server") -> int:
-        answer = await server.own("POST", "/torpor/v1/quiesce", params={"last": str(last).lower()})
+        answer = await server.own("POST", "/torpor/v1/quiesce")
         return int(answer["left_running"])
 
     try:
@@ -242,7 +248,7 @@ def status(data: str | None, format_: str) -> None:
         }
 
     found = run(data, work)
-    if format_ != FORMATS[0]:
+    if format_ != TABLE:
         show([found], format_, ())
         return
     click.echo(f"torpor {found['versions']['torpor']}")

@@ -105,7 +105,7 @@ class Controller:
         self.router = Router(
             store, self.lifecycle, self.groups, self.links, self.console, self.events
         )
-        host.begin(self.saved.read_base, self.templates.warm, store.bases.by_digest)
+        host.begin(self.saved.open_base, self.templates.warm, store.bases.by_digest)
         self.upkeep = Upkeep(
             store,
             self.lifecycle,
@@ -142,13 +142,13 @@ class Controller:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def quiesce(self, timeout_s: float, *, last: bool = False) -> int:
-        """Puts what is stateful into standby, stops the rest; how many run on after that time.
+    async def quiesce(self, timeout_s: float) -> int:
+        """Puts what is stateful into standby, ends the rest; how many run on after that time.
 
-        With `last` nothing is started or woken any more: requests go on while a server ends.
+        What ran goes on with the next torpord, and with this one nothing is started or woken any
+        more: requests go on while a server ends.
         """
-        if last:
-            self.lifecycle.refuse_starts()
+        self.lifecycle.refuse_starts()
 
         async def one(live: Live) -> None:
             if live.woken:
@@ -160,9 +160,10 @@ class Controller:
             drain_ms, end_s = int(timeout_s * 250), timeout_s / 4
             if live.policy.stateful and live.state == "running":
                 await self.lifecycle.suspend(live.row, "system", drain_ms=drain_ms)
-                return
-            await self.lifecycle.stop(live.row, force=False, drain_ms=drain_ms, timeout_s=end_s)
-            await self.wait(live.row, "stopped", timeout_s)
+            elif live.state in ("starting", "running"):
+                await self.lifecycle.put_away(live, drain_ms=drain_ms, timeout_s=end_s)
+            elif live.vm is not None:
+                await self.wait(live.row, "stopped", timeout_s)  # as somebody has asked
 
         lives = self.lifecycle.lives.all()
         work = asyncio.gather(*(one(live) for live in lives), return_exceptions=True)
@@ -323,7 +324,7 @@ class Controller:
         aside = f"{former.name[:240]}-{random_suffix()}"
 
         async def write(old: InstanceRow, new: InstanceRow) -> tuple[InstanceRow, InstanceRow]:
-            state: State = "stopped" if old.state == "standby" else old.state
+            state: State = "draining" if old.state == "draining" else "stopped"
             facts = replace(facts_of(old.facts), stopped_ms=now_ms())
             # Should torpord be killed before it has deleted it, the next one does.
             config = replace(config_of(old.config), autokill=Autokill(time_ms=1))

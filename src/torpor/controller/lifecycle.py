@@ -7,7 +7,8 @@
 
 An instance that is stopped or in standby is a row of the store and nothing else. One that is
 neither has a `Live` here, whose state counts. A wake writes nothing: until the next commit the row
-says `standby`, which is what is true if everything dies at once.
+says `standby`, which is what is true if everything dies at once. A row says `starting` as well
+while a restart is waited for: whatever torpord there is then begins that start.
 
 Lock order: an instance's lock (`LiveSet.lock`) is held around every change of its state, and
 never two instances' at once but by `replace`, in the order of their ids. Callbacks from VM
@@ -48,7 +49,15 @@ from torpor.controller.starting import READY_S, STANDBY_S, Listener, Starter
 from torpor.controller.templates import Templates
 from torpor.controller.updates import apply_pending
 from torpor.controller.vm import Exit, Found, Saved, VmHost, VmProcess
-from torpor.store import ConflictError, InstanceRow, NoSpaceError, State, Store, StoreError
+from torpor.store import (
+    ConflictError,
+    Content,
+    InstanceRow,
+    NoSpaceError,
+    State,
+    Store,
+    StoreError,
+)
 from torpor.tasks import Tasks
 
 STOP_TIMEOUT_S = 10.0
@@ -137,11 +146,12 @@ class Lifecycle:
             if created and row.state == "starting":
                 await self._starter.start(row, origin, recorded=True)
                 return "stopped"
-            if row.kind != "instance" or row.state not in ("stopped", "standby"):
+            waits = live is not None and row.state == "starting"
+            if row.kind != "instance" or not (waits or row.state in ("stopped", "standby")):
                 raise _wrong_state(row, row.state, "start")
             self._abort_restart(row.id)
             await self._starter.start(row, origin)
-            return row.state
+            return "stopped" if waits else row.state
 
     async def stop(
         self,
@@ -168,9 +178,11 @@ class Lifecycle:
             previous = live.state
             self._abort_restart(row.id)
             if live.state == "stopped":
+                await self._lives.write_eventually(live, "stopped")
                 self._lives.forget(live)
                 return previous, "stopped"
             live.stopping_for = FORCED_BY_USER if force else STOPPED_BY_USER
+            live.begins_anew = None
             live.settled.set()
             if force:
                 self._terminate(live, force=True)
@@ -204,6 +216,24 @@ class Lifecycle:
             self._lives.set(live, "stopping", "api")
         if live.vm is not None:
             self._tasks.start(live.vm.stop(force=force, timeout_s=timeout_s))
+
+    async def put_away(self, live: Live, *, drain_ms: int, timeout_s: float) -> None:
+        """Ends the VM of an instance that keeps no memory, since the server ends; as `stop` does.
+
+        It begins anew: with the next request, or where none wakes it with the next torpord.
+        """
+        async with self._lives.lock(live.row.id):
+            if not self._lives.has(live) or live.state not in ("starting", "running"):
+                return
+            sleeps = live.state == "running" and live.policy.policy != "off"
+            live.begins_anew = "standby" if sleeps else "starting"
+            live.stopping_for = SCALED_TO_ZERO
+            # Written down first: the next torpord does not take it for lost.
+            await self._lives.write_eventually(live, live.begins_anew)
+            live.settled.set()
+            self._lives.set(live, "draining", "system")
+        await self._drained(live, drain_ms, timeout_s)
+        await self._seen_dead(live)
 
     async def used_up(self, row: InstanceRow) -> None:
         """Stops an instance that takes no more requests, when those in flight are over.
@@ -333,7 +363,8 @@ class Lifecycle:
             live.counted(), stop_reason=SCALED_TO_ZERO, stopped_ms=now_ms(), updates=updates
         )
         wanted = with_documents(row, config, facts, "standby")
-        wake_ms = self._timer_of(live, saved)
+        # A user's suspend is for as long as the user likes.
+        wake_ms = self._goes_on_ms(live) if origin == "system" else self._timer_of(live, saved)
         try:
             live.row = await self._saved.commit(
                 wanted, saved, image=live.config.image_digest, wake_ms=wake_ms
@@ -348,6 +379,10 @@ class Lifecycle:
         await self._leave_standby(live, origin)
         if wake_ms is not None:
             self.on_timer()
+
+    def _goes_on_ms(self, live: Live) -> int | None:
+        """When one whose VM ends though it ran is to be woken: at once, if it never sleeps."""
+        return 0 if live.policy.policy == "off" else None
 
     def _timer_of(self, live: Live, saved: Saved) -> int | None:
         """When an instance that is put down is to be woken for a timer of its own."""
@@ -387,7 +422,9 @@ class Lifecycle:
                 return False
             saved = await self._checkpointed(live.vm, row.generation + 1)
             try:
-                live.row = await self._saved.commit(row, saved, image=live.config.image_digest)
+                live.row = await self._saved.commit(
+                    row, saved, image=live.config.image_digest, wake_ms=self._goes_on_ms(live)
+                )
             except StoreError as error:
                 raise from_store(error, uuid=row.uuid, name=row.name) from error
             live.saved_s = _loop_s()
@@ -421,7 +458,7 @@ class Lifecycle:
         """The committed state of a row, and as what it was stored. Raises StoreError."""
         state = await self._saved.read(row)
         origin = state.origin or f"{row.uuid}/{row.generation}"
-        return Saved(state.delta or b"", state.template, state.warm), origin
+        return Saved(state.delta or Content(b""), state.template, state.warm), origin
 
     # Waking -------------------------------------------------------------------------------------
 
@@ -577,6 +614,15 @@ class Lifecycle:
             result = listeners[found.instance].result
             if result is not None:
                 self._tasks.start(self._ended(listeners[found.instance], result))
+        for its in listeners.values():
+            live = its.live
+            if its.result is not None and live.listener is its and not self._lives.has(live):
+                # Its VM has ended while there was nobody to hear of it.
+                live.link_generation = live.row.generation
+                if live.row.state in STOPPING:
+                    live.stopping_for = STOPPED_BY_USER
+                self._lives.enter(live)
+                self._tasks.start(self._ended(its, its.result))
         alone = [
             row for row in self._store.instances.in_motion() if self._lives.get(row.id) is None
         ]
@@ -588,6 +634,11 @@ class Lifecycle:
     async def _without_vm(self, row: InstanceRow) -> None:
         """An instance that was under way, and whose VM process is gone."""
         live = Live(row, config_of(row.config), facts_of(row.facts), row.state)
+        if row.state == "starting":
+            live.state = "stopped"
+            self._lives.enter(live)
+            self._plan_restart(live, 0)
+            return
         if row.state not in STOPPING:
             await self._lost(live)
             return
@@ -625,7 +676,7 @@ class Lifecycle:
         async with self._lives.lock(live.row.id):
             if not self._lives.has(live) or live.listener is not listener:
                 return
-            live.vm = None
+            live.vm, live.listener = None, None
             self._lives.unpin(live)
             why: Why = "stopped" if live.stopping_for is not None else "lost"
             self._links.detach(live.row.uuid, live.link_generation, why, parked=False)
@@ -638,15 +689,19 @@ class Lifecycle:
             live.config, updates = apply_pending(live.config, live.facts.updates)
             live.facts = msgspec.structs.replace(live.facts, updates=updates)
             live.woken = False
-            await self._lives.write_eventually(live, "stopped")
-            await self._lives.discard_eventually(live.row)
             asked_for = live.stopping_for is not None
-            if not asked_for and wants_restart(live.config.restart_policy, result):
+            again = not asked_for and wants_restart(live.config.restart_policy, result)
+            end: State = live.begins_anew or ("starting" if again else "stopped")
+            if requests_left(live.config, live.facts) == 0:
+                again, end = False, "stopped"
+            await self._lives.write_eventually(live, end)
+            await self._lives.discard_eventually(live.row)
+            if again:
                 healthy = _loop_s() - live.began_s >= self._backoff.healthy_s
                 self._plan_restart(live, 1 if healthy else live.attempt + 1)
                 self._lives.set(live, "stopped", "guest")
                 return
-            self._lives.set(live, "stopped", "api" if asked_for else "guest")
+            self._lives.set(live, end, "api" if asked_for else "guest")
             self._lives.forget(live)
 
     async def _give_up(self, live: Live, vm: VmProcess) -> None:
@@ -667,12 +722,16 @@ class Lifecycle:
             live.counted(), stop_reason=LOST, stop_code=None, exit_code=None, stopped_ms=now_ms()
         )
         live.traffic = NO_TRAFFIC
-        await self._lives.write_eventually(live, "standby" if committed else "stopped")
-        self._lives.set(live, live.row.state, "system")
+        again = not committed and (starts_anew or live.config.restart_policy != "never")
+        end: State = "standby" if committed else "stopped"
+        await self._lives.write_eventually(live, "starting" if again else end)
+        self._lives.set(live, end, "system")
         self._lives.forget(live)
-        if not committed and (starts_anew or live.config.restart_policy != "never"):
+        if again:
             self._lives.enter(live)
             self._plan_restart(live, live.attempt + 1)
+        elif committed:
+            self.on_timer()  # one that does not sleep is woken again
 
     def _plan_restart(self, live: Live, attempt: int) -> None:
         delay_s = self._backoff.delay_s(attempt)
@@ -688,10 +747,13 @@ class Lifecycle:
             live.restart = None
             try:
                 await self._starter.start(self._lives.current(live.row), "restart", attempt)
-            except ItemError:
+            except (ItemError, StoreError):
                 if self._lives.get(live.row.id) in (live, None):
-                    self._lives.enter(live)
                     live.row = self._lives.current(live.row)
+                    live.facts = facts_of(live.row.facts)
+                    self._lives.enter(live)
+                    if live.row.state != "starting":
+                        await self._lives.write_eventually(live, "starting")
                     self._plan_restart(live, attempt + 1)
 
     # Helpers ------------------------------------------------------------------------------------

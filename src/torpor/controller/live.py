@@ -65,6 +65,8 @@ class Live:
     restart: "asyncio.Task[None] | None" = None
     stopping_for: int | None = None
     """The stop reason to record when it has ended, if somebody asked for its end."""
+    begins_anew: State | None = None
+    """The state that it is in when it has ended, if the server put it away with its VM."""
     woken: bool = False
     """It came from standby, and its row still says so."""
     link_generation: int = 0

@@ -184,6 +184,9 @@ class ProxyClient:
             try:
                 answer = await self.ask("hello", self._hello)
                 links = msgspec.convert(answer.get("links", []), list[Link])
+                while answer.get("more"):
+                    answer = await self.ask("links", {"after": links[-1].instance})
+                    links += msgspec.convert(answer["links"], list[Link])
                 await self._handler.connected(links, since_ns)
                 self.ready.set()
                 await self._lost.wait()

@@ -1,4 +1,5 @@
-"""Saved states: sealed when they are committed, checked before they are run."""
+"""Saved states: their digests are sealed when they are committed, and that is checked before they
+are run; VM processes check their content against the digests."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,18 +7,14 @@ from contextlib import contextmanager
 
 import msgspec
 
+from torpor import snapshot_format
 from torpor.controller.errors import Code, ItemError
 from torpor.controller.events import now_ms
 from torpor.controller.model import Config
 from torpor.controller.sealing import Seal
 from torpor.controller.vm import Machine, Saved, State
-from torpor.store import Base, InstanceRow, MissingError, NewBase, Store
+from torpor.store import Base, Content, InstanceRow, MissingError, NewBase, Store
 
-STATE_FORMAT = 2
-"""Version of snapshots that VM processes read (`VERSION` of crates/vmm's snapshot module).
-
-A template of another one serves nobody, and is made anew.
-"""
 _configuration = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -47,24 +44,23 @@ class SavedStates:
             )
         template = await self.add_template(row.owner_id, saved.content, image)
         with self.pinned(template):
-            return await self._commit(row, b"", template, None, origin, wake_ms)
+            return await self._commit(row, Content(b""), template, None, origin, wake_ms)
 
     async def _commit(
         self,
         row: InstanceRow,
-        content: bytes,
+        content: Content,
         template: Base,
         warm: Base | None,
         origin: str,
         wake_ms: int | None,
     ) -> InstanceRow:
         base = _named(template, warm, origin)
-        digest = hashlib.sha256(content).digest()
-        mac = self._seal.make(self._owner(row.owner_id), row.uuid, row.generation + 1, base, digest)
+        owner, generation = self._owner(row.owner_id), row.generation + 1
+        mac = self._seal.make(owner, row.uuid, generation, base, content.digest)
         return await self._store.snapshots.commit(
             row,
             content,
-            digest=digest,
             created_ms=now_ms(),
             template=template,
             warm=warm,
@@ -81,7 +77,7 @@ class SavedStates:
         return state
 
     async def _read(self, row: InstanceRow, *, resumes: bool = False) -> State | None:
-        found = await self._store.snapshots.read(row.id)
+        found = await self._store.snapshots.open(row.id)
         if found is None:
             return None
         snapshot, content = found
@@ -96,7 +92,9 @@ class SavedStates:
             _named(template, warm, snapshot.origin),
             snapshot.digest,
         )
-        return State(template, content or None, warm, snapshot.origin, resumes)
+        return State(
+            template, content if content.size_bytes else None, warm, snapshot.origin, resumes
+        )
 
     async def state(self, row: InstanceRow, config: Config) -> State | None:
         """What a VM of this instance begins with; None for a cold start, or a clone of what serves
@@ -125,7 +123,7 @@ class SavedStates:
     async def add_template(
         self,
         owner_id: int,
-        content: bytes,
+        content: Content,
         image: str,
         key: bytes | None = None,
         family: bytes | None = None,
@@ -140,26 +138,26 @@ class SavedStates:
         """What random numbers begin with in VMs of a family, until they are ready."""
         return self._seal.derive(b"boot seed\n" + family)
 
-    async def add_warm(self, template: Base, content: bytes) -> Base:
+    async def add_warm(self, template: Base, content: Content) -> Base:
         """Records a warm base of a template."""
         mac = self._base_mac(template.owner_id, template.digest.hex(), content)
         new = NewBase(template.owner_id, template.image, mac, now_ms(), template_id=template.id)
         return await self._store.bases.add(new, content)
 
-    async def read_base(self, base: Base) -> bytes:
-        """The file of a template or warm base, its seal checked. Raises StoreError."""
-        # Its checksum is verified there.
-        content = await self._store.bases.read(base)
+    async def open_base(self, base: Base) -> Content:
+        """The file of a template or warm base, its seal checked. Raises StoreError.
+
+        Whether the file has the digest that is sealed is for the VM process to see.
+        """
         of = ""
         if base.template_id is not None:
             template = self._store.bases.by_id(base.template_id)
             of = "" if template is None else template.digest.hex()
         self._seal.check(base.mac, self._owner(base.owner_id), "", 0, f"base of {of}", base.digest)
-        return content
+        return await self._store.bases.open(base)
 
-    def _base_mac(self, owner_id: int, template: str, content: bytes) -> bytes:
-        digest = hashlib.sha256(content).digest()
-        return self._seal.make(self._owner(owner_id), "", 0, f"base of {template}", digest)
+    def _base_mac(self, owner_id: int, template: str, content: Content) -> bytes:
+        return self._seal.make(self._owner(owner_id), "", 0, f"base of {template}", content.digest)
 
     @contextmanager
     def pinned(self, base: Base) -> Iterator[None]:
@@ -186,7 +184,7 @@ def family_key(machine: Machine) -> bytes:
 
 def _but_environment(machine: Machine) -> tuple[object, ...]:
     return (
-        STATE_FORMAT,
+        snapshot_format.VERSION,  # a template of another one serves nobody
         machine.owner,
         machine.image_digest,
         machine.memory_mb,

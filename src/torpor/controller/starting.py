@@ -111,9 +111,11 @@ class Starter:
             raise ItemError(Code.WRONG_STATE, "It has had all the requests that it may have")
         live = Live(row, config, facts, "starting", attempt=attempt)
         live.woken = row.state == "standby"
-        previous: State = "stopped" if recorded else row.state
+        is_starting = row.state == "starting"
+        previous: State = "stopped" if is_starting else row.state
         machine: Machine | None = None
         try:
+            self._check_accepts()
             state = await self._saved.state(row, config)
             if state is None:
                 machine = self._machines.of(row, config)
@@ -121,15 +123,17 @@ class Starter:
                 state = live.beginning.clone_of
                 self._say(row, live.beginning.why_no_template)
         except StoreError as error:
-            if recorded:
+            if is_starting:
                 await self._lives.write_state(row, previous, LOST)
             raise from_store(error, uuid=row.uuid, name=row.name) from error
         except ItemError as error:
-            if recorded or error.code is Code.NOT_FOUND:
+            if is_starting or error.code is Code.NOT_FOUND:
                 reason, code = NO_IMAGE if error.code is Code.NOT_FOUND else (LOST, None)
                 await self._lives.write_state(row, previous, reason, stop_code=code)
             self._lives.start_failed(row, origin, error)
             raise
+        if live.woken and not facts.start_count:
+            live.facts = started(facts)  # it has another's memory, and runs for the first time
         if not (live.woken or recorded):
             live.facts = started(facts, again=attempt > 0)
             live.row = await self._lives.write(
@@ -139,8 +143,7 @@ class Starter:
         self._lives.announce(live.row, previous, "starting", origin)
         try:
             # Whoever puts all that is live away begins behind this, or saw it a moment ago.
-            if self.refuses:
-                raise BusyError("The server is about to end")
+            self._check_accepts()
             if state is not None:
                 await self._restore(live, state, soon)
             else:
@@ -154,6 +157,10 @@ class Starter:
             failure = error if isinstance(error, ItemError) else _host_failed(row, error)
             self._lives.start_failed(row, origin, failure)
             raise failure from error
+
+    def _check_accepts(self) -> None:
+        if self.refuses:
+            raise BusyError("The server is about to end")
 
     async def _boot(self, live: Live, machine: Machine) -> None:
         machine = msgspec.structs.replace(machine, seed=live.beginning.seed)

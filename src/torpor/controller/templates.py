@@ -19,7 +19,7 @@ from torpor.controller.errors import ItemError
 from torpor.controller.live import Beginning, Live
 from torpor.controller.saved import SavedStates, configuration_key, family_key
 from torpor.controller.vm import Machine, Saved, State, VmHost
-from torpor.store import Base, InstanceRow, Store, StoreError
+from torpor.store import Base, Content, InstanceRow, Store, StoreError
 from torpor.tasks import Tasks
 
 SEEN_MAX = 10_000
@@ -28,8 +28,6 @@ SIBLINGS = 14
 """How many instances' deltas teach a warm base; no more go into one command to a VM process."""
 SIBLINGS_LEAST = 5
 """So many do where one of them sleeps again before there are more."""
-SIBLING_MAX_BYTES = 4 << 20
-"""Larger deltas teach nothing."""
 LEARNING_MAX = 256
 """Templates whose siblings' deltas are collected at a time."""
 
@@ -39,7 +37,7 @@ class _Siblings:
     """Deltas against a template alone, by instance; the newest of each."""
 
     template: Base
-    deltas: dict[str, bytes] = field(default_factory=dict)
+    deltas: dict[str, Content] = field(default_factory=dict)
     learning: bool = False
 
 
@@ -143,9 +141,10 @@ class Templates:
     def stored(self, live: Live, saved: Saved) -> None:
         """A delta was committed: it may teach a warm base."""
         template = saved.template
-        if template is None or saved.warm is not None or not saved.content:
+        if template is None or saved.warm is not None or self.warm(template) is not None:
             return
-        if self.warm(template) is not None or len(saved.content) > SIBLING_MAX_BYTES:
+        # What is not in memory is too large.
+        if not saved.content.data:
             return
         siblings = self._siblings.get(template.id)
         if siblings is None:

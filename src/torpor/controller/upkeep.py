@@ -113,7 +113,7 @@ class Upkeep:
                 live.saved_s = asyncio.get_running_loop().time()
 
     async def _timers(self) -> None:
-        """Wakes instances for timers of their own."""
+        """Wakes instances for timers of their own, and those that never sleep but lost their VM."""
         while True:
             self._timer_set.clear()
             lives, now = self._lifecycle.lives, steady_ms()
@@ -138,10 +138,13 @@ class Upkeep:
             return
         policy = config_of(row.config).scale_to_zero or DEFAULT_POLICY
         # It may have changed since; without state it would wake for the same timer again and again.
-        if policy.wake_on_timer and policy.stateful:
+        for_timer = policy.wake_on_timer and policy.stateful
+        if for_timer or policy.policy == "off":
             with contextlib.suppress(ItemError, TimeoutError):  # without memory for it, say
                 await self._lifecycle.wake(row, "system")
-                return
+                if for_timer:
+                    return
+        # Of those that never sleep as well: one whose VM ends again at once.
         self._put_off[instance_id] = steady_ms() + WAKE_AGAIN_MS
 
     async def _kills(self) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from torpor.controller.errors import Code, ItemError
-from torpor.store import Base
+from torpor.store import Base, Content
 
 
 class Machine(Struct, frozen=True):
@@ -52,7 +52,7 @@ class State(Struct, frozen=True):
     """A saved state: a template, and what differs from it (None for the template's own)."""
 
     template: Base
-    delta: bytes | None
+    delta: Content | None
     warm: Base | None = None
     """The warm base that the delta is coded against."""
     origin: str = ""
@@ -67,7 +67,7 @@ class Saved(Struct, frozen=True):
     Without a template it is a whole one: the file of a template that only this instance has.
     """
 
-    content: bytes
+    content: Content
     template: Base | None = None
     warm: Base | None = None
     next_deadline_ns: int | None = None
@@ -169,7 +169,7 @@ class Found(Struct, frozen=True):
     """It would draw the random numbers that its siblings draw: it must not run on."""
 
 
-BaseReader = Callable[[Base], Awaitable[bytes]]
+BaseReader = Callable[[Base], Awaitable[Content]]
 """The file of a template or warm base, its seal checked. Raises StoreError."""
 WarmBases = Callable[[Base], Base | None]
 """The warm base at which VM processes of a template rest."""
@@ -220,7 +220,7 @@ class VmHost(Protocol):
         Where that gives None the process is killed, and seen dead, before this returns.
         """
 
-    async def learn(self, template: Base, deltas: list[bytes]) -> bytes:
+    async def learn(self, template: Base, deltas: list[Content]) -> Content:
         """The file of a warm base from the deltas of siblings. Raises ItemError."""
 
     def in_use(self) -> set[int]:
@@ -263,7 +263,7 @@ class NoVmHost:
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:  # noqa: ARG002
         return []
 
-    async def learn(self, template: Base, deltas: list[bytes]) -> bytes:  # noqa: ARG002
+    async def learn(self, template: Base, deltas: list[Content]) -> Content:  # noqa: ARG002
         raise ItemError(Code.NOT_SUPPORTED, self.reason)
 
     def in_use(self) -> set[int]:

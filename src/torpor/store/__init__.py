@@ -1,5 +1,6 @@
 """What Torpor keeps on disk about instances, services, owners and snapshots (docs/store.md)."""
 
+from torpor.store.content import Content, OpenFile
 from torpor.store.errors import (
     ConflictError,
     DamagedError,
@@ -31,6 +32,7 @@ from torpor.store.store import Store
 __all__ = [
     "Base",
     "ConflictError",
+    "Content",
     "DamagedError",
     "InUseError",
     "InstanceRow",
@@ -41,6 +43,7 @@ __all__ = [
     "NewInstance",
     "NewService",
     "NoSpaceError",
+    "OpenFile",
     "Owner",
     "Page",
     "PortClaim",

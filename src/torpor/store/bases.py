@@ -1,11 +1,10 @@
-"""What snapshots are differences to: templates and their warm bases, as files named by SHA-256.
+"""What snapshots are differences to: templates and their warm bases, as files named by digest.
 
 A base is kept for as long as a snapshot or another base needs it. A template that serves a
 configuration (it has a key) is kept beyond that, until it is dropped for its age or for room.
 """
 
 import asyncio
-import hashlib
 from collections import Counter
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from typing import Any
 import apsw
 
 from torpor.store.blobs import UPPER, BlobFiles
+from torpor.store.content import Content
 from torpor.store.database import Database
 from torpor.store.records import Base, NewBase
 
@@ -41,15 +41,15 @@ class Bases:
         self._dropping: set[int] = set()
         self._pins: Counter[int] = Counter()
 
-    async def add(self, new: NewBase, content: bytes) -> Base:
+    async def add(self, new: NewBase, content: Content) -> Base:
         """Records a base. One that is there already, or serves the same key, comes back instead."""
-        digest = hashlib.sha256(content).digest()
+        digest = content.digest
 
         def change(connection: apsw.Connection) -> Base:
             connection.execute(
                 "INSERT INTO blobs VALUES(?,?,'upper',?) "
                 "ON CONFLICT DO UPDATE SET tier='upper', used_ms=excluded.used_ms",
-                (digest, len(content), new.created_ms),
+                (digest, content.size_bytes, new.created_ms),
             )
             connection.execute(
                 "INSERT INTO bases(owner_id, blob, template_id, key, image, mac, created_ms, "
@@ -124,10 +124,10 @@ class Bases:
         found = self._database.reader.execute(sql, (value,)).fetchone()
         return None if found is None else Base(*found)
 
-    async def read(self, base: Base) -> bytes:
-        """A base's file, its checksum verified. Raises MissingError or DamagedError."""
+    async def open(self, base: Base) -> Content:
+        """A base's file, not checked yet. Raises MissingError."""
         current = self._one("a.id = ?", base.id) or base
-        return await asyncio.to_thread(self._files.read, base.digest, current.tier)
+        return await asyncio.to_thread(self._files.open, base.digest, current.tier)
 
     async def touch(self, base_ids: Collection[int], used_ms: int) -> None:
         """Notes that bases were used."""

@@ -1,4 +1,4 @@
-"""Large snapshots as files that are named by their SHA-256.
+"""Large snapshots as files that are named by their digests (torpor.snapshot_format).
 
     blobs/HH/HEX          the upper tier, HH being the first byte of HEX
     LOWER/HH/HEX          the lower tier, a directory on a slower disk
@@ -12,17 +12,17 @@ rubbish that the next sweep removes.
 """
 
 import fcntl
-import hashlib
 import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torpor.durable import write_durably
+from torpor.store.content import Content
 from torpor.store.disk import Disk
-from torpor.store.errors import DamagedError, MissingError, StoreError
+from torpor.store.errors import MissingError, StoreError
 
 UPPER = "upper"
 LOWER = "lower"
@@ -67,52 +67,42 @@ class BlobFiles:
         return self._root(tier) / digest.hex()[:2] / digest.hex()
 
     @contextmanager
-    def put(self, data: bytes, tier: str = UPPER) -> Iterator[bytes]:
-        """Makes `data` durable as a file and gives its digest.
+    def put(self, content: Content, tier: str = UPPER) -> Iterator[None]:
+        """Makes `content` durable as a file under its digest.
 
         Until the `with` block ends the file is safe from `remove`, even before any row refers to
         it: commit the row inside the block. Raises NoSpaceError.
         """
-        digest = hashlib.sha256(data).digest()
+        digest = content.digest
         self._writing[digest] += 1
         try:
             target = self.path(digest, tier)
             if not target.exists():
                 self._disk.make_directory(target.parent)
                 staged = self._root(tier) / "staging" / secrets.token_hex(16)
-                self._disk.write_new(staged, data)
+                self._disk.write_new(staged, content)
                 self._disk.rename(staged, target)
             # Also when it was there: whoever made it may not have come as far as this.
             self._disk.sync_directory(target.parent)
-            yield digest
+            yield
         finally:
             self._writing[digest] -= 1
             if not self._writing[digest]:
                 del self._writing[digest]
 
-    def read(self, digest: bytes, tier: str) -> bytes:
-        """A blob's content, checked. Raises MissingError or DamagedError.
+    def open(self, digest: bytes, tier: str) -> Content:
+        """A blob's content, not checked yet. Raises MissingError.
 
         `tier` is where it was when its row was read; it may have been moved since.
         """
         for place in sorted(self.tiers(), key=lambda one: one != tier):
-            path = self.path(digest, place)
-            try:
-                data = path.read_bytes()
-                break
-            except FileNotFoundError:
-                continue
-        else:
-            self._root(tier)  # raises if there is no such tier here
-            raise MissingError(
-                f"blob {digest.hex()} is missing from the {tier} tier: `torpor store check` "
-                "says what it belonged to; restore it from a backup"
-            )
-        if hashlib.sha256(data).digest() != digest:
-            raise DamagedError(
-                f"{path}: content does not match its digest: it will not be run; restore a backup"
-            )
-        return data
+            with suppress(FileNotFoundError):
+                return Content.opened(self.path(digest, place), digest)
+        self._root(tier)  # raises if there is no such tier here
+        raise MissingError(
+            f"blob {digest.hex()} is missing from the {tier} tier: `torpor store check` "
+            "says what it belonged to; restore it from a backup"
+        )
 
     def remove(self, digest: bytes, tier: str) -> None:
         """Removes a file, unless it is being written or a backup is being made.

@@ -1,6 +1,5 @@
 """`torpor store check`: every checksum and every reference, and what can be mended."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import apsw
 
 from torpor.store.blobs import BlobFiles
+from torpor.store.content import Content
 from torpor.store.uuids import uuid_text
 
 # Those whose state it is, or whose state is a difference to it.
@@ -56,7 +56,7 @@ def _inline(connection: apsw.Connection) -> Iterator[str]:
         "SELECT i.uuid, s.digest, s.inline FROM snapshots s JOIN instances i "
         "ON i.id = s.instance_id WHERE s.inline IS NOT NULL"
     ):
-        if hashlib.sha256(content).digest() != digest:
+        if not Content(content, digest).is_whole():
             yield f"instance {uuid_text(uuid)}: its snapshot is damaged: restore a backup"
 
 
@@ -69,7 +69,7 @@ def _blobs(connection: apsw.Connection, files: BlobFiles, repair: bool) -> Itera
         path = files.path(digest, tier)
         if not path.exists():
             problem = "is missing"
-        elif path.stat().st_size != size_bytes or _digest(path) != digest:
+        elif path.stat().st_size != size_bytes or not Content.opened(path, digest).is_whole():
             problem = "is damaged"
         else:
             continue
@@ -134,8 +134,3 @@ def _rubbish(connection: apsw.Connection, files: BlobFiles, repair: bool) -> Ite
 
 def _mended(repair: bool) -> str:
     return ": mended" if repair else ": `torpor store check --repair` mends it"
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

@@ -4,23 +4,22 @@ import errno
 import os
 from pathlib import Path
 
-from torpor.store.errors import NoSpaceError
+from torpor.store.content import Content
+from torpor.store.errors import DamagedError, NoSpaceError
 
 
 class Disk:
     """Real files. Each method does what POSIX says of the system call of that name."""
 
-    def write_new(self, path: Path, data: bytes) -> None:
-        """Creates `path` with `data`, and fsyncs the file (not its directory)."""
+    def write_new(self, path: Path, content: Content) -> None:
+        """Creates `path` with `content`, and fsyncs the file (not its directory)."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            content.write_to(descriptor)
             os.fsync(descriptor)
-        except OSError as error:
+        except (OSError, DamagedError) as error:
             os.unlink(path)  # noqa: PTH108 -- system calls only, here
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoSpaceError(
                     "no space left on the server's disk: free some and try again"
                 ) from error

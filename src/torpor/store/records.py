@@ -139,7 +139,7 @@ class Base(Struct, frozen=True):
     id: int
     owner_id: int
     digest: bytes
-    """SHA-256 of its file."""
+    """Of its file (torpor.snapshot_format)."""
     template_id: int | None
     """Of a warm base: its template."""
     key: bytes | None

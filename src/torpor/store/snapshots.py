@@ -6,7 +6,6 @@ hears of it.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -15,6 +14,7 @@ import apsw
 
 from torpor.store.bases import Bases, drop_blob
 from torpor.store.blobs import LOWER, UPPER, BlobFiles
+from torpor.store.content import Content
 from torpor.store.database import Database
 from torpor.store.errors import ConflictError, DamagedError, MissingError, StoreError
 from torpor.store.instances import write_row
@@ -51,10 +51,9 @@ class Snapshots:
     async def commit(
         self,
         row: InstanceRow,
-        content: bytes,
+        content: Content,
         *,
         created_ms: int,
-        digest: bytes | None = None,
         template: Base | None = None,
         warm: Base | None = None,
         origin: str = "",
@@ -64,12 +63,11 @@ class Snapshots:
         """Makes `content` the state of `row`, whose other columns are written along with it.
 
         `row.generation` is the generation that `content` was made from; the row that comes back
-        has the next one. `digest` is the SHA-256 of `content`, for who has it already; `wake_ms` is
-        when `due` names it. Raises ConflictError, and then nothing has changed.
+        has the next one; `wake_ms` is when `due` names it. Raises ConflictError, and then nothing
+        has changed.
         """
-        if digest is None:
-            digest = hashlib.sha256(content).digest()
-        large = len(content) > INLINE_MAX_BYTES
+        digest = content.digest
+        inline = content.data if content.size_bytes <= INLINE_MAX_BYTES else None
         dropped: list[tuple[bytes, str]] = []
 
         def change(connection: apsw.Connection) -> InstanceRow:
@@ -80,11 +78,11 @@ class Snapshots:
                     "this snapshot of it is discarded"
                 ) from written
             former = _take(connection, row.id)
-            if large:
+            if inline is None:
                 connection.execute(
                     "INSERT INTO blobs VALUES(?,?,'upper',?) "
                     "ON CONFLICT DO UPDATE SET tier='upper', used_ms=excluded.used_ms",
-                    (digest, len(content), created_ms),
+                    (digest, content.size_bytes, created_ms),
                 )
             connection.execute(
                 "INSERT INTO snapshots VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -97,9 +95,9 @@ class Snapshots:
                     origin,
                     mac,
                     digest,
-                    len(content),
-                    None if large else content,
-                    digest if large else None,
+                    content.size_bytes,
+                    inline,
+                    digest if inline is None else None,
                     wake_ms,
                 ),
             )
@@ -109,7 +107,7 @@ class Snapshots:
             return written
 
         with ExitStack() as held:
-            if large:
+            if inline is None:
                 writing = self._files.put(content)
                 await asyncio.to_thread(held.enter_context, writing)
             committed = await self._database.write(change)
@@ -135,24 +133,20 @@ class Snapshots:
         found = self._database.reader.execute(sql, (now_ms,)).get
         return None if found is None else int(found)
 
-    async def read(self, instance_id: int) -> tuple[Snapshot, bytes] | None:
-        """The committed state of an instance with its content, its checksum verified.
+    async def open(self, instance_id: int) -> tuple[Snapshot, Content] | None:
+        """The committed state of an instance with its content, not checked yet.
 
-        Raises MissingError or DamagedError.
+        Raises MissingError.
         """
         sql = _FIND.replace("b.tier", "b.tier, s.inline")
         found = self._database.reader.execute(sql, (instance_id,)).fetchone()
         if found is None:
             return None
-        snapshot, content = self._snapshot(found[:-1]), found[-1]
+        snapshot, inline = self._snapshot(found[:-1]), found[-1]
         if snapshot.tier is not None:
-            content = await asyncio.to_thread(self._files.read, snapshot.digest, snapshot.tier)
-        elif hashlib.sha256(content).digest() != snapshot.digest:
-            raise DamagedError(
-                f"generation {snapshot.generation} does not match its checksum: it will not be "
-                "run; restore a backup"
-            )
-        return snapshot, content
+            opening = asyncio.to_thread(self._files.open, snapshot.digest, snapshot.tier)
+            return snapshot, await opening
+        return snapshot, Content(inline, snapshot.digest)
 
     def _snapshot(self, found: Any) -> Snapshot:
         instance_id, generation, created_ms, template_id, warm_id, *rest = found
@@ -207,7 +201,8 @@ class Snapshots:
             connection.execute("UPDATE blobs SET tier='lower' WHERE digest=?", (digest,))
             return connection.changes() == 1
 
-        content = await asyncio.to_thread(self._files.read, digest, UPPER)
+        content = await asyncio.to_thread(self._files.open, digest, UPPER)
+        await asyncio.to_thread(content.check)
         with ExitStack() as held:
             await asyncio.to_thread(held.enter_context, self._files.put(content, LOWER))
             moved = await self._database.write(change)

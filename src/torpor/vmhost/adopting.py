@@ -5,14 +5,20 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from torpor.vmhost.worker import Worker
+from torpor.controller.vm import Exit
+from torpor.vmhost.worker import Worker, exit_of
 from torpor.vmprocess import Status, VMProcess
 
 CONNECT_S = 0.02
 """After this it is looked whether any process has a socket that nobody listens on: one that was
 just started will. Those that rested are dead by now, and the first wake waits for this.
 """
-QUERY_S = 10.0
+LOOKS = 300
+LOOK_S = 0.1
+"""So often it is looked for an answer before a process counts as one that gives none. Looks are
+counted, and not seconds: a machine that stood still has cost no process its time, nor has one
+that is so busy that this process hardly runs.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +29,22 @@ class Left:
     status: Status
 
 
-async def find_left(directory: Path) -> list[Left]:
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """One whose VM had ended, and that only waited for somebody to tell how."""
+
+    path: Path
+    result: Exit
+
+
+async def find_left(directory: Path) -> list[Left | Gone]:
     """All that have a socket there and answer; the others are dead when this returns."""
     names = [name for name in os.listdir(directory) if name.endswith(".sock")]  # noqa: PTH208 -- a few
     found = await asyncio.gather(*(_look(directory / name) for name in names))
     return [one for one in found if one is not None]
 
 
-async def _look(path: Path) -> Left | None:
+async def _look(path: Path) -> Left | Gone | None:
     process = await _connect(path)
     if process is None:
         _unlink(path)
@@ -45,12 +59,25 @@ async def _look(path: Path) -> Left | None:
     # alive then, and the pidfd is its own and not that of a later process with its number.
     worker = Worker(process, path, None, pidfd)
     try:
-        status = await asyncio.wait_for(process.query(), QUERY_S)
+        return Left(worker, await _status(process))
     except (OSError, TimeoutError):
         worker.kill()
         await worker.dead()
-        return None
-    return Left(worker, status)
+        ended = process.ended
+        if ended is None or ended.reason == "lost":
+            return None
+        return Gone(path, exit_of(ended, killed=False))
+
+
+async def _status(process: VMProcess) -> Status:
+    """What it answers. Raises OSError, and TimeoutError if it is silent."""
+    answer = asyncio.ensure_future(process.query())
+    for _ in range(LOOKS):
+        done, _ = await asyncio.wait({answer}, timeout=LOOK_S)
+        if done:
+            return answer.result()
+    answer.cancel()
+    raise TimeoutError
 
 
 async def _connect(path: Path) -> VMProcess | None:

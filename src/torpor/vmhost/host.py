@@ -23,13 +23,13 @@ from torpor.controller.vm import (
 )
 from torpor.errors import TorporError
 from torpor.images import ImageStore
-from torpor.store import Base
+from torpor.store import Base, Content
 from torpor.tasks import Tasks
-from torpor.vmhost.adopting import Left, find_left
+from torpor.vmhost.adopting import Gone, Left, find_left
 from torpor.vmhost.assignments import Assignments
-from torpor.vmhost.loaded import Templates, memory_file, open_image, owner_digest
+from torpor.vmhost.loaded import Templates, open_image, owner_digest
 from torpor.vmhost.pool import Limits, Pool
-from torpor.vmhost.vm import RunningVm, read_all
+from torpor.vmhost.vm import RunningVm, received
 from torpor.vmhost.worker import Rest, Worker
 from torpor.vmprocess import (
     READY_PORTS_MAX,
@@ -66,7 +66,7 @@ class Host:
     def __init__(self, data_dir: Path, limits: Limits = Limits()) -> None:  # noqa: B008 -- immutable
         self._directory = data_dir / DIRECTORY
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._assignments = Assignments(self._directory / "assignments")
+        self._assignments: Assignments
         self._images = ImageStore(data_dir)
         self._limits = limits
         self._budget_bytes = limits.memory_bytes or int(_host_memory_bytes() * MEMORY_SHARE)
@@ -166,13 +166,12 @@ class Host:
             generation=who.generation,
             host_name=who.hostname,
             origin=_origin(state.origin),
+            delta=None if state.delta is None else state.delta.digest.hex(),
         )
         console = None if link is None else link.fileno()
-        delta: int | None = None
         told = _Once(sent)
         try:
-            if state.delta is not None:
-                delta = memory_file("delta", state.delta)
+            delta = None if state.delta is None else state.delta.file.number
             is_last = False
             while True:
                 self._assignments.assign(worker.path, who.instance)
@@ -209,9 +208,6 @@ class Host:
             if not isinstance(error, _EXPECTED):
                 raise
             raise _failed(error) from error
-        finally:
-            if delta is not None:
-                os.close(delta)
 
     def _running(
         self, worker: Worker, uuid: str, template: Base | None, warm: Base | None
@@ -263,7 +259,8 @@ class Host:
     ) -> Worker:
         """A process at rest on a template and a warm base, or none.
 
-        One that somebody waits for does not wait for its template to be unpacked.
+        One that somebody waits for does not wait for its template to be unpacked, nor for what only
+        makes its first wake shorter.
         """
         worker = await self._launched()
         try:
@@ -277,13 +274,14 @@ class Host:
                 template=template.digest.hex(),
                 warm_base=None if warm is None else warm.digest.hex(),
                 never_run=never_run,
+                touch=not is_awaited and self._pool.time_left(),
             )
             await worker.process.prepare(
                 prepare,
-                template=loaded.file,
+                template=loaded.file.file.number,
                 memory=loaded.memory,
                 image=loaded.image,
-                warm_base=warm_file,
+                warm_base=None if warm_file is None else warm_file.file.number,
             )
         except BaseException:
             worker.kill()
@@ -415,21 +413,20 @@ class Host:
         """Makes the first process of a template before anybody asks for it."""
         self._pool.warm(template)
 
-    async def learn(self, template: Base, deltas: list[bytes]) -> bytes:
+    async def learn(self, template: Base, deltas: list[Content]) -> Content:
         worker = await self._launched()
-        files: list[int] = []
         try:
             file, memory = await self._templates.load(template)
-            files = [memory_file("delta", delta) for delta in deltas]
             learnt = await worker.process.learn(
-                template.digest.hex(), template=file, memory=memory, deltas=files
+                template.digest.hex(),
+                template=file.file.number,
+                memory=memory,
+                deltas=[delta.file.number for delta in deltas],
             )
-            return read_all(learnt)
+            return received(learnt)
         except (Refused, OSError, TorporError) as error:
             raise ItemError(Code.FAILED, f"No warm base was learnt: {error}") from error
         finally:
-            for file in files:
-                os.close(file)
             worker.kill()
 
     def in_use(self) -> set[int]:
@@ -447,9 +444,20 @@ class Host:
     async def adopt(self, listener: Callable[[str], VmListener | None]) -> list[Found]:
         found: list[Found] = []
         dying: list[Worker] = []
+        # Not before this process is the only torpord: what another one writes still would be lost.
+        self._assignments = Assignments(self._directory / "assignments")
         all_left = await find_left(self._directory)
-        self._assignments.keep(left.worker.path for left in all_left)
         for left in all_left:
+            if isinstance(left, Gone):
+                uuid = self._assignments.of(left.path)
+                its = None if uuid is None else listener(uuid)
+                if its is not None:
+                    if left.result.message:
+                        its.output(f"torpor: {left.result.message}\n".encode())
+                    its.ended(left.result)
+        alive = [left for left in all_left if isinstance(left, Left)]
+        self._assignments.keep(left.worker.path for left in alive)
+        for left in alive:
             worker = left.worker
             self._keep(worker)
             adopted = await self._adopted(left, listener)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from torpor.controller.vm import BaseReader
 from torpor.images import ImageStore
-from torpor.store import Base
+from torpor.store import Base, Content
 from torpor.vmprocess import VMProcess
 
 Helper = Callable[[], AbstractAsyncContextManager[VMProcess]]
@@ -27,18 +27,18 @@ class Loaded:
     """Descriptors of one template."""
 
     base: Base
-    file: int
+    file: Content
     image: int
     memory: int | None = None
     """A sealed memfd that VM processes map privately; None until it is unpacked."""
     memory_bytes: int = 0
-    warm: dict[int, int] = field(default_factory=dict)
+    warm: dict[int, Content] = field(default_factory=dict)
     """Files of its warm bases, by id."""
     used_s: float = 0.0
 
     def close(self) -> None:
         """Lets go of the memory; VM processes that have it keep it."""
-        for descriptor in (self.file, self.image, self.memory, *self.warm.values()):
+        for descriptor in (self.image, self.memory):
             if descriptor is not None:
                 os.close(descriptor)
 
@@ -64,7 +64,7 @@ class Templates:
         async with self._one(base.id):
             return await self._opened(base)
 
-    async def load(self, base: Base) -> tuple[int, int]:
+    async def load(self, base: Base) -> tuple[Content, int]:
         """File and memory of a template, unpacked. Raises StoreError, OSError, Refused."""
         async with self._one(base.id):
             found = await self._opened(base)
@@ -72,7 +72,9 @@ class Templates:
                 memory = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
                 try:
                     async with self._helper() as helper:
-                        size = await helper.unpack(template=found.file, memory=memory)
+                        size = await helper.unpack(
+                            base.digest.hex(), template=found.file.file.number, memory=memory
+                        )
                 except BaseException:
                     os.close(memory)
                     raise
@@ -82,22 +84,16 @@ class Templates:
     async def _opened(self, base: Base) -> Loaded:
         found = self._loaded.get(base.id)
         if found is None:
-            content = await self._read(base)
+            file = await self._read(base)
             image = hold_image(self._images, base.image)
-            try:
-                file = memory_file("template-file", content)
-            except BaseException:
-                os.close(image)
-                raise
             found = self._loaded[base.id] = Loaded(base, file, image)
         return found
 
-    async def load_warm(self, loaded: Loaded, warm: Base) -> int:
+    async def load_warm(self, loaded: Loaded, warm: Base) -> Content:
         """A warm base's file."""
         async with self._one(warm.id):
             if warm.id not in loaded.warm:
-                content = await self._read(warm)
-                loaded.warm[warm.id] = memory_file("warm-base", content)
+                loaded.warm[warm.id] = await self._read(warm)
             return loaded.warm[warm.id]
 
     def unload(self, template_id: int) -> None:
@@ -125,19 +121,6 @@ class Templates:
             self._users[base_id] -= 1
             if not self._users[base_id]:
                 del self._users[base_id], self._loading[base_id]
-
-
-_CONSTANT = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-
-
-def memory_file(name: str, content: bytes) -> int:
-    """A memfd with this content, which no VM process that is given it can change."""
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _CONSTANT)
-    return descriptor
 
 
 def hold_image(images: ImageStore, digest: str) -> int:

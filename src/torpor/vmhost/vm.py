@@ -1,9 +1,12 @@
 """A VM that runs in a VM process, as the controller has it."""
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import signal
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -11,11 +14,14 @@ import msgspec
 
 from torpor.controller.errors import BusyError, Code, ItemError
 from torpor.controller.vm import Saved, Usage
-from torpor.store import Base
+from torpor.store import Base, Content, OpenFile
 from torpor.vmhost.worker import Worker
 from torpor.vmprocess import Refused, Stored
 
 T = TypeVar("T")
+HELD_MAX_BYTES = 4 << 20
+"""Larger files stay in the memory that the VM process put them into."""
+CONSTANT = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 WHOLE_S = 10.0
 """How long a VM may take to stop that is to be stored whole."""
 
@@ -30,7 +36,7 @@ class RunningVm:
         template: Base | None,
         warm: Base | None,
         free: Callable[[Worker], Coroutine[Any, Any, None]],
-        load: Callable[[Base], Awaitable[tuple[int, int]]],
+        load: Callable[[Base], Awaitable[tuple[Content, int]]],
     ) -> None:
         self.worker = worker
         self.pid = worker.pid
@@ -68,11 +74,11 @@ class RunningVm:
             template.digest.hex(),
             _hex(self._uuid),
             generation,
-            file=file,
+            file=file.file.number,
             memory=memory,
         )
         stored = await self._ask("be stored as a sibling", work)
-        return Saved(read_all(stored.descriptor), template)
+        return Saved(received(stored.descriptor), template)
 
     async def _whole(self, generation: int) -> Saved:
         work = self.worker.process.template(_hex(self._uuid), generation)
@@ -80,7 +86,7 @@ class RunningVm:
 
     def _saved(self, stored: Stored) -> Saved:
         return Saved(
-            read_all(stored.descriptor),
+            received(stored.descriptor),
             self._template,
             self._warm,
             stored.next_deadline_ns,
@@ -166,23 +172,23 @@ class RunningVm:
             raise ItemError(Code.FAILED, f"The VM cannot {what}: {error}") from error
 
 
-def read_all(descriptor: int) -> bytes:
-    """All of a file that a VM process made; the descriptor is closed. Raises ItemError."""
-    try:
-        status = os.fstat(descriptor)
-        size = status.st_size
-        if status.st_blocks * 512 < size:
-            # It would take memory here that it took none of there.
-            raise ItemError(Code.FAILED, "The VM process gave a file with holes")
-        content = os.pread(descriptor, size, 0)
-        while len(content) < size:
-            more = os.pread(descriptor, size - len(content), len(content))
-            if not more:
-                break
-            content += more
-        return content
-    finally:
-        os.close(descriptor)
+def received(descriptor: int) -> Content:
+    """A file that a VM process made, whose descriptor is closed sooner or later. Raises ItemError.
+
+    Only what is small is read.
+    """
+    file = OpenFile(descriptor)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_blocks * 512 < status.st_size:
+        # It would take memory here that it took none of there.
+        raise ItemError(Code.FAILED, "The VM process gave a file with holes, or none")
+    with contextlib.suppress(OSError):  # of a file that has no seals
+        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & CONSTANT == CONSTANT:
+            content = Content(file)
+            if content.size_bytes > HELD_MAX_BYTES:
+                return content
+            return Content(os.pread(descriptor, content.size_bytes, 0))
+    raise ItemError(Code.FAILED, "The VM process gave a file that it can still change")
 
 
 def _hex(uuid: str) -> str:

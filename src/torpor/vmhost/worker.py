@@ -169,6 +169,9 @@ def exit_of(ended: Ended | None, *, killed: bool) -> Exit:
     """How a VM ended, from what its process said last."""
     if ended is None or ended.reason == "lost":
         return Exit("signal", signal.SIGKILL) if killed else Exit("lost")
+    if ended.reason == "damaged":
+        # What is stored of it stays: a backup may have what is missing.
+        return Exit("lost", message=ended.message)
     if ended.reason == "exited":
         if os.WIFSIGNALED(ended.status):
             return Exit("signal", os.WTERMSIG(ended.status))

@@ -111,9 +111,10 @@ class VMProcess:
         descriptors = [descriptor for descriptor in given if descriptor is not None]
         await self._command("prepare", arguments, descriptors)
 
-    async def unpack(self, *, template: int, memory: int) -> int:
+    async def unpack(self, template_digest: str, *, template: int, memory: int) -> int:
         """Fill an empty memfd (MFD_ALLOW_SEALING) with a template's memory, and seal it."""
-        return await self._answer("unpack", {}, _number("bytes"), [template, memory])
+        arguments = {"template": template_digest}
+        return await self._answer("unpack", arguments, _number("bytes"), [template, memory])
 
     async def learn(
         self, template_digest: str, *, template: int, memory: int, deltas: list[int]
@@ -136,10 +137,11 @@ class VMProcess:
     ) -> int:
         """Put a state into a VM at rest and let it run; without a delta, its template's.
 
-        `sent` is called when the process has the command, and has not answered it yet. Returns the
-        nanoseconds from the process's receiving the command to the guest's running.
+        Late chunks of the delta arrive from its file, which has to stay as it is, when they are
+        touched. `sent` is called when the process has the command, and has not answered it yet.
+        Returns the nanoseconds from the process's receiving the command to the guest's running.
         """
-        arguments = messages.arguments_of(restore) | {"delta": delta is not None}
+        arguments = messages.arguments_of(restore)
         descriptors = [] if delta is None else [delta]
         if console is not None:
             descriptors.append(console)

@@ -58,9 +58,11 @@ class Prepare(msgspec.Struct, frozen=True, kw_only=True):
     """A VM of a template, at rest."""
 
     template: str
-    """SHA-256 of the template's file."""
+    """Digest of the template's file (torpor.snapshot_format)."""
     warm_base: str | None = None
     never_run: bool = False
+    touch: bool = False
+    """Have all mapped that instances need soon, as far as the warm base says what that is."""
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +78,8 @@ class Restore(msgspec.Struct, frozen=True, kw_only=True):
     uuid: str
     generation: int
     host_name: str = ""
+    delta: str | None = None
+    """Digest of what differs from the template, if anything does."""
     origin: Origin | None = None
     """What the delta was stored as, where that was another instance."""
 
@@ -138,7 +142,7 @@ class Ended:
     """The VM has ended, and its process ends."""
 
     reason: str
-    """`exited`, `start_failed`, `failed` or `lost`."""
+    """As docs/control-socket.md has it, or `lost`."""
     status: int = 0
     message: str = ""
 

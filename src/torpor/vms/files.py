@@ -21,7 +21,7 @@ from pathlib import Path
 from torpor.controller.sealing import Seal
 from torpor.durable import write_durably
 from torpor.errors import TorporError
-from torpor.store import DamagedError
+from torpor.store import Content, DamagedError
 
 VERSION = 1
 MAX_DESCRIPTION_BYTES = 1 << 20
@@ -126,7 +126,8 @@ def read_snapshot(path: Path, seal: Seal) -> SnapshotFile:
 
 
 def _check_template(path: Path, description: Description, template: bytes) -> None:
-    if f"sha256:{hashlib.sha256(template).hexdigest()}" != description.template:
+    kind, _, digest = description.template.partition(":")
+    if kind != "sha256" or not Content(template, bytes.fromhex(digest)).is_whole():
         raise DamagedError(f"{path}: damaged: the template in it is not {description.template}")
 
 

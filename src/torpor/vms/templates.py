@@ -1,7 +1,6 @@
 """Templates of a data directory: digest-named files, their descriptions, and who uses them."""
 
 import fcntl
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from torpor.durable import write_durably
 from torpor.errors import TorporError
+from torpor.store import Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class TemplateStore:
 
     def add(self, content: bytes, *, owner: str, image: str, user: tuple[str, str]) -> str:
         """Store a template, used by `user` (kind and name); returns its digest."""
-        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        digest = f"sha256:{Content(content).digest.hex()}"
         about = StoredTemplate(digest, owner, image, len(content))
         with self._locked():
             if not self._path(digest).exists():
@@ -54,7 +54,7 @@ class TemplateStore:
             raise TorporError(f"template {digest}: {self._about(digest)} is damaged") from None
         if about.owner != owner:
             raise TorporError(f"template {digest}: belongs to {about.owner}, and you are {owner}")
-        if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
+        if not Content(content, bytes.fromhex(digest.removeprefix("sha256:"))).is_whole():
             raise TorporError(
                 f"template {digest}: {self._path(digest)} is damaged (its content does not match "
                 "its name): take a snapshot made with --with-template"

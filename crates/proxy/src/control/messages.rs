@@ -56,8 +56,10 @@ pub enum Ask {
     Listen(Listen),
     /// What a group is.
     Group(Group),
+    /// More of the links that the answer to the first request had no room for.
+    Links(Page),
     /// Counters.
-    Stats(Stats),
+    Stats(Page),
 }
 
 /// What torpord tells.
@@ -97,7 +99,17 @@ pub struct Welcome {
     /// Of the process.
     pub pid: u32,
     /// What is attached.
+    #[serde(flatten)]
+    pub links: Links,
+}
+
+/// Links in the order of their instances, as many as a message may have.
+#[derive(Debug, Serialize)]
+pub struct Links {
+    /// These.
     pub links: Vec<Known>,
+    /// There are others behind them.
+    pub more: bool,
 }
 
 /// A link that is there.
@@ -362,8 +374,8 @@ pub enum Handler {
 /// See the document.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Stats {
-    /// The page behind this instance.
+pub struct Page {
+    /// What is behind this instance.
     #[serde(default)]
     pub after: Option<Uuid>,
 }

@@ -2,9 +2,10 @@
 
 use super::Connection;
 use super::envelope::{self, Received};
-use super::messages::{Ask, Attach, Detach, Incoming, Park, Parked, Refusal, Stats, Tell, Welcome};
+use super::messages::{Ask, Attach, Detach, Incoming, Links, Page, Park, Parked, Refusal, Tell, Welcome};
 use crate::instance::{Instance, Phase};
 use crate::proxy::Proxy;
+use crate::routes::Routes;
 use crate::watched::Watched;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -20,8 +21,8 @@ const NAME: &str = "proxy.sock";
 const BACKLOG: i32 = 8;
 /// Connections that have not said hello.
 const STRANGERS_TIME: Duration = Duration::from_secs(10);
-/// Links in one answer to `stats`.
-const STATS_PAGE: usize = 200;
+/// Links in one answer; of each less than 300 bytes are said.
+const LINKS_PAGE: usize = 200;
 
 /// The listening socket, and the lock that makes this proxy the only one of its data directory.
 pub struct Listener {
@@ -156,7 +157,7 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
             proxy.certificates.set_suffix(&hello.suffix);
             // Another torpord may have made what the one before did not know.
             proxy.routes.borrow_mut().forget_misses();
-            let links = proxy.routes.borrow().instances().map(|instance| instance.known()).collect();
+            let links = known(proxy, None);
             let welcome = Welcome { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), links };
             connection.answer(id, Ok(welcome));
             proxy.control.set_current(connection.clone());
@@ -205,7 +206,8 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
             proxy.set_group(group);
             Ok(json!({}))
         }
-        Ask::Stats(stats) => Ok(count(proxy, &stats)),
+        Ask::Links(page) => return connection.answer(id, Ok(known(proxy, page.after))),
+        Ask::Stats(page) => Ok(count(proxy, &page)),
     };
     connection.answer(id, result);
 }
@@ -267,12 +269,25 @@ fn park_link(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, park: &Par
     });
 }
 
-fn count(proxy: &Rc<Proxy>, stats: &Stats) -> Value {
-    let routes = proxy.routes.borrow();
-    let mut instances: Vec<&Rc<Instance>> =
-        routes.instances().filter(|instance| stats.after.is_none_or(|after| instance.id > after)).collect();
+/// Instances behind one, in their order.
+fn behind(routes: &Routes, after: Option<Uuid>) -> Vec<&Rc<Instance>> {
+    let mut instances: Vec<_> =
+        routes.instances().filter(|instance| after.is_none_or(|after| instance.id > after)).collect();
     instances.sort_unstable_by_key(|instance| instance.id);
-    instances.truncate(STATS_PAGE);
+    instances
+}
+
+fn known(proxy: &Rc<Proxy>, after: Option<Uuid>) -> Links {
+    let routes = proxy.routes.borrow();
+    let instances = behind(&routes, after);
+    let more = instances.len() > LINKS_PAGE;
+    Links { links: instances.into_iter().take(LINKS_PAGE).map(|instance| instance.known()).collect(), more }
+}
+
+fn count(proxy: &Rc<Proxy>, page: &Page) -> Value {
+    let routes = proxy.routes.borrow();
+    let mut instances = behind(&routes, page.after);
+    instances.truncate(LINKS_PAGE);
     let links: Vec<Value> = instances
         .into_iter()
         .map(|instance| {

@@ -4,8 +4,10 @@ use super::worker::Worker;
 use super::{Identity, Shared, State, ended};
 use crate::error::Failure;
 use crate::snapshot::metadata::{Digest, Uuid};
-use crate::snapshot::{Kind, Reader, read_part};
-use crate::vm::served::{End, Instance, Link, Origin, Refusal, Resources, TemplateMemory, Vm, Watcher, Whole};
+use crate::snapshot::{Kind, Reader, read_head};
+use crate::vm::served::{
+    End, Instance, Link, Origin, Readiness, Refusal, Resources, TemplateMemory, Vm, Watcher, Whole,
+};
 use crate::vm::{Given, fail};
 use rustix::process::Pid;
 use serde::Deserialize;
@@ -154,10 +156,10 @@ fn restore(
 ) -> Result<Vm, Refusal> {
     let host = |error: std::io::Error| Refusal::Host(error.to_string());
     let watcher = Box::new(Watching(Arc::clone(shared)));
-    let (file, bytes) = read_part(&saved.template, super::worker::TEMPLATE_MAX_BYTES).map_err(host)?;
-    let part = saved.delta.as_ref().map(|delta| read_part(delta, super::worker::DELTA_MAX_BYTES));
-    let part = part.transpose().map_err(host)?;
-    let reader = Reader::of_part(&file, bytes)?.expect(Kind::Template)?;
+    let (head, bytes) = read_head(&saved.template, super::worker::TEMPLATE_MAX_BYTES).map_err(host)?;
+    let delta_head = saved.delta.as_ref().map(|delta| read_head(delta, super::worker::DELTA_MAX_BYTES));
+    let delta_head = delta_head.transpose().map_err(host)?;
+    let reader = Reader::of_head(&head, bytes)?.expect(Kind::Template)?.named(saved.digest)?;
     let metadata = reader.metadata();
     if metadata.machine.owner != owner {
         let text = format!("the template belongs to owner {}, not {owner}", metadata.machine.owner);
@@ -165,10 +167,11 @@ fn restore(
     }
     let template = (saved.digest, &reader, TemplateMemory::Own(saved.template));
     // The host writes all page tables: the vCPU of a new process has not run.
-    let mut vm = Vm::prepare(origin, template, None, true, watcher)?;
+    let mut vm = Vm::prepare(origin, template, None, Readiness::NeverRun, watcher)?;
     // From here on a page that can't be had ends the VM.
     shared.lock().handle = Some(vm.handle());
-    let delta = part.as_ref().map(|(part, bytes)| Reader::of_part(part, *bytes)?.expect(Kind::Delta)).transpose()?;
+    let delta =
+        delta_head.as_ref().map(|(head, bytes)| Reader::of_head(head, *bytes)?.expect(Kind::Delta)).transpose()?;
     vm.restore(delta.as_ref().zip(saved.delta), instance, None, &Whole::of(metadata)?)?;
     Ok(vm)
 }

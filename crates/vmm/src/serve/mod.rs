@@ -180,6 +180,7 @@ fn ended(end: &End) -> Event<'_> {
         End::Exited(status) => ("exited", *status, ""),
         End::StartFailed { errno, text } => ("start_failed", *errno, &text[..]),
         End::Failed(text) => ("failed", 0, &text[..]),
+        End::Damaged(text) => ("damaged", 0, &text[..]),
     };
     Event::Ended { reason, status, message }
 }
@@ -243,7 +244,7 @@ fn hear(shared: &Shared, control: &OwnedFd, pager: Option<&Pager>) {
     let mut buffer = protocol::buffer();
     loop {
         if let Err(lost) = wait(control, pager, None) {
-            fail_alone(shared, control, &lost)
+            fail_alone(shared, control, lost)
         }
         let Some(connection) = accept(control) else { continue };
         if !take_over(shared, &connection) {
@@ -302,7 +303,7 @@ fn wait(socket: &OwnedFd, pager: Option<&Pager>, deadline: Option<Instant>) -> R
 }
 
 /// The VM can't go on, and there is no controller to be told: the next one is, if it comes in time.
-fn fail_alone(shared: &Shared, control: &OwnedFd, lost: &Lost) -> ! {
+fn fail_alone(shared: &Shared, control: &OwnedFd, lost: Lost) -> ! {
     if shared.lock().handle.is_some_and(Handle::has_broker) {
         fail(shared, lost)
     }
@@ -317,13 +318,13 @@ fn fail_alone(shared: &Shared, control: &OwnedFd, lost: &Lost) -> ! {
 }
 
 /// Ends the VM, whose state can't be had whole.
-fn fail(shared: &Shared, lost: &Lost) -> ! {
+fn fail(shared: &Shared, lost: Lost) -> ! {
     let handle = shared.lock().handle;
     if let Some(handle) = handle {
-        handle.fail(&lost.to_string())
+        handle.fail(lost)
     }
     // It was being made.
-    shared.event(&ended(&End::Failed(lost.to_string())));
+    shared.event(&ended(&lost.into()));
     exit()
 }
 
@@ -352,7 +353,7 @@ fn serve(shared: &Shared, connection: &OwnedFd, pager: Option<&Pager>, buffer: &
         let deadline = shared.lock().deadline;
         match wait(connection, pager, deadline) {
             Ok(false) => expire(shared),
-            Err(lost) => fail(shared, &lost),
+            Err(lost) => fail(shared, lost),
             Ok(true) => match protocol::receive(connection, buffer) {
                 Ok(Some(received)) => take(shared, received),
                 Ok(None) => return,

@@ -46,7 +46,10 @@ pub enum Command {
     /// its file.
     Prepare(Prepare),
     /// Fills the memory of a template. Descriptors: template file, an empty memfd that may be sealed.
-    Unpack {},
+    Unpack {
+        /// Digest of the template's file.
+        template: Digest,
+    },
     /// Makes a warm base. Descriptors: template file, its memory, then the deltas of siblings; the reply has the file as its
     /// descriptor.
     Learn {
@@ -149,6 +152,9 @@ pub struct Prepare {
     /// Leave the vCPU alone: for a state whose page tables differ much.
     #[serde(default)]
     pub never_run: bool,
+    /// Have the guest kernel touch what instances need soon, as far as the warm base says what that is.
+    #[serde(default)]
+    pub touch: bool,
     /// The template is not unpacked: its pages arrive from its file when they are touched.
     #[serde(default)]
     pub late: bool,
@@ -168,9 +174,9 @@ pub struct Restore {
     /// Whom the delta is of, where that is another instance, whose branch this one is.
     #[serde(default)]
     pub origin: Option<Origin>,
-    /// Whether there is a delta; without one the VM is a clone of its template.
+    /// Digest of the delta's file; without one the VM is a clone of its template.
     #[serde(default)]
-    pub delta: bool,
+    pub delta: Option<Digest>,
     /// Whether a link for console frames comes with it.
     #[serde(default)]
     pub console: bool,
@@ -234,7 +240,7 @@ pub enum Event<'a> {
     },
     /// The VM has ended, and the process with it.
     Ended {
-        /// `exited`, `start_failed` or `failed`.
+        /// `exited`, `start_failed`, `failed` or `damaged`.
         reason: &'a str,
         /// Wait status, or errno.
         status: u32,

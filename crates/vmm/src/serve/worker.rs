@@ -5,16 +5,14 @@ use super::{Identity, Job, Shared, State, Watching, read_all};
 use crate::jail::filter::{self, Thread};
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::snapshot::pages::Coding;
-use crate::snapshot::{Kind, Reader, read_part};
+use crate::snapshot::{Kind, Reader, read_head};
 use crate::vm::boot;
 use crate::vm::served::{
-    Captured, Instance, Link, Origin, Refusal, ResetOutcome, Resources, TemplateMemory, Vm, Watcher, Whole,
+    Captured, Instance, Link, Origin, Readiness, Refusal, ResetOutcome, Resources, TemplateMemory, Vm, Watcher, Whole,
     learn_warm_base, unpack_template,
 };
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -198,7 +196,7 @@ impl Worker {
         let state = self.shared.lock().state;
         let mut descriptors = Descriptors(job.descriptors.into_iter());
         let done = match (job.command, state) {
-            (Command::Unpack {}, _) => unpack(&mut descriptors),
+            (Command::Unpack { template }, _) => unpack(template, &mut descriptors),
             (Command::Learn { template }, _) => learn(template, &mut descriptors),
             (Command::Boot(boot), State::Empty) => self.boot(&boot, &mut descriptors),
             (Command::Prepare(prepare), State::Empty) => self.prepare(&prepare, &mut descriptors),
@@ -289,15 +287,22 @@ impl Worker {
             Some(digest) => Some((digest, read_all(descriptors.next("warm base")?, DELTA_MAX_BYTES)?)),
             None => None,
         };
-        let (part, bytes) = read_part(&file, TEMPLATE_MAX_BYTES)?;
-        let reader = Reader::of_part(&part, bytes).and_then(|reader| reader.expect(Kind::Template));
+        let (head, bytes) = read_head(&file, TEMPLATE_MAX_BYTES)?;
+        let reader =
+            Reader::of_head(&head, bytes).and_then(|reader| reader.expect(Kind::Template)?.named(prepare.template));
         let reader = reader.map_err(Refusal::from)?;
         let whole = Whole::of(reader.metadata()).map_err(Refusal::from)?;
         let memory = shared.as_ref().map_or(TemplateMemory::Own(file), TemplateMemory::Shared);
         let origin = self.origin(image, None)?;
         let warm = warm.as_ref().map(|(digest, file)| (*digest, &file[..]));
         let template = (prepare.template, &reader, memory);
-        let vm = Vm::prepare(origin, template, warm, prepare.never_run, self.watching())?;
+        let ready = match (prepare.never_run, prepare.touch) {
+            (true, false) => Readiness::NeverRun,
+            (false, false) => Readiness::Rests,
+            (false, true) => Readiness::Touched,
+            (true, true) => return Err(Refused::request("a VM that never ran cannot touch anything")),
+        };
+        let vm = Vm::prepare(origin, template, warm, ready, self.watching())?;
         self.whole = whole;
         self.set_vm(vm, State::Resting, Uuid::default(), None);
         Ok((json!({}), None))
@@ -327,10 +332,12 @@ impl Worker {
     }
 
     fn restore(&mut self, restore: &Restore, received_at: Instant, descriptors: &mut Descriptors) -> Done {
-        let file = if restore.delta { Some(File::from(descriptors.next("delta")?)) } else { None };
+        let file = restore.delta.map(|_| descriptors.next("delta").map(File::from)).transpose()?;
         let link = if restore.console { Some(descriptors.next("console")?) } else { None };
-        let part = file.as_ref().map(|file| read_part(file, DELTA_MAX_BYTES)).transpose()?;
-        let reader = part.as_ref().map(|(part, bytes)| Reader::of_part(part, *bytes)?.expect(Kind::Delta));
+        let head = file.as_ref().map(|file| read_head(file, DELTA_MAX_BYTES)).transpose()?;
+        let named = head.as_ref().zip(restore.delta);
+        let reader =
+            named.map(|((head, bytes), digest)| Reader::of_head(head, *bytes)?.expect(Kind::Delta)?.named(digest));
         let reader = reader.transpose().map_err(Refusal::from)?;
         if let Some(reader) = &reader {
             let metadata = reader.metadata();
@@ -412,10 +419,10 @@ impl Descriptors {
     }
 }
 
-fn unpack(descriptors: &mut Descriptors) -> Done {
+fn unpack(template: Digest, descriptors: &mut Descriptors) -> Done {
     let file = read_all(descriptors.next("template")?, TEMPLATE_MAX_BYTES)?;
     let memory = File::from(descriptors.next("template memory")?);
-    let bytes = unpack_template(&file, &memory).map_err(Refusal::from)?;
+    let bytes = unpack_template(template, &file, &memory).map_err(Refusal::from)?;
     Ok((json!({ "bytes": bytes }), None))
 }
 
@@ -427,23 +434,13 @@ fn learn(template: Digest, descriptors: &mut Descriptors) -> Done {
         deltas.push(read_all(delta, DELTA_MAX_BYTES)?);
     }
     let (learnt, pages) = learn_warm_base((template, &file, &memory), &deltas)?;
-    Ok((json!({ "bytes": learnt.len(), "pages": pages }), Some(sealed(&learnt)?)))
-}
-
-/// A memory file that can't be changed any more.
-fn sealed(bytes: &[u8]) -> std::io::Result<OwnedFd> {
-    let memory = memfd_create("snapshot", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
-    let mut file = File::from(memory?);
-    file.write_all(bytes)?;
-    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(file.into())
+    Ok((json!({ "bytes": learnt.bytes, "pages": pages }), Some(learnt.file.into())))
 }
 
 fn reply_with(captured: Captured) -> Done {
-    let file = sealed(&captured.file)?;
     let count = |coding: Coding| captured.pages[coding as usize];
     let result = json!({
-        "bytes": captured.file.len(),
+        "bytes": captured.stored.bytes,
         "pages": {
             "zero": count(Coding::Zero),
             "raw": count(Coding::Raw),
@@ -453,5 +450,5 @@ fn reply_with(captured: Captured) -> Done {
         "next_deadline_ns": captured.next_deadline_ns,
         "drew_random": captured.drew_random,
     });
-    Ok((result, Some(file)))
+    Ok((result, Some(captured.stored.file.into())))
 }

@@ -1,7 +1,7 @@
 //! `torpor-vmm inspect`: what a snapshot file holds, as JSON.
 
 use super::pages::{Coding, PAGE};
-use super::{Dictionary, Kind, Reader, decompressor};
+use super::{Dictionary, Kind, Reader, Unpacker};
 use crate::error::Failure;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -21,11 +21,10 @@ pub fn inspect(path: &Path, warm_base: Option<&Path>) -> Result<Value, Failure> 
         }
         (Some(_), Some(path)) => dictionary_of(path)?,
     };
-    let mut decompressor = decompressor(dictionary.as_ref()).map_err(|bad| fail(bad.to_string()))?;
-    let mut raw = Vec::new();
+    let mut unpacker = Unpacker::new().map_err(|bad| fail(bad.to_string()))?;
     let (mut pages, mut changed) = ([0_u64; Coding::COUNT], [0_u64; Coding::COUNT]);
     for chunk in reader.whole().map_err(|bad| fail(bad.to_string()))? {
-        for page in chunk.pages(&mut decompressor, &mut raw).map_err(|bad| fail(bad.to_string()))? {
+        for page in unpacker.pages(&chunk, dictionary.as_ref()).map_err(|bad| fail(bad.to_string()))? {
             pages[page.coding as usize] += 1;
             changed[page.coding as usize] += page.runs().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
         }

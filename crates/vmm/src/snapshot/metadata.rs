@@ -153,9 +153,24 @@ pub struct Metadata {
     pub stopped_at_ns: u64,
     /// From the stop to the next timer on CLOCK_MONOTONIC.
     pub next_deadline_ns: Option<u64>,
+    /// What a first generation has needed; in a warm base what siblings need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_set: Option<WorkingSet>,
     /// Streams to the outside ([`torpor_streams::parked`]), in hexadecimal; empty where there are none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub streams: String,
+}
+
+/// Pages that a VM needs, those of the image behind [`torpor_abi::layout::IMAGE_GPA`]: first page and number of pages each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkingSet {
+    /// The page tables by whose addresses it needs them.
+    pub root: u64,
+    /// All of them.
+    pub touched: Vec<(u32, u32)>,
+    /// Those that it writes.
+    pub written: Vec<(u32, u32)>,
 }
 
 impl Metadata {

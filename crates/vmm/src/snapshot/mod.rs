@@ -5,17 +5,24 @@
 //!        8  u32 version (VERSION)
 //!       12  u32 kind: 1 template, 2 warm base, 3 delta
 //!       16  u64 length of the file in bytes
-//!       24  u32 number of chunks, at most MAX_CHUNKS
-//!       28  u32 length M of the metadata in bytes, at most MAX_METADATA_BYTES
-//!       32  u32 crc32c of bytes 0 to 31 and 36 to 39, the metadata, the index and the dictionary
-//!       36  u32 length D of the dictionary in bytes, at most MAX_DICTIONARY_BYTES; 0 but in a warm base
-//!       40   M  metadata: JSON (Metadata), nothing behind it
-//!    40+M      index: 24 bytes a chunk
+//!       24  u64 length of its head in bytes: all but the late chunks
+//!       32  u32 number of chunks that are not late
+//!       36  u32 number of late chunks; both together are at most MAX_CHUNKS
+//!       40  u32 length M of the metadata in bytes, at most MAX_METADATA_BYTES
+//!       44  u32 length D of the dictionary in bytes, at most MAX_DICTIONARY_BYTES; 0 but in a warm base
+//!       48  u32 crc32c of bytes 0 to 47, the metadata, both indexes and the dictionary
+//!       52   M  metadata: JSON (Metadata), nothing behind it
+//!     52+M      index: 20 bytes a chunk
 //!                u32 first page's number    u32 number of pages
 //!                u32 length in the file     u32 length uncompressed
-//!                u32 crc32c in the file     u32 0; in a late chunk 1 more than the last page's number
+//!                u32 crc32c in the file
+//!               index of late chunks: 52 bytes a chunk
+//!                the same four numbers
+//!                u32 1 more than the last page's number
+//!                32  SHA-256 in the file
 //!        D     dictionary (module `dictionary`)
-//!       ...    chunks, one behind the other to the end of the file; each a zstd frame, of (module `pages`):
+//!       ...    chunks, one behind the other to the end of the head, then late ones to the end of the file; each a zstd
+//!              frame, of (module `pages`):
 //!                a page:  u32 number, u8 coding, u8 0, u16 number of runs
 //!                then all runs: u16 offset in the page, u16 length
 //!                then the bytes of all runs
@@ -26,8 +33,11 @@
 //! bytes: XORed with those of the base, pointers and dead objects that are in them more than once would not be found again.
 //! Chunks of a delta that names a warm base are compressed with that one's dictionary, if it has one.
 //!
+//! The digest of a file, by which it is named and which is sealed, is the SHA-256 of its head: as that has the digest of each
+//! late chunk, it stands for the whole file, and neither is read before it is needed.
+//!
 //! The reader trusts no length: each is compared with what is left and with its cap before it is used, and checksums are
-//! compared before anything is decompressed. A checksum guards against damage, not against malice: where a file comes from
+//! compared before anything is decompressed. A CRC guards against damage, not against malice: whose digest a file should have
 //! is for a MAC outside of the VM process to say.
 
 pub mod dictionary;
@@ -35,22 +45,26 @@ pub mod inspect;
 pub mod metadata;
 pub mod pages;
 mod reader;
+mod unpacker;
 mod writer;
 
 pub use dictionary::Dictionary;
 pub use metadata::{CpuFeatures, Metadata};
-pub use reader::{Chunk, Entry, Reader, decompressor, read_part};
+pub use reader::{Chunk, Entry, Reader, read_head};
 use thiserror::Error;
-pub use writer::Writer;
+pub use unpacker::Unpacker;
+pub use writer::{Arrives, Writer};
 
 /// First bytes of a file.
 pub const MAGIC: [u8; 8] = *b"TORPORSN";
 /// Version of the format.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Size of the fixed part.
-pub const HEADER_BYTES: usize = 40;
+pub const HEADER_BYTES: usize = 52;
 /// Size of a chunk's entry in the index.
-pub const INDEX_ENTRY_BYTES: usize = 24;
+const ENTRY_BYTES: usize = 20;
+/// The same of a late one.
+const LATE_ENTRY_BYTES: usize = 52;
 /// Cap of the metadata.
 pub const MAX_METADATA_BYTES: usize = 1 << 20;
 /// Cap of the number of chunks: 64 GiB in pieces of 1 MiB.
@@ -96,6 +110,9 @@ pub enum BadSnapshot {
     /// A checksum differs.
     #[error("the snapshot is damaged: the checksum of {0} differs")]
     Checksum(String),
+    /// It is not the file that it should be.
+    #[error("the snapshot is damaged: its SHA-256 is not {0}, under which it was stored: restore a backup")]
+    Digest(metadata::Digest),
     /// A length or number breaks a cap.
     #[error("the snapshot breaks the format: {0}")]
     Format(String),

@@ -1,18 +1,20 @@
 //! Reads a snapshot; see [`super`] for the format and its rules.
 
-use super::pages::{self, CodedPage, MAX_PAGES};
+use super::metadata::Digest;
+use super::pages::MAX_PAGES;
 use super::{
-    BadSnapshot, Dictionary, HEADER_BYTES, INDEX_ENTRY_BYTES, Kind, MAGIC, MAX_CHUNK_BYTES, MAX_CHUNKS,
+    BadSnapshot, ENTRY_BYTES, HEADER_BYTES, Kind, LATE_ENTRY_BYTES, MAGIC, MAX_CHUNK_BYTES, MAX_CHUNKS,
     MAX_DICTIONARY_BYTES, MAX_METADATA_BYTES, Metadata, VERSION,
 };
 use crc32c::{crc32c, crc32c_append};
+use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use torpor_abi::layout::PAGE_BYTES;
 
-/// A file whose header, metadata and index are whole. The chunks are checked as they are read.
+/// A file whose header, metadata and indexes are whole. The chunks are checked as they are unpacked.
 #[derive(Debug)]
 pub struct Reader<'a> {
     kind: Kind,
@@ -21,19 +23,28 @@ pub struct Reader<'a> {
     chunks: Vec<Chunk<'a>>,
     late: Vec<Entry>,
     file: &'a [u8],
+    head: &'a [u8],
 }
 
 /// What the index says of a chunk.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    index: usize,
+    pub(super) index: usize,
     /// Numbers of the pages in it lie in here; it begins with the first.
     pub range: Range<u32>,
-    pages: u32,
-    raw_len: usize,
-    checksum: u32,
-    at: u64,
-    len: usize,
+    pub(super) pages: u32,
+    pub(super) raw_len: usize,
+    pub(super) at: u64,
+    pub(super) len: usize,
+    check: Check,
+}
+
+/// How damage to a chunk shows.
+#[derive(Clone, Debug)]
+enum Check {
+    Crc32c(u32),
+    /// Of a late chunk, which may be changed on purpose after its file was checked.
+    Sha256(Digest),
 }
 
 /// A chunk as it stands in the file.
@@ -47,51 +58,63 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+fn long(bytes: &[u8], at: usize) -> u64 {
+    u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32
+}
+
+/// Where a header says how long the head is.
+const HEAD_LENGTH: usize = 24;
+
 impl<'a> Reader<'a> {
     /// Checks everything but the chunks.
     ///
     /// # Errors
     /// [`BadSnapshot`].
     pub fn new(file: &'a [u8]) -> Result<Self, BadSnapshot> {
-        Self::of_part(file, file.len() as u64)
+        Self::of_head(file, file.len() as u64)
     }
 
-    /// The same where only a part was read of a file of `actual` bytes: see [`read_part`].
+    /// The same where of a file of `actual` bytes its head was read, or some more: see [`read_head`].
     ///
     /// # Errors
     /// [`BadSnapshot`].
-    pub fn of_part(file: &'a [u8], actual: u64) -> Result<Self, BadSnapshot> {
+    pub fn of_head(file: &'a [u8], actual: u64) -> Result<Self, BadSnapshot> {
         if !file.starts_with(&MAGIC[..file.len().min(MAGIC.len())]) {
             return Err(BadSnapshot::Magic);
         }
-        let Some((header, rest)) = file.split_at_checked(HEADER_BYTES) else {
+        let Some((header, _)) = file.split_at_checked(HEADER_BYTES) else {
             return Err(BadSnapshot::Length { expected: HEADER_BYTES as u64, actual });
         };
         let version = word(header, 8);
         if version != VERSION {
             return Err(BadSnapshot::Version(version));
         }
-        let expected = u64::from(word(header, 16)) | u64::from(word(header, 20)) << 32;
+        let expected = long(header, 16);
         if expected != actual {
             return Err(BadSnapshot::Length { expected, actual });
         }
-        let (count, metadata_len) = (word(header, 24) as usize, word(header, 28) as usize);
-        if count > MAX_CHUNKS || metadata_len > MAX_METADATA_BYTES {
-            return Err(BadSnapshot::format(format!("{count} chunks, {metadata_len} bytes of metadata")));
+        let head = usize::try_from(long(header, HEAD_LENGTH)).ok().and_then(|len| file.get(..len));
+        let rest = head.and_then(|head| head.get(HEADER_BYTES..));
+        let (head, rest) = head.zip(rest).ok_or_else(|| BadSnapshot::format("the length of its head"))?;
+        let [now_count, late_count, metadata_len, dictionary_len] =
+            [32, 36, 40, 44].map(|at| word(header, at) as usize);
+        if now_count.saturating_add(late_count) > MAX_CHUNKS || metadata_len > MAX_METADATA_BYTES {
+            let text = format!("{now_count} and {late_count} chunks, {metadata_len} bytes of metadata");
+            return Err(BadSnapshot::format(text));
         }
-        let (metadata, rest) =
-            rest.split_at_checked(metadata_len).ok_or_else(|| BadSnapshot::format("metadata beyond the end"))?;
-        let (index, rest) = rest
-            .split_at_checked(count * INDEX_ENTRY_BYTES)
-            .ok_or_else(|| BadSnapshot::format("index beyond the end"))?;
-        let dictionary_len = word(header, 36) as usize;
         if dictionary_len > MAX_DICTIONARY_BYTES {
             return Err(BadSnapshot::format(format!("a dictionary of {dictionary_len} bytes")));
         }
-        let (dictionary, chunks) =
-            rest.split_at_checked(dictionary_len).ok_or_else(|| BadSnapshot::format("dictionary beyond the end"))?;
-        let checked = [&header[36..], metadata, index, dictionary];
-        if checked.iter().fold(crc32c(&header[..32]), |sum, part| crc32c_append(sum, part)) != word(header, 32) {
+        let part = |rest: &'a [u8], len: usize, what: &str| {
+            rest.split_at_checked(len).ok_or_else(|| BadSnapshot::format(format!("{what} beyond the end")))
+        };
+        let (metadata, rest) = part(rest, metadata_len, "metadata")?;
+        let (now_index, rest) = part(rest, now_count * ENTRY_BYTES, "index")?;
+        let (late_index, rest) = part(rest, late_count * LATE_ENTRY_BYTES, "index of late chunks")?;
+        let (dictionary, chunks) = part(rest, dictionary_len, "dictionary")?;
+        let checked = [metadata, now_index, late_index, dictionary];
+        let checksum = checked.iter().fold(crc32c(&header[..48]), |sum, part| crc32c_append(sum, part));
+        if checksum != word(header, 48) {
             return Err(BadSnapshot::Checksum("header, metadata and index".into()));
         }
         let kind = match word(header, 12) {
@@ -106,13 +129,20 @@ impl<'a> Reader<'a> {
         let metadata = Metadata::decode(metadata)?;
         let limit =
             u32::try_from(metadata.machine.ram_bytes / PAGE_BYTES).map_err(|_| BadSnapshot::format("its RAM"))?;
-        let at = (file.len() - chunks.len()) as u64;
-        let [now, late] = entries(index, at..actual, limit)?;
+        let begin = (head.len() - chunks.len()) as u64;
+        let now = now_index.as_chunks::<ENTRY_BYTES>().0;
+        let now = now.iter().map(|entry| (&entry[..16], limit, Check::Crc32c(word(entry, 16))));
+        let now = entries(now, 0, begin..head.len() as u64, limit)?;
+        let late = late_index.as_chunks::<LATE_ENTRY_BYTES>().0.iter().map(|entry| {
+            let digest = entry[20..].try_into().expect("the rest of an entry");
+            (&entry[..16], word(entry, 16), Check::Sha256(Digest(digest)))
+        });
+        let late = entries(late, now_count, head.len() as u64..actual, limit)?;
         if kind == Kind::WarmBase && !late.is_empty() {
             return Err(BadSnapshot::format("late chunks in a warm base"));
         }
         let chunks = now.into_iter().map(|entry| entry.in_file(file)).collect::<Result<_, _>>()?;
-        Ok(Self { kind, metadata, dictionary, chunks, late, file })
+        Ok(Self { kind, metadata, dictionary, chunks, late, file, head })
     }
 
     /// What the file holds.
@@ -129,13 +159,27 @@ impl<'a> Reader<'a> {
         if self.kind == kind { Ok(self) } else { Err(BadSnapshot::Kind(format!("{:?}", self.kind))) }
     }
 
+    /// Refuses a file with another digest.
+    ///
+    /// # Errors
+    /// [`BadSnapshot::Digest`].
+    pub fn named(self, digest: Digest) -> Result<Self, BadSnapshot> {
+        if self.digest() == digest { Ok(self) } else { Err(BadSnapshot::Digest(digest)) }
+    }
+
+    /// Its digest.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest(Sha256::digest(self.head).into())
+    }
+
     /// What it says of itself.
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    /// Of a warm base: what the chunks of deltas against it are compressed with, for [`Dictionary::new`].
+    /// Of a warm base: what the chunks of deltas against it are compressed with, for [`super::Dictionary::new`].
     #[must_use]
     pub fn dictionary(&self) -> &'a [u8] {
         self.dictionary
@@ -161,84 +205,51 @@ impl<'a> Reader<'a> {
         let late = self.late.iter().map(|entry| entry.clone().in_file(self.file));
         self.chunks.iter().cloned().map(Ok).chain(late).collect()
     }
-
-    /// Number of pages in all chunks, as the index says.
-    #[must_use]
-    pub fn pages(&self) -> u64 {
-        self.chunks.iter().map(|chunk| &chunk.entry).chain(&self.late).map(|entry| u64::from(entry.pages)).sum()
-    }
 }
 
-/// Files that are no longer are read whole.
-const WHOLE_BYTES: u64 = 1 << 20;
+/// So much of a file is read at once: all of most heads.
+const AT_ONCE_BYTES: u64 = 64 << 10;
 
-/// What has to be read of a file before anything of it is used, for [`Reader::of_part`]: all but late chunks. Also its length.
+/// What has to be read of a file before anything of it is used, for [`Reader::of_head`]: all but late chunks. Also its length.
 ///
 /// # Errors
 /// What pread(2) gives, or that it would be more than `most` bytes.
-pub fn read_part(file: &File, most: u64) -> io::Result<(Vec<u8>, u64)> {
+pub fn read_head(file: &File, most: u64) -> io::Result<(Vec<u8>, u64)> {
     let total = file.metadata()?.len();
-    let mut part = Vec::new();
-    read_up_to(file, &mut part, if total <= WHOLE_BYTES { total } else { HEADER_BYTES as u64 })?;
-    if (part.len() as u64) < total {
-        let word = |at| u64::from(word(&part, at));
-        let [count, metadata, dictionary] = [word(24), word(28), word(36)];
-        // Whoever names more is refused by the reader for it.
-        let index = HEADER_BYTES as u64 + metadata.min(MAX_METADATA_BYTES as u64);
-        let chunks = index + count.min(MAX_CHUNKS as u64) * INDEX_ENTRY_BYTES as u64;
-        read_up_to(file, &mut part, chunks.min(total))?;
-        let entries = part.get(index as usize..).unwrap_or(&[]).as_chunks::<INDEX_ENTRY_BYTES>().0;
-        let now: u64 =
-            entries.iter().filter(|entry| !is_late(&entry[..])).map(|entry| u64::from(self::word(&entry[..], 8))).sum();
-        let needed = (chunks + dictionary + now).min(total);
+    let mut head = Vec::new();
+    read_up_to(file, &mut head, total.min(AT_ONCE_BYTES))?;
+    if head.len() >= HEADER_BYTES {
+        // Who names more than there is is refused by the reader for it.
+        let needed = long(&head, HEAD_LENGTH).min(total);
         if needed > most {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        read_up_to(file, &mut part, needed)?;
+        read_up_to(file, &mut head, needed)?;
     }
-    Ok((part, total))
+    Ok((head, total))
 }
 
 /// Reads on behind what is there, until there are `len` bytes.
 fn read_up_to(file: &File, part: &mut Vec<u8>, len: u64) -> io::Result<()> {
     let there = part.len();
-    part.resize(len as usize, 0);
+    part.resize(there.max(len as usize), 0);
     file.read_exact_at(&mut part[there..], there as u64)
 }
 
-/// For the chunks of a file whose warm base has the dictionary, if there is one.
-///
-/// # Errors
-/// [`BadSnapshot::Format`] where there is no memory for it.
-pub fn decompressor(dictionary: Option<&Dictionary>) -> Result<zstd::bulk::Decompressor<'_>, BadSnapshot> {
-    let made = match dictionary {
-        Some(dictionary) => zstd::bulk::Decompressor::with_prepared_dictionary(dictionary.decoder()),
-        None => zstd::bulk::Decompressor::new(),
-    };
-    made.map_err(|_| BadSnapshot::format("no memory for zstd"))
-}
-
-/// Behind the last page's number, in a late chunk's entry of the index; 0 in another's.
-const LATE_END: usize = 20;
-
-fn is_late(entry: &[u8]) -> bool {
-    word(entry, LATE_END) != 0
-}
-
-/// What the index says of chunks that fill `place` of the file: those that are needed first, and the late ones.
-fn entries(index: &[u8], place: Range<u64>, limit: u32) -> Result<[Vec<Entry>; 2], BadSnapshot> {
-    let mut lists = [Vec::new(), Vec::new()];
-    let mut least = [0, 0];
-    let mut at = place.start;
-    for (number, entry) in index.as_chunks::<INDEX_ENTRY_BYTES>().0.iter().enumerate() {
-        let bad = |what: &str| BadSnapshot::format(format!("chunk {number}: {what}"));
+/// What the index says of chunks that fill `place` of the file: of each its first four numbers, behind which page it ends,
+/// and how it is checked. `number` is that of the first.
+fn entries<'i>(
+    index: impl Iterator<Item = (&'i [u8], u32, Check)>,
+    number: usize,
+    place: Range<u64>,
+    limit: u32,
+) -> Result<Vec<Entry>, BadSnapshot> {
+    let mut list = Vec::new();
+    let (mut least, mut at) = (0, place.start);
+    for (index, (entry, end, check)) in (number..).zip(index) {
+        let bad = |what: &str| BadSnapshot::format(format!("chunk {index}: {what}"));
         let (first, pages, len, raw_len) = (word(entry, 0), word(entry, 4), word(entry, 8), word(entry, 12) as usize);
-        let late = usize::from(is_late(entry));
-        if late == 0 && !lists[1].is_empty() {
-            return Err(bad("behind a late one"));
-        }
-        let end = if late == 1 { word(entry, LATE_END) } else { limit };
-        if first < least[late] || first >= end || end > limit {
+        if first < least || first >= end || end > limit {
             return Err(bad("its first page"));
         }
         if pages == 0 || pages as usize > MAX_PAGES || pages > end - first || raw_len > MAX_CHUNK_BYTES {
@@ -248,22 +259,14 @@ fn entries(index: &[u8], place: Range<u64>, limit: u32) -> Result<[Vec<Entry>; 2
         if len as u64 > place.end.saturating_sub(at) {
             return Err(bad("beyond the end"));
         }
-        least[late] = if late == 1 { end } else { first + pages };
-        lists[late].push(Entry {
-            index: number,
-            range: first..end,
-            pages,
-            raw_len,
-            checksum: word(entry, 16),
-            at,
-            len,
-        });
+        least = if matches!(check, Check::Sha256(_)) { end } else { first + pages };
+        list.push(Entry { index, range: first..end, pages, raw_len, at, len, check });
         at += len as u64;
     }
     if at != place.end {
         return Err(BadSnapshot::format("bytes behind the last chunk"));
     }
-    Ok(lists)
+    Ok(list)
 }
 
 impl Entry {
@@ -285,40 +288,29 @@ impl Entry {
         Ok(Chunk { entry: self.clone(), packed: buffer })
     }
 
-    /// The words of its entry in an index but the last.
-    pub(super) fn words(&self) -> [u32; 5] {
-        [self.range.start, self.pages, self.len as u32, self.raw_len as u32, self.checksum]
+    /// Of a late chunk: the digest that its bytes should have.
+    pub(super) fn late_digest(&self) -> Option<Digest> {
+        match self.check {
+            Check::Crc32c(_) => None,
+            Check::Sha256(digest) => Some(digest),
+        }
     }
 }
 
 impl<'a> Chunk<'a> {
-    /// What the index says of it, and its bytes, if these have the checksum that is said there.
+    /// What the index says of it, and its bytes, if these are the ones that are meant there.
     ///
     /// # Errors
     /// [`BadSnapshot::Checksum`].
     pub(super) fn checked(&self) -> Result<(&Entry, &'a [u8]), BadSnapshot> {
-        if crc32c(self.packed) != self.entry.checksum {
-            return Err(BadSnapshot::Checksum(format!("chunk {}", self.entry.index)));
-        }
-        Ok((&self.entry, self.packed))
-    }
-
-    /// Decompresses into `raw` and returns the pages in it.
-    ///
-    /// # Errors
-    /// [`BadSnapshot`].
-    pub fn pages<'r>(
-        &self,
-        decompressor: &mut zstd::bulk::Decompressor<'_>,
-        raw: &'r mut Vec<u8>,
-    ) -> Result<Vec<CodedPage<'r>>, BadSnapshot> {
-        let (Entry { index, range, pages, raw_len, .. }, packed) = self.checked()?;
-        raw.clear();
-        raw.reserve_exact(*raw_len);
-        match decompressor.decompress_to_buffer(packed, raw) {
-            Ok(len) if len == *raw_len => pages::decode(raw, range.start, *pages, range.end.into()),
-            Ok(_) => Err(BadSnapshot::format(format!("chunk {index}: length uncompressed"))),
-            Err(error) => Err(BadSnapshot::format(format!("chunk {index}: {error}"))),
+        let is_good = match &self.entry.check {
+            Check::Crc32c(sum) => crc32c(self.packed) == *sum,
+            Check::Sha256(digest) => Sha256::digest(self.packed)[..] == digest.0,
+        };
+        if is_good {
+            Ok((&self.entry, self.packed))
+        } else {
+            Err(BadSnapshot::Checksum(format!("chunk {}", self.entry.index)))
         }
     }
 }

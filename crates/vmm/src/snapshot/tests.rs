@@ -6,6 +6,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 
 fn metadata() -> Metadata {
     Metadata {
@@ -27,6 +28,7 @@ fn metadata() -> Metadata {
         generation: 7,
         stopped_at_ns: u64::MAX,
         next_deadline_ns: None,
+        working_set: None,
         streams: String::new(),
     }
 }
@@ -46,19 +48,28 @@ fn write(pages: &BTreeMap<u32, Page>) -> Vec<u8> {
 fn write_with(pages: &BTreeMap<u32, Page>, dictionary: Option<&Dictionary>) -> Vec<u8> {
     let mut writer = Writer::new(dictionary).expect("memory");
     for (number, page) in pages {
-        writer.push(*number, page, Some(&base(*number, 0)), Some(&base(*number, 9))).expect("compressed");
+        writer
+            .push(Arrives::AtOnce, *number, page, Some(&base(*number, 0)), Some(&base(*number, 9)))
+            .expect("compressed");
     }
-    writer.finish(Kind::Delta, &metadata()).expect("within caps")
+    finished(writer, Kind::Delta, &[])
+}
+
+fn finished(writer: Writer<'_>, kind: Kind, dictionary: &[u8]) -> Vec<u8> {
+    let mut file = Vec::new();
+    let bytes = writer.finish(kind, &metadata(), dictionary, &mut file).expect("within caps");
+    assert_eq!(bytes, file.len() as u64);
+    file
 }
 
 /// Every other page late.
 fn write_late(pages: &BTreeMap<u32, Page>, dictionary: Option<&Dictionary>) -> Vec<u8> {
     let mut writer = Writer::new(dictionary).expect("memory");
     for (at, (number, page)) in pages.iter().enumerate() {
-        let push = if at % 2 == 0 { Writer::push } else { Writer::push_late };
-        push(&mut writer, *number, page, Some(&base(*number, 0)), Some(&base(*number, 9))).expect("compressed");
+        let arrives = if at % 2 == 0 { Arrives::AtOnce } else { Arrives::Late };
+        writer.push(arrives, *number, page, Some(&base(*number, 0)), Some(&base(*number, 9))).expect("compressed");
     }
-    writer.finish(Kind::Delta, &metadata()).expect("within caps")
+    finished(writer, Kind::Delta, &[])
 }
 
 /// Reads all of a file, as a restore does.
@@ -69,10 +80,9 @@ fn read(file: &[u8]) -> Result<BTreeMap<u32, Page>, BadSnapshot> {
 fn read_with(file: &[u8], dictionary: Option<&Dictionary>) -> Result<BTreeMap<u32, Page>, BadSnapshot> {
     let reader = Reader::new(file)?.expect(Kind::Delta)?;
     reader.metadata().check_family(&metadata().machine, Digest([3; 32]))?;
-    let mut decompressor = decompressor(dictionary)?;
-    let (mut raw, mut out) = (Vec::new(), BTreeMap::new());
+    let (mut unpacker, mut out) = (Unpacker::new()?, BTreeMap::new());
     for chunk in reader.whole()? {
-        for page in chunk.pages(&mut decompressor, &mut raw)? {
+        for page in unpacker.pages(&chunk, dictionary)? {
             let mut content = match page.coding {
                 Coding::Zero | Coding::Raw => ZEROS,
                 Coding::Template => base(page.number, 0),
@@ -115,7 +125,7 @@ fn the_cheapest_coding_is_taken() {
     for (number, page) in
         [ZEROS, page(1, 0, &[(9, 1)]), page(1, 1, &[(9, 1)]), page(1, 2, &[(9, 1)])].iter().enumerate()
     {
-        writer.push(number as u32, page, Some(&template), Some(&warm)).expect("compressed");
+        writer.push(Arrives::AtOnce, number as u32, page, Some(&template), Some(&warm)).expect("compressed");
     }
     assert_eq!(writer.counts, [1, 1, 1, 1]);
 }
@@ -180,48 +190,61 @@ fn late_chunks_are_not_read_until_they_are_wanted() {
     let file = File::from(memfd_create("delta", MemfdFlags::CLOEXEC).expect("memfd"));
     let content = write_late(&pages, None);
     file.write_all_at(&content, 0).expect("written");
-    let (part, total) = read_part(&file, u64::MAX).expect("read");
-    assert!(total == content.len() as u64 && part.len() < content.len() * 2 / 3, "{} of {total}", part.len());
-    let reader = Reader::of_part(&part, total).expect("good");
+    let (head, total) = read_head(&file, u64::MAX).expect("read");
+    assert!(total == content.len() as u64 && head.len() < content.len() * 2 / 3, "{} of {total}", head.len());
+    let reader = Reader::of_head(&head, total).expect("good");
     reader.whole().expect_err("only a part");
-    let mut found = BTreeMap::new();
-    let (mut packed, mut raw) = (Vec::new(), Vec::new());
-    let late = reader.late().iter().map(|entry| {
-        entry
-            .read(&file, &mut packed)
-            .expect("read")
-            .pages(&mut decompressor(None).expect("memory"), &mut raw)
-            .expect("good")
-            .iter()
-            .map(|page| page.number)
-            .collect::<Vec<_>>()
-    });
-    for number in late.flatten() {
-        found.insert(number, ());
+    let (mut packed, mut unpacker) = (Vec::new(), Unpacker::new().expect("memory"));
+    let mut found = Vec::new();
+    for entry in reader.late() {
+        let chunk = entry.read(&file, &mut packed).expect("read");
+        found.extend(unpacker.pages(&chunk, None).expect("good").iter().map(|page| page.number));
     }
-    assert!(found.keys().copied().eq((0..2_000).filter(|n| n % 2 == 1)));
-    assert!(read_part(&file, 1 << 20).is_err(), "more than is allowed");
+    assert!(found.into_iter().eq((0..2_000).filter(|n| n % 2 == 1)));
+    assert!(read_head(&file, 1 << 20).is_err(), "more than is allowed");
 }
 
 #[test]
 fn late_chunks_are_taken_over_as_they_are() {
     let pages: BTreeMap<u32, Page> = (0..200).map(|n| (n * 3, noise(n))).collect();
-    let file = write_late(&pages, None);
-    let reader = Reader::new(&file).expect("whole");
-    let mut writer = Writer::new(None).expect("memory");
-    for chunk in &reader.whole().expect("whole")[reader.chunks().len()..] {
-        writer.take_over(chunk).expect("in order");
-    }
-    for (number, page) in pages.iter().step_by(2) {
-        writer.push(*number, page, None, None).expect("compressed");
-    }
-    let again = writer.finish(Kind::Delta, &metadata()).expect("within caps");
-    assert_eq!(read(&again).expect("whole"), pages);
-    let mut damaged = file.clone();
+    let content = write_late(&pages, None);
+    let reader = Reader::new(&content).expect("whole");
+    let again = |content: &[u8]| {
+        let file = File::from(memfd_create("delta", MemfdFlags::CLOEXEC).expect("memfd"));
+        file.write_all_at(content, 0).expect("written");
+        let file = Rc::new(file);
+        let mut writer = Writer::new(None).expect("memory");
+        for entry in reader.late() {
+            writer.take_over(entry, &file).expect("in order");
+        }
+        for (number, page) in pages.iter().step_by(2) {
+            writer.push(Arrives::AtOnce, *number, page, None, None).expect("compressed");
+        }
+        finished(writer, Kind::Delta, &[])
+    };
+    assert_eq!(read(&again(&content)).expect("whole"), pages);
+    let mut damaged = content.clone();
     *damaged.last_mut().expect("not empty") ^= 1;
-    let damaged = Reader::new(&damaged).expect("only a chunk is");
-    let last = damaged.whole().expect("whole").pop().expect("there");
-    Writer::new(None).expect("memory").take_over(&last).expect_err("damaged");
+    assert!(matches!(read(&again(&damaged)), Err(BadSnapshot::Checksum(_))), "damage goes along, and shows");
+}
+
+#[test]
+fn a_digest_stands_for_the_whole_file() {
+    let content = write_late(&small(), None);
+    let digest = Reader::new(&content).expect("whole").digest();
+    let named = |content: &[u8]| -> Result<(), BadSnapshot> {
+        let reader = Reader::new(content)?.named(digest)?;
+        let mut unpacker = Unpacker::new()?;
+        reader.whole()?.iter().try_for_each(|chunk| unpacker.pages(chunk, None).map(drop))
+    };
+    named(&content).expect("its own");
+    for at in 0..content.len() {
+        let mut other = content.clone();
+        other[at] ^= 4;
+        named(&other).expect_err("another file");
+    }
+    let other = write_late(&small().into_iter().skip(1).collect(), None);
+    assert_eq!(named(&other), Err(BadSnapshot::Digest(digest)));
 }
 
 fn dictionary() -> Vec<u8> {
@@ -235,8 +258,8 @@ fn dictionary() -> Vec<u8> {
 /// A warm base with the dictionary.
 fn warm_base() -> Vec<u8> {
     let mut writer = Writer::new(None).expect("memory");
-    writer.push(1, &base(1, 9), Some(&base(1, 0)), None).expect("compressed");
-    writer.finish_with(Kind::WarmBase, &metadata(), &dictionary()).expect("within caps")
+    writer.push(Arrives::AtOnce, 1, &base(1, 9), Some(&base(1, 0)), None).expect("compressed");
+    finished(writer, Kind::WarmBase, &dictionary())
 }
 
 #[test]
@@ -261,8 +284,8 @@ fn any_changed_byte_of_a_warm_base_is_refused() {
     let read = |file: &[u8]| {
         let reader = Reader::new(file)?.expect(Kind::WarmBase)?;
         Dictionary::new(reader.dictionary())?;
-        let mut raw = Vec::new();
-        reader.chunks().iter().try_for_each(|chunk| chunk.pages(&mut decompressor(None)?, &mut raw).map(|_| ()))
+        let mut unpacker = Unpacker::new()?;
+        reader.chunks().iter().try_for_each(|chunk| unpacker.pages(chunk, None).map(drop))
     };
     read(&file).expect("whole");
     for at in 0..file.len() {

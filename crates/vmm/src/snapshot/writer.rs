@@ -1,11 +1,18 @@
 //! Writes a snapshot.
 
-use super::pages::{Coded, Coding, Encoder, MAX_PAGES, Page, Run};
-use super::reader::Chunk;
-use super::{Dictionary, HEADER_BYTES, Kind, MAGIC, MAX_CHUNKS, MAX_METADATA_BYTES, Metadata, VERSION};
+use super::pages::{Coding, Encoder, MAX_PAGES, Page, Run};
+use super::reader::Entry;
+use super::{
+    Dictionary, ENTRY_BYTES, HEADER_BYTES, Kind, LATE_ENTRY_BYTES, MAGIC, MAX_CHUNKS, MAX_METADATA_BYTES, Metadata,
+    VERSION,
+};
 use crc32c::{crc32c, crc32c_append};
-use std::io;
+use sha2::{Digest as _, Sha256};
+use std::fs::File;
+use std::io::{self, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 use zstd::zstd_safe::CParameter;
 
 /// Level 3 is zstd's default: higher ones cost several times the time for a few per cent.
@@ -23,12 +30,24 @@ const LATE_CHUNKS: usize = 2048;
 /// No more pages in a row that are not in a late chunk lie between two that are: a touch of them is a touch of it.
 const LATE_GAP: u32 = 16;
 
+/// So much of a file that is taken over is copied at once.
+const COPIED_BYTES: usize = 1 << 20;
+
+/// When a page has to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrives {
+    /// Before the VM runs.
+    AtOnce,
+    /// When it is touched.
+    Late,
+}
+
 /// Collects pages in rising order, and late ones in rising order.
 pub struct Writer<'d> {
     compressor: zstd::bulk::Compressor<'d>,
     has_dictionary: bool,
-    now: Chunks,
-    late: Chunks,
+    /// By [`Arrives`].
+    chunks: [Chunks; 2],
     late_pages: usize,
     /// Pages by coding, but for those in chunks that were taken over.
     pub counts: [u32; Coding::COUNT],
@@ -39,9 +58,17 @@ pub struct Writer<'d> {
 struct Chunks {
     encoder: Encoder,
     index: Vec<u8>,
-    bytes: Vec<u8>,
+    pieces: Vec<Piece>,
     /// The least number that the next page may have.
     least: u32,
+}
+
+/// The bytes of chunks.
+enum Piece {
+    /// Of one that was packed here.
+    Packed(Vec<u8>),
+    /// Part of another file.
+    Of(Rc<File>, Range<u64>),
 }
 
 impl Chunks {
@@ -53,11 +80,16 @@ impl Chunks {
         Ok(())
     }
 
-    fn add(&mut self, words: [u32; 5], late_end: u32, packed: &[u8]) {
-        for value in words.into_iter().chain([late_end]) {
-            self.index.extend_from_slice(&value.to_le_bytes());
-        }
-        self.bytes.extend_from_slice(packed);
+    fn enter(&mut self, words: &[u32]) {
+        words.iter().for_each(|word| self.index.extend_from_slice(&word.to_le_bytes()));
+    }
+
+    fn len(&self) -> usize {
+        let len = |piece: &Piece| match piece {
+            Piece::Packed(bytes) => bytes.len(),
+            Piece::Of(_, range) => (range.end - range.start) as usize,
+        };
+        self.pieces.iter().map(len).sum()
     }
 }
 
@@ -74,8 +106,7 @@ impl<'d> Writer<'d> {
         Ok(Self {
             compressor,
             has_dictionary: dictionary.is_some(),
-            now: Chunks::default(),
-            late: Chunks::default(),
+            chunks: Default::default(),
             late_pages: LATE_PAGES.start,
             counts: [0; Coding::COUNT],
         })
@@ -86,130 +117,142 @@ impl<'d> Writer<'d> {
         self.late_pages = (pages / LATE_CHUNKS).clamp(LATE_PAGES.start, LATE_PAGES.end - 1);
     }
 
-    /// Adds a page behind all others, coded against the bases that are given. Returns how, and where it differs from that base.
+    /// Adds a page behind all others that arrive so, coded against the bases that are given. Returns how, and where it
+    /// differs from that base.
     ///
     /// # Errors
-    /// What zstd gives; a page that is not behind all others, which no reader would take.
+    /// What zstd gives; a page that is not behind those others, which no reader would take.
     pub fn push(
         &mut self,
+        arrives: Arrives,
         number: u32,
         page: &Page,
         template: Option<&Page>,
         warm_base: Option<&Page>,
     ) -> io::Result<(Coding, &[Run])> {
-        self.now.expect(number)?;
-        if !self.now.encoder.has_room() {
-            self.end_chunk()?;
-        }
-        let (coding, runs) = self.now.encoder.push(number, page, template, warm_base);
-        self.counts[coding as usize] += 1;
-        Ok((coding, runs))
-    }
-
-    /// The same for a page that need not be there before the VM runs, behind all others of those.
-    ///
-    /// # Errors
-    /// As [`Writer::push`].
-    pub fn push_late(
-        &mut self,
-        number: u32,
-        page: &Page,
-        template: Option<&Page>,
-        warm_base: Option<&Page>,
-    ) -> io::Result<(Coding, &[Run])> {
-        self.late.expect(number)?;
-        if let Some((last, pages)) = self.late.encoder.last()
-            && (pages >= self.late_pages || !self.late.encoder.has_room() || number - last > LATE_GAP)
+        let most = if arrives == Arrives::Late { self.late_pages } else { MAX_PAGES };
+        let chunks = &mut self.chunks[arrives as usize];
+        chunks.expect(number)?;
+        let is_far = |last: u32| arrives == Arrives::Late && number - last > LATE_GAP;
+        if let Some((last, pages)) = chunks.encoder.last()
+            && (pages >= most || !chunks.encoder.has_room() || is_far(last))
         {
-            self.end_late_chunk()?;
+            self.end_chunk(arrives)?;
         }
-        let (coding, runs) = self.late.encoder.push(number, page, template, warm_base);
+        let encoder = &mut self.chunks[arrives as usize].encoder;
+        let (coding, runs) = encoder.push(number, page, template, warm_base);
         self.counts[coding as usize] += 1;
         Ok((coding, runs))
     }
 
-    /// Adds a late chunk of another file with the same bases and dictionary, as it is.
+    /// Adds a late chunk of another file with the same bases and dictionary, as it is; it is read from there in the end.
     ///
     /// # Errors
-    /// A damaged chunk, or one that does not lie behind all other late pages.
-    pub fn take_over(&mut self, chunk: &Chunk<'_>) -> io::Result<()> {
-        self.end_late_chunk()?;
-        let (entry, packed) = chunk.checked().map_err(io::Error::other)?;
-        self.late.expect(entry.range.start)?;
-        self.late.least = entry.range.end;
-        self.late.add(entry.words(), entry.range.end, packed);
+    /// A chunk that is not late, or does not lie behind all other late pages.
+    pub fn take_over(&mut self, entry: &Entry, file: &Rc<File>) -> io::Result<()> {
+        self.end_chunk(Arrives::Late)?;
+        let digest = entry.late_digest().ok_or_else(|| io::Error::other("a chunk that is not late"))?;
+        let [_, late] = &mut self.chunks;
+        late.expect(entry.range.start)?;
+        late.least = entry.range.end;
+        late.enter(&[entry.range.start, entry.pages, entry.len as u32, entry.raw_len as u32, entry.range.end]);
+        late.index.extend_from_slice(&digest.0);
+        let end = entry.at + entry.len as u64;
+        match late.pieces.last_mut() {
+            Some(Piece::Of(_, range)) if range.end == entry.at => range.end = end,
+            _ => late.pieces.push(Piece::Of(Rc::clone(file), entry.at..end)),
+        }
         Ok(())
     }
 
-    /// What is pushed from now on is in no chunk with late pages from before.
+    /// What is pushed from now on is in no chunk with pages from before that arrive so.
     ///
     /// # Errors
     /// What zstd gives.
-    pub fn end_late_chunk(&mut self) -> io::Result<()> {
-        let Some(coded) = self.late.encoder.take() else { return Ok(()) };
-        let (words, packed) = self.packed(&coded)?;
-        self.late.add(words, coded.last + 1, &packed);
+    pub fn end_chunk(&mut self, arrives: Arrives) -> io::Result<()> {
+        let Some(coded) = self.chunks[arrives as usize].encoder.take() else { return Ok(()) };
+        let packed = self.packed(&coded.bytes)?;
+        let word = |len: usize| u32::try_from(len).map_err(|_| io::Error::other("a chunk of more than 4 GiB"));
+        let words = [coded.first, coded.pages, word(packed.len())?, word(coded.bytes.len())?];
+        let chunks = &mut self.chunks[arrives as usize];
+        chunks.enter(&words);
+        match arrives {
+            Arrives::AtOnce => chunks.enter(&[crc32c(&packed)]),
+            Arrives::Late => {
+                chunks.enter(&[coded.last + 1]);
+                chunks.index.extend_from_slice(&Sha256::digest(&packed));
+            }
+        }
+        chunks.pieces.push(Piece::Packed(packed));
         Ok(())
     }
 
-    fn end_chunk(&mut self) -> io::Result<()> {
-        let Some(coded) = self.now.encoder.take() else { return Ok(()) };
-        let (words, packed) = self.packed(&coded)?;
-        self.now.add(words, 0, &packed);
-        Ok(())
-    }
-
-    fn packed(&mut self, coded: &Coded) -> io::Result<([u32; 5], Vec<u8>)> {
-        let raw = &coded.bytes;
+    fn packed(&mut self, raw: &[u8]) -> io::Result<Vec<u8>> {
         // A dictionary brings its own tables.
         let log = if !self.has_dictionary && raw.len() <= SMALL_CHUNK_BYTES { SMALL_TABLE_LOG } else { DEFAULT_LOG };
         self.compressor.set_parameter(CParameter::HashLog(log))?;
         self.compressor.set_parameter(CParameter::ChainLog(log))?;
-        let packed = self.compressor.compress(raw)?;
-        let word = |len: usize| u32::try_from(len).map_err(|_| io::Error::other("a chunk of more than 4 GiB"));
-        let words = [coded.first, coded.pages, word(packed.len())?, word(raw.len())?, crc32c(&packed)];
-        Ok((words, packed))
+        self.compressor.compress(raw)
     }
 
-    /// The whole file.
+    /// Writes the whole file, with the dictionary of a warm base for the deltas against it; returns its length.
     ///
     /// # Errors
-    /// What zstd gives, or that a cap of the format is exceeded.
-    pub fn finish(self, kind: Kind, metadata: &Metadata) -> io::Result<Vec<u8>> {
-        self.finish_with(kind, metadata, &[])
-    }
-
-    /// The same with the dictionary of a warm base, for the deltas against it.
-    ///
-    /// # Errors
-    /// As [`Writer::finish`].
-    pub fn finish_with(mut self, kind: Kind, metadata: &Metadata, dictionary: &[u8]) -> io::Result<Vec<u8>> {
-        self.end_chunk()?;
-        self.end_late_chunk()?;
+    /// What zstd, reading or writing gives, or that a cap of the format is exceeded.
+    pub fn finish(
+        mut self,
+        kind: Kind,
+        metadata: &Metadata,
+        dictionary: &[u8],
+        into: &mut impl Write,
+    ) -> io::Result<u64> {
+        self.end_chunk(Arrives::AtOnce)?;
+        self.end_chunk(Arrives::Late)?;
         let metadata = metadata.encode();
-        let index = [self.now.index, self.late.index].concat();
-        let chunks = index.len() / super::INDEX_ENTRY_BYTES;
-        if chunks > MAX_CHUNKS || metadata.len() > MAX_METADATA_BYTES {
-            return Err(io::Error::other(format!("{chunks} chunks, {} bytes of metadata", metadata.len())));
+        let [now, late] = self.chunks;
+        let [chunks, late_chunks] = [now.index.len() / ENTRY_BYTES, late.index.len() / LATE_ENTRY_BYTES];
+        if chunks + late_chunks > MAX_CHUNKS || metadata.len() > MAX_METADATA_BYTES {
+            let text = format!("{chunks} and {late_chunks} chunks, {} bytes of metadata", metadata.len());
+            return Err(io::Error::other(text));
         }
-        let bytes = self.now.bytes.len() + self.late.bytes.len();
-        let total = HEADER_BYTES + metadata.len() + index.len() + dictionary.len() + bytes;
-        let mut out = Vec::with_capacity(total);
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&(kind as u32).to_le_bytes());
-        out.extend_from_slice(&(total as u64).to_le_bytes());
-        out.extend_from_slice(&(chunks as u32).to_le_bytes());
-        out.extend_from_slice(&(metadata.len() as u32).to_le_bytes());
-        let dictionary_len = (dictionary.len() as u32).to_le_bytes();
-        let checked = [&dictionary_len, &metadata[..], &index, dictionary];
-        let checksum = checked.iter().fold(crc32c(&out), |sum, part| crc32c_append(sum, part));
-        out.extend_from_slice(&checksum.to_le_bytes());
-        checked.iter().for_each(|part| out.extend_from_slice(part));
-        out.append(&mut self.now.bytes);
-        out.append(&mut self.late.bytes);
-        Ok(out)
+        let checked = [&metadata[..], &now.index, &late.index, dictionary];
+        let head = HEADER_BYTES + checked.iter().map(|part| part.len()).sum::<usize>() + now.len();
+        let total = (head + late.len()) as u64;
+        let mut start = Vec::with_capacity(head - now.len());
+        start.extend_from_slice(&MAGIC);
+        for word in [VERSION, kind as u32] {
+            start.extend_from_slice(&word.to_le_bytes());
+        }
+        for len in [total, head as u64] {
+            start.extend_from_slice(&len.to_le_bytes());
+        }
+        for count in [chunks, late_chunks, metadata.len(), dictionary.len()] {
+            start.extend_from_slice(&(count as u32).to_le_bytes());
+        }
+        let checksum = checked.iter().fold(crc32c(&start), |sum, part| crc32c_append(sum, part));
+        start.extend_from_slice(&checksum.to_le_bytes());
+        checked.iter().for_each(|part| start.extend_from_slice(part));
+        into.write_all(&start)?;
+        for piece in now.pieces.iter().chain(&late.pieces) {
+            match piece {
+                Piece::Packed(bytes) => into.write_all(bytes)?,
+                Piece::Of(file, range) => copy(file, range.clone(), into)?,
+            }
+        }
+        Ok(total)
     }
+}
+
+/// Copies part of a file.
+fn copy(file: &File, mut range: Range<u64>, into: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; COPIED_BYTES];
+    while !range.is_empty() {
+        let part = &mut buffer[..COPIED_BYTES.min((range.end - range.start) as usize)];
+        file.read_exact_at(part, range.start)?;
+        into.write_all(part)?;
+        range.start += part.len() as u64;
+    }
+    Ok(())
 }
 
 impl std::fmt::Debug for Writer<'_> {

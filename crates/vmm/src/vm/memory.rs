@@ -299,7 +299,7 @@ impl GuestMemory {
     }
 }
 
-/// The EROFS image, mapped shared and read-only. This process never reads it: a file that shrinks would be a SIGBUS.
+/// The EROFS image, mapped read-only. This process never reads it: a file that shrinks would be a SIGBUS.
 #[derive(Debug)]
 pub(super) struct ImageMapping {
     mapping: Mapping,
@@ -312,8 +312,9 @@ impl ImageMapping {
     /// What mmap(2) gives.
     pub(super) fn new(file: impl AsFd, len: u64) -> io::Result<Self> {
         let len = usize::try_from(len.next_multiple_of(PAGE_BYTES)).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        // Private, since userfaultfd(2) takes no shared mapping of a file that may not be written.
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, file, 0) }?;
+        let base = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
         let mapping = Mapping { base, len };
         // What is not in the host's cache yet is read in large pages, which cost one fault in each VM instead of hundreds.
@@ -323,6 +324,16 @@ impl ImageMapping {
             Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(Self { mapping }),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// From now on no more of it is mapped in large pages.
+    ///
+    /// # Errors
+    /// What madvise(2) gives.
+    pub(super) fn keep_small(&self) -> io::Result<()> {
+        // SAFETY: advice that does not change contents, on the whole of our own mapping.
+        let advised = unsafe { madvise(self.mapping.base.as_ptr().cast(), self.mapping.len, Advice::LinuxNoHugepage) };
+        Ok(advised?)
     }
 
     /// Size in bytes, whole pages.

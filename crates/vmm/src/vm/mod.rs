@@ -28,7 +28,7 @@ mod vcpu;
 use control::Control;
 use io::{Gate, Inbox};
 use kick::Kicker;
-use memory::{Gpa, GuestMemory, OutOfRange};
+use memory::{Gpa, GuestMemory, ImageMapping, OutOfRange};
 use process::ResidentMemory;
 use rings::TransmitRing;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -38,6 +38,7 @@ use slots::RamSlots;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -170,6 +171,23 @@ pub enum End {
     },
     /// The VM failed.
     Failed(String),
+    /// Its state can't be had whole: what is stored of it is damaged.
+    Damaged(String),
+}
+
+impl From<Fatal> for End {
+    fn from(fatal: Fatal) -> Self {
+        match fatal {
+            Fatal::Lost(lost) => lost.into(),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+impl From<served::Lost> for End {
+    fn from(lost: served::Lost) -> Self {
+        Self::Damaged(lost.to_string())
+    }
 }
 
 /// Frames on their way out.
@@ -196,6 +214,7 @@ struct Machine {
     raised: AtomicU64,
     image: File,
     image_bytes: u64,
+    image_mapping: ManuallyDrop<ImageMapping>,
     debug_exits: bool,
     /// For names in backtraces.
     kernel: Cow<'static, [u8]>,
@@ -365,13 +384,13 @@ impl Machine {
                 process::exit()
             }
         }
-        let orderly = !matches!(end, End::Failed(_));
+        let orderly = !matches!(end, End::Failed(_) | End::Damaged(_));
         if orderly {
             loop {
                 match self.transmit() {
                     Ok(true) => break,
                     Ok(false) => wait_writable(&self.link, None),
-                    Err(fatal) => self.finish(End::Failed(fatal.to_string())),
+                    Err(fatal) => self.finish(fatal.into()),
                 }
             }
         }
@@ -379,7 +398,7 @@ impl Machine {
         let _ = match end {
             End::Exited(status) => self.report(report::EXITED, status, ""),
             End::StartFailed { errno, text } => self.report(report::START_FAILED, errno, &text),
-            End::Failed(text) => self.report(report::FAILED, 0, &text),
+            End::Failed(text) | End::Damaged(text) => self.report(report::FAILED, 0, &text),
         };
         process::exit()
     }
@@ -394,7 +413,7 @@ impl Machine {
 
     /// Ends the process with the reason, if there is one.
     fn expect<T>(&self, result: Result<T, Fatal>) -> T {
-        result.unwrap_or_else(|fatal| self.finish(End::Failed(fatal.to_string())))
+        result.unwrap_or_else(|fatal| self.finish(fatal.into()))
     }
 }
 

@@ -75,14 +75,15 @@ impl RamSlots {
     }
 }
 
-/// Maps the image and gives it to the guest.
+/// Maps the image, for ever, and gives it to the guest.
 ///
 /// # Errors
 /// [`Fatal`].
-pub(super) fn map_image(vm: &VmFd, image: &File, image_bytes: u64) -> Result<(), Fatal> {
+pub(super) fn map_image(vm: &VmFd, image: &File, image_bytes: u64) -> Result<ManuallyDrop<ImageMapping>, Fatal> {
     let mapping = ManuallyDrop::new(ImageMapping::new(image, image_bytes).map_err(Fatal::system("mapping the image"))?);
     // SAFETY: the mapping is never dropped.
-    unsafe { add(vm, IMAGE_SLOT, KVM_MEM_READONLY, Gpa(IMAGE_GPA), mapping.base(), mapping.len_bytes()) }
+    unsafe { add(vm, IMAGE_SLOT, KVM_MEM_READONLY, Gpa(IMAGE_GPA), mapping.base(), mapping.len_bytes()) }?;
+    Ok(mapping)
 }
 
 /// # Safety

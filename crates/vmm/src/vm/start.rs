@@ -154,7 +154,7 @@ pub(super) fn assemble(
     check_kvm(&kvm)?;
     let cpuid = cpu::supported_cpuid(&kvm)?;
     let vm = kvm.create_vm().map_err(Fatal::kvm("KVM_CREATE_VM"))?;
-    slots::map_image(&vm, &parts.image, parts.image_bytes)?;
+    let image_mapping = slots::map_image(&vm, &parts.image, parts.image_bytes)?;
     let ram_bytes = memory.len_bytes();
     // What is restored into a VM may lie anywhere.
     let first_bytes = if parts.served.is_some() { ram_bytes } else { first_ram_bytes(ram_bytes) };
@@ -181,6 +181,7 @@ pub(super) fn assemble(
         raised: AtomicU64::new(0),
         image: parts.image,
         image_bytes: parts.image_bytes,
+        image_mapping,
         debug_exits: parts.debug_exits,
         kernel: parts.kernel,
         inbox: Mutex::default(),

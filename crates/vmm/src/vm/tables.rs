@@ -4,9 +4,10 @@
 //! never writes the tables. The kernel adds to them afterwards; this process never does again.
 
 use super::memory::{Gpa, GuestMemory, OutOfRange};
+use std::collections::{BTreeMap, BTreeSet};
 use torpor_abi::layout::{
     BOOT_TABLES_BYTES, BOOT_TABLES_GPA, DIRECT_MAP_BASE, DOORBELL_GPA, IMAGE_GPA, KERNEL_BASE, KERNEL_GPA,
-    LARGE_PAGE_BYTES, PAGE_BYTES,
+    LARGE_PAGE_BYTES, PAGE_BYTES, USER_END,
 };
 
 const PRESENT: u64 = 1 << 0;
@@ -106,6 +107,56 @@ pub(super) fn translate(memory: &GuestMemory, cr3: u64, va: u64) -> Option<Gpa> 
     None
 }
 
+/// Where a page is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mapped {
+    pub(super) address: u64,
+    pub(super) writable: bool,
+}
+
+/// Where programs have pages mapped, of `wanted` ones, by the guest's own tables, which may say anything: no more than `most`
+/// tables are looked at.
+pub(super) fn mapped(memory: &GuestMemory, cr3: u64, wanted: &BTreeSet<u32>, most: u64) -> BTreeMap<u32, Mapped> {
+    let mut walk = Walk { memory, wanted, left: most, found: BTreeMap::new() };
+    walk.table(cr3 & ADDRESS_MASK, 39, 0, true);
+    walk.found
+}
+
+struct Walk<'a> {
+    memory: &'a GuestMemory,
+    wanted: &'a BTreeSet<u32>,
+    left: u64,
+    found: BTreeMap<u32, Mapped>,
+}
+
+impl Walk<'_> {
+    /// A table whose entries map `1 << shift` bytes each, from `base` on.
+    fn table(&mut self, table: u64, shift: u32, base: u64, writable: bool) {
+        let mut entries = [0; PAGE_BYTES as usize];
+        if self.left == 0 || self.memory.read(Gpa(table), &mut entries).is_err() {
+            return;
+        }
+        self.left -= 1;
+        for (index, entry) in (0..).zip(entries.as_chunks::<8>().0) {
+            let (entry, address) = (u64::from_le_bytes(*entry), base | index << shift);
+            if entry & PRESENT == 0 || entry & USER == 0 || address >= USER_END {
+                continue;
+            }
+            let writable = writable && entry & WRITABLE != 0;
+            if shift > 12 && entry & LARGE == 0 {
+                self.table(entry & ADDRESS_MASK, shift - 9, address, writable);
+            } else if shift <= 21 {
+                let first = (entry & ADDRESS_MASK & !((1 << shift) - 1)) / PAGE_BYTES;
+                let Ok(first) = u32::try_from(first) else { continue };
+                for page in self.wanted.range(first..first.saturating_add(1 << (shift - 12))) {
+                    let address = address + u64::from(page - first) * PAGE_BYTES;
+                    self.found.entry(*page).or_insert(Mapped { address, writable });
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +184,30 @@ mod tests {
     }
 
     #[test]
+    fn what_programs_have_mapped_is_found() {
+        let (memory, tables) = tables(64 << 20, 5 << 20);
+        let mapped = |wanted: &[u32], most| mapped(&memory, tables.pml4.0, &wanted.iter().copied().collect(), most);
+        let all: Vec<u32> = (0..0x4000).collect();
+        assert!(mapped(&all, 1000).is_empty(), "the kernel's alone");
+        // One writable page, one that an upper table makes read-only, and a large one.
+        let entry =
+            |table: u64, index: u64, value: u64| memory.write_u64(Gpa(table + index * 8), value).expect("in range");
+        let (upper, directory, low) = (0x200_0000, 0x200_1000, 0x200_2000);
+        entry(tables.pml4.0, 1, upper | PRESENT | USER | WRITABLE);
+        entry(upper, 0, directory | PRESENT | USER | WRITABLE);
+        entry(directory, 0, low | PRESENT | USER | WRITABLE);
+        entry(directory, 1, low | PRESENT | USER);
+        entry(directory, 2, 0x40_0000 | PRESENT | USER | LARGE | NO_EXECUTE);
+        entry(low, 3, 0x300_0000 | PRESENT | USER | WRITABLE);
+        let found = mapped(&all, 1000);
+        assert_eq!(found.len(), 1 + 512);
+        assert_eq!(mapped(&[0x401, 0x3001], 1000).len(), 1);
+        assert!(matches!(found[&0x3000], Mapped { address: 0x80_0000_3000, writable: true }));
+        assert!(matches!(found[&0x401], Mapped { address: 0x80_0040_1000, writable: false }));
+        assert!(mapped(&all, 3).len() < 513, "no more tables than that");
+    }
+
+    #[test]
     fn large_vms_find_room_behind_the_kernel() {
         let (memory, tables) = tables(torpor_abi::layout::ram_bytes(torpor_abi::layout::MAX_MEMORY_BYTES), 3 << 30);
         assert!(tables.kernel_end > Gpa(KERNEL_GPA + 0x12_3000));
@@ -152,6 +227,10 @@ mod tests {
             }
             let _ = translate(&memory, cr3, va);
             let _ = translate(&memory, cr3 & 0x7000, va);
+            let wanted = (0..0x1000).collect();
+            for (page, Mapped { address, .. }) in mapped(&memory, cr3 & 0x7000, &wanted, 1000) {
+                assert!(address < USER_END, "page {page:#x} at {address:#x}");
+            }
         }
     }
 }

@@ -166,18 +166,11 @@ async def resolve(call: Call) -> list[Any]:
     return answers
 
 
-class QuiesceQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether anything may be started or woken behind it."""
-
-    last: bool = False
-
-
-@operation("POST", "/torpor/v1/quiesce", "quiesce", "Standby for stateful VMs, stop others",
-           group=GROUP, query=QuiesceQuery, scope="admin")  # fmt: skip
+@operation("POST", "/torpor/v1/quiesce", "quiesce", "Standby for stateful VMs, end others",
+           group=GROUP, scope="admin")  # fmt: skip
 async def quiesce(call: Call) -> dict[str, Any]:
-    """With `last` nothing is started or woken any more, until another torpord runs."""
-    controller = call.service.controller
-    return {"left_running": await controller.quiesce(QUIESCE_S, last=call.query.last)}
+    """Nothing is started or woken any more, until another torpord runs."""
+    return {"left_running": await call.service.controller.quiesce(QUIESCE_S)}
 
 
 async def _owner(call: Call, name: str | None) -> Owner:

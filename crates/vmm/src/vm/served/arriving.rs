@@ -13,10 +13,9 @@ use super::userfault::{AddressRange, Of, Userfault};
 use super::{Fatal, Refusal};
 use crate::snapshot::metadata::{Digest, Machine as Family};
 use crate::snapshot::pages::ZEROS;
-use crate::snapshot::{BadSnapshot, Entry, Reader, decompressor};
+use crate::snapshot::{BadSnapshot, Entry, Reader, Unpacker};
 use crate::vm::memory::GuestMemory;
 use rustix::fs::{MemfdFlags, memfd_create};
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -27,6 +26,7 @@ use torpor_abi::layout::PAGE_BYTES;
 const AHEAD: u32 = 8;
 
 /// See the module's text.
+#[derive(Debug)]
 pub(super) struct Arriving {
     /// The template's.
     file: File,
@@ -40,16 +40,9 @@ pub(super) struct Arriving {
     /// The page that was touched last, and how many chunks behind it may arrive unasked.
     touched: u32,
     ahead: u32,
-    decompressor: zstd::bulk::Decompressor<'static>,
+    unpacker: Unpacker,
     packed: Vec<u8>,
-    raw: Vec<u8>,
     pages: Vec<u8>,
-}
-
-impl fmt::Debug for Arriving {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arriving").field("pending", &self.pending).finish_non_exhaustive()
-    }
 }
 
 /// The base and the guest's memory of a template, read as `reader`, whose late chunks arrive from `file` with the help of
@@ -88,9 +81,8 @@ pub(super) fn begin(
                 arrived_pages: numbers.len() as u64,
                 touched: 0,
                 ahead: 0,
-                decompressor: decompressor(None)?,
+                unpacker: Unpacker::new()?,
                 packed: Vec::new(),
-                raw: Vec::new(),
                 pages: Vec::new(),
             };
             pager.begin_template(arriving).map_err(Fatal::system("userfaultfd"))?;
@@ -171,7 +163,7 @@ impl Arriving {
 
     fn arrive(&mut self, userfault: &Userfault, entry: &Entry) -> Result<(), Lost> {
         let chunk = entry.read(&self.file, &mut self.packed)?;
-        let coded = chunk.pages(&mut self.decompressor, &mut self.raw)?;
+        let coded = self.unpacker.pages(&chunk, None)?;
         let view = self.view;
         each_stretch(&coded, &mut self.pages, |first, pages| put(userfault, view, first, pages))?;
         self.arrived_pages += coded.len() as u64;
@@ -198,95 +190,32 @@ fn put(userfault: &Userfault, view: AddressRange, first: u32, pages: &[u8]) -> i
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{family, finished, memory_file, page, served};
     use super::*;
-    use crate::snapshot::metadata::{CpuFeatures, Uuid};
-    use crate::snapshot::pages::{PAGE, Page};
-    use crate::snapshot::{Kind, Metadata, Writer, read_part};
+    use crate::snapshot::pages::PAGE;
+    use crate::snapshot::{Arrives, Kind, Writer, read_head};
     use crate::vm::memory::Gpa;
     use crate::vm::served::unpack_template;
     use proptest::prelude::*;
-    use rustix::event::{PollFd, PollFlags, poll};
     use std::collections::BTreeMap;
-    use std::os::unix::fs::FileExt;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     const FIRST_LATE: u32 = 0x1000;
-
-    fn family() -> Family {
-        let zero = Digest([0; 32]);
-        Family {
-            owner: zero,
-            image: zero,
-            image_bytes: 0,
-            memory_limit_bytes: 16 << 20,
-            ram_bytes: 64 << 20,
-            kernel_abi: 0,
-            resume_entry: 0,
-            syscall_stub: 0,
-            tables: vec![(0x30_0000, 0x1000)],
-            cpu: CpuFeatures { xcr0: 0, words: [0; 7] },
-        }
-    }
+    const TABLES: (u64, u64) = (0x30_0000, 0x1000);
 
     fn template(pages: &BTreeMap<u32, u8>) -> Vec<u8> {
         let mut writer = Writer::new(None).expect("memory");
         for (number, byte) in pages {
-            let push = if *number < FIRST_LATE { Writer::push } else { Writer::push_late };
-            push(&mut writer, *number, &[*byte; PAGE], None, None).expect("compressed");
+            let arrives = if *number < FIRST_LATE { Arrives::AtOnce } else { Arrives::Late };
+            writer.push(arrives, *number, &[*byte; PAGE], None, None).expect("compressed");
         }
-        finished(writer)
-    }
-
-    fn finished(writer: Writer<'_>) -> Vec<u8> {
-        let metadata = Metadata {
-            machine: family(),
-            template: None,
-            warm_base: None,
-            uuid: Uuid::default(),
-            generation: 0,
-            stopped_at_ns: 0,
-            next_deadline_ns: None,
-            streams: String::new(),
-        };
-        writer.finish(Kind::Template, &metadata).expect("within caps")
-    }
-
-    fn file_of(content: &[u8]) -> File {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = File::from(memfd_create("test", flags).expect("memfd"));
-        file.write_all_at(content, 0).expect("written");
-        file
+        finished(writer, Kind::Template, family(TABLES))
     }
 
     fn begun(content: &[u8], pager: Option<&Pager>) -> Result<(Base, GuestMemory), Refusal> {
-        let file = file_of(content);
-        let (part, bytes) = read_part(&file, u64::MAX).expect("read");
-        let reader = Reader::of_part(&part, bytes)?.expect(Kind::Template)?;
-        begin(Digest([0; 32]), &reader, file, &family(), pager)
-    }
-
-    fn page(memory: &GuestMemory, number: u32) -> Page {
-        let mut page = ZEROS;
-        memory.read(Gpa(u64::from(number) * PAGE_BYTES), &mut page).expect("in range");
-        page
-    }
-
-    /// Runs `f` while another thread serves.
-    fn served(pager: &Pager, f: impl FnOnce()) {
-        let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !over.load(Ordering::SeqCst) {
-                    let tenth = rustix::time::Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
-                    let pager_fd = PollFd::from_borrowed_fd(pager.descriptor(), PollFlags::IN);
-                    if poll(&mut [pager_fd], Some(&tenth)).expect("poll") > 0 {
-                        pager.serve().expect("whole");
-                    }
-                }
-            });
-            f();
-            over.store(true, Ordering::SeqCst);
-        });
+        let file = memory_file(content);
+        let (head, bytes) = read_head(&file, u64::MAX).expect("read");
+        let reader = Reader::of_head(&head, bytes)?.expect(Kind::Template)?;
+        begin(Digest([0; 32]), &reader, file, &family(TABLES), pager)
     }
 
     fn any_template() -> impl Strategy<Value = BTreeMap<u32, u8>> {
@@ -305,8 +234,9 @@ mod tests {
             touches in proptest::collection::vec((0_u32..0x4000, 0_u8..4), 0..60),
         ) {
             let content = template(&pages);
-            let unpacked = file_of(&[]);
-            let bytes = unpack_template(&content, &unpacked).expect("good");
+            let unpacked = memory_file(&[]);
+            let digest = Reader::new(&content).expect("good").digest();
+            let bytes = unpack_template(digest, &content, &unpacked).expect("good");
             let wanted = GuestMemory::over_template(64 << 20, &unpacked, bytes).expect("mapped");
             let pager = Pager::open().expect("/dev/userfaultfd");
             let ways = [begun(&content, None).expect("good"), begun(&content, Some(&pager)).expect("good")];
@@ -337,7 +267,8 @@ mod tests {
                         assert!(page(memory, number) == wanted, "page {number:#x} of the guest");
                     }
                 }
-            });
+            })
+            .expect("whole");
         }
     }
 
@@ -353,7 +284,8 @@ mod tests {
             assert_eq!(pager.own_template_bytes(), now);
             assert_eq!(page(&memory, 0x1101), [3; PAGE]);
             assert_eq!(base.page(0x1102), &[3; PAGE]);
-        });
+        })
+        .expect("whole");
         assert_eq!(pager.own_template_bytes(), now + 32 * PAGE_BYTES);
     }
 
@@ -361,11 +293,11 @@ mod tests {
     fn late_pages_that_are_none_are_refused() {
         let refused = |now: u32, late: [u32; 2]| {
             let mut writer = Writer::new(None).expect("memory");
-            writer.push(now, &[1; PAGE], None, None).expect("compressed");
+            writer.push(Arrives::AtOnce, now, &[1; PAGE], None, None).expect("compressed");
             for number in late {
-                writer.push_late(number, &[1; PAGE], None, None).expect("compressed");
+                writer.push(Arrives::Late, number, &[1; PAGE], None, None).expect("compressed");
             }
-            begun(&finished(writer), None).expect_err("refused").to_string()
+            begun(&finished(writer, Kind::Template, family(TABLES)), None).expect_err("refused").to_string()
         };
         assert!(refused(0x1004, [0x1000, 0x1008]).contains("is late, and is not"));
         assert!(refused(0x1004, [0x2f8, 0x306]).contains("that are none"));

@@ -3,7 +3,7 @@
 use super::super::Fatal;
 use super::Refusal;
 use crate::snapshot::pages::{CodedPage, Coding, PAGE, Page, Run, ZEROS, differing};
-use crate::snapshot::{BadSnapshot, Chunk, Dictionary, Kind, Reader, decompressor, metadata::Digest};
+use crate::snapshot::{BadSnapshot, Chunk, Dictionary, Kind, Reader, Unpacker, metadata::Digest};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::fs::File;
 use std::ops::Range;
@@ -214,10 +214,9 @@ pub(super) fn each_page_of(
     dictionary: Option<&Dictionary>,
     mut f: impl FnMut(&CodedPage<'_>) -> Result<(), BadSnapshot>,
 ) -> Result<(), BadSnapshot> {
-    let mut decompressor = decompressor(dictionary)?;
-    let mut raw = Vec::new();
+    let mut unpacker = Unpacker::new()?;
     for chunk in chunks {
-        for page in chunk.pages(&mut decompressor, &mut raw)? {
+        for page in unpacker.pages(chunk, dictionary)? {
             if is_scratch(page.number) {
                 return Err(BadSnapshot::Format(format!("page {:#x} is no part of a state", page.number)));
             }
@@ -231,9 +230,9 @@ pub(super) fn each_page_of(
 ///
 /// # Errors
 /// [`BadSnapshot`], or what writing gives.
-pub fn unpack_template(file: &[u8], into: &File) -> Result<u64, Unpack> {
+pub fn unpack_template(digest: Digest, file: &[u8], into: &File) -> Result<u64, Unpack> {
     use rustix::fs::{SealFlags, fcntl_add_seals};
-    let reader = Reader::new(file)?.expect(Kind::Template)?;
+    let reader = Reader::new(file)?.expect(Kind::Template)?.named(digest)?;
     let last = unpack_chunks(&reader.whole()?, into)?.into_iter().max();
     let bytes = last.map_or(0, |last| (u64::from(last) + 1) * PAGE_BYTES);
     into.set_len(bytes)?;
@@ -248,10 +247,10 @@ pub fn unpack_template(file: &[u8], into: &File) -> Result<u64, Unpack> {
 /// As [`unpack_template`].
 pub(super) fn unpack_chunks(chunks: &[Chunk<'_>], into: &File) -> Result<Vec<u32>, Unpack> {
     use std::os::unix::fs::FileExt;
-    let mut decompressor = decompressor(None)?;
-    let (mut raw, mut pages, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+    let mut unpacker = Unpacker::new()?;
+    let (mut pages, mut numbers) = (Vec::new(), Vec::new());
     for chunk in chunks {
-        let coded = chunk.pages(&mut decompressor, &mut raw)?;
+        let coded = unpacker.pages(chunk, None)?;
         numbers.extend(coded.iter().map(|coded| coded.number));
         each_stretch(&coded, &mut pages, |first, stretch| into.write_all_at(stretch, u64::from(first) * PAGE_BYTES))?;
     }

@@ -5,24 +5,48 @@ use super::super::memory::Gpa;
 use super::super::timer::now_ns;
 use super::super::{Fatal, wait_writable};
 use super::base::{Base, is_scratch, scratch};
-use super::{Changed, LARGE_PAGES, Pager, Refusal, Survey, Vm, handover};
+use super::{Changed, LARGE_PAGES, Pager, Refusal, Survey, Vm, handover, working_set};
 use crate::snapshot::metadata::{Digest, Machine as Family, Uuid, hex};
 use crate::snapshot::pages::{Coding, ZEROS};
-use crate::snapshot::{BadSnapshot, Entry, Kind, Metadata, Reader, Writer};
+use crate::snapshot::{Arrives, BadSnapshot, Entry, Kind, Metadata, Reader, Writer};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::time::{ClockId, Timespec};
 use std::fs::File;
 use std::iter::Peekable;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use torpor_abi::layout::{KERNEL_GPA, KERNEL_MAX_BYTES, PAGE_BYTES};
 use torpor_streams::parked::Parked;
 
+/// The file of a snapshot: a memory file that can't be changed any more.
+#[derive(Debug)]
+pub struct Stored {
+    /// All of it.
+    pub file: File,
+    /// Its length.
+    pub bytes: u64,
+}
+
+impl Stored {
+    /// Writes the file with the pages of `writer`.
+    ///
+    /// # Errors
+    /// As [`Writer::finish`].
+    pub(super) fn new(writer: Writer<'_>, kind: Kind, metadata: &Metadata, dictionary: &[u8]) -> std::io::Result<Self> {
+        let mut file = File::from(memfd_create("snapshot", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+        let bytes = writer.finish(kind, metadata, dictionary, &mut file)?;
+        fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(Self { file, bytes })
+    }
+}
+
 /// A snapshot that was just made.
 #[derive(Debug)]
 pub struct Captured {
-    /// The whole file.
-    pub file: Vec<u8>,
+    /// See [`Stored`].
+    pub stored: Stored,
     /// Pages in it by [`Coding`].
     pub pages: [u32; Coding::COUNT],
     /// From the stop to the next timer on CLOCK_MONOTONIC.
@@ -97,7 +121,7 @@ impl Vm {
         uuid: Uuid,
         generation: u64,
     ) -> Result<Captured, Refusal> {
-        let reader = Reader::new(file)?.expect(Kind::Template)?;
+        let reader = Reader::new(file)?.expect(Kind::Template)?.named(digest)?;
         let bytes = memory.metadata().map_err(Fatal::system("fstat of the template's memory"))?.len();
         let mut family = self.family.clone();
         family.tables.push(handover::read_stopped(&self.machine.memory).map_err(Fatal::from)?.tables);
@@ -146,6 +170,14 @@ impl Vm {
             family.tables.push(stopped.tables);
             super::check_family(&family)?;
         }
+        // Later on it needs more, and who has no siblings teaches nobody.
+        let teaches = kind == Kind::Delta && generation <= 1;
+        let working_set = if teaches && self.recorder.is_some() {
+            let root = self.vcpu.get_sregs().map_err(Fatal::kvm("KVM_GET_SREGS"))?.cr3;
+            Some(working_set::of(self.machine, &self.pagemap, root, numbers)?)
+        } else {
+            None
+        };
         let mut free = FreePages::new(stopped.free);
         let mut survey = Survey { private: numbers.len(), changed: Vec::new(), runs: Vec::new() };
         let host = |error: std::io::Error| Refusal::Host(format!("the snapshot: {error}"));
@@ -161,9 +193,9 @@ impl Vm {
             if !memory.equals(gpa, self.base.page(number)).map_err(Fatal::from)? {
                 memory.read(gpa, &mut *page).map_err(Fatal::from)?;
                 let (template, warm) = (self.base.template(number), self.base.warm(number));
-                let is_late = division.as_mut().map(|division| division.is_late(number, &mut writer)).transpose();
-                let push = if is_late.map_err(host)? == Some(true) { Writer::push_late } else { Writer::push };
-                let (coding, runs) = push(&mut writer, number, &page, template, warm).map_err(host)?;
+                let arrives = division.as_mut().map(|division| division.arrives(number, &mut writer)).transpose();
+                let arrives = arrives.map_err(host)?.unwrap_or(Arrives::AtOnce);
+                let (coding, runs) = writer.push(arrives, number, &page, template, warm).map_err(host)?;
                 let start = survey.runs.len();
                 let known = coding == self.base.rests_at(number);
                 survey.runs.extend_from_slice(if known { runs } else { &[] });
@@ -182,13 +214,14 @@ impl Vm {
             generation,
             stopped_at_ns,
             next_deadline_ns: stopped.next_deadline_ns,
+            working_set,
             streams,
         };
-        let file = writer.finish(kind, &metadata).map_err(host)?;
+        let stored = Stored::new(writer, kind, &metadata, &[]).map_err(host)?;
         page.fill(0);
         self.survey = Some(survey);
         let (next_deadline_ns, drew_random) = (stopped.next_deadline_ns, stopped.drew_random);
-        Ok(Captured { file, pages, next_deadline_ns, drew_random })
+        Ok(Captured { stored, pages, next_deadline_ns, drew_random })
     }
 
     /// Which pages of what is stored now need not be there before it goes on. A chunk that has not arrived since the last
@@ -200,7 +233,7 @@ impl Vm {
         let pending = pager.and_then(Pager::pending);
         let learns = pending.is_none() || generation.is_multiple_of(LEARNT_ANEW_EVERY);
         Ok(Division {
-            file,
+            file: file.map(Rc::new),
             pending: pending.unwrap_or_default().into_iter().peekable(),
             late: (learns && private >= LARGE_PAGES).then_some(FIRST_LATE..u32::MAX),
             ..Division::new(&self.family)
@@ -240,7 +273,8 @@ const LEARNT_ANEW_EVERY: u64 = 16;
 
 /// Says for rising page numbers whether they are late, and takes late chunks over that have not arrived.
 struct Division {
-    file: Option<File>,
+    /// Of what is pending.
+    file: Option<Rc<File>>,
     pending: Peekable<std::vec::IntoIter<Entry>>,
     /// Of the pages that are there, those that are late.
     late: Option<Range<u32>>,
@@ -263,7 +297,7 @@ impl Division {
         }
     }
 
-    fn is_late(&mut self, number: u32, writer: &mut Writer<'_>) -> std::io::Result<bool> {
+    fn arrives(&mut self, number: u32, writer: &mut Writer<'_>) -> std::io::Result<Arrives> {
         while let Some(entry) = self.pending.next_if(|entry| entry.range.start <= number) {
             self.take_over(&entry, writer)?;
         }
@@ -273,17 +307,17 @@ impl Division {
         if is_late {
             let between = u64::from(self.end) * PAGE_BYTES..u64::from(number) * PAGE_BYTES;
             if self.protected.iter().any(|other| between.start < other.end && other.start < between.end) {
-                writer.end_late_chunk()?;
+                writer.end_chunk(Arrives::Late)?;
             }
             self.end = number + 1;
         }
-        Ok(is_late)
+        Ok(if is_late { Arrives::Late } else { Arrives::AtOnce })
     }
 
     fn take_over(&mut self, entry: &Entry, writer: &mut Writer<'_>) -> std::io::Result<()> {
         let file = self.file.as_ref().expect("what is pending has a file");
         self.end = entry.range.end;
-        writer.take_over(&entry.read(file, &mut Vec::new())?)
+        writer.take_over(entry, file)
     }
 
     fn finish(mut self, writer: &mut Writer<'_>) -> std::io::Result<()> {

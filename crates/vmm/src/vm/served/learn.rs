@@ -5,11 +5,13 @@
 //! address space, but a VM that rests uses the boot page tables alone, and none of their entries that it uses ever changes.
 //! What the siblings still differ by is in part the same in some of them: that makes the dictionary.
 
+use super::Stored;
 use super::base::{Base, each_page, is_scratch};
 use crate::snapshot::metadata::Machine as Family;
 use crate::snapshot::pages::{Encoder, Page, ZEROS};
 use crate::snapshot::{
-    AGREE, BadSnapshot, Kind, Metadata, Reader, Writer, dictionary, metadata::Digest, metadata::Uuid,
+    AGREE, Arrives, BadSnapshot, Kind, Metadata, Reader, Writer, dictionary, metadata::Digest, metadata::Uuid,
+    metadata::WorkingSet,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,14 +24,15 @@ const ENTRY_BYTES: usize = 8;
 ///
 /// # Errors
 /// [`super::Refusal`]: a bad or foreign delta, fewer than [`AGREE`] of them, or two of one instance.
-pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> Result<(Vec<u8>, u32), super::Refusal> {
+pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> Result<(Stored, u32), super::Refusal> {
     let (digest, file, memory) = template;
-    let reader = Reader::new(file)?.expect(Kind::Template)?;
+    let reader = Reader::new(file)?.expect(Kind::Template)?.named(digest)?;
     let family = reader.metadata().machine.clone();
     super::check_family(&family)?;
     let bytes = memory.metadata().map_err(super::Fatal::system("fstat of the template's memory"))?.len();
     let base = Base::of_template(digest, memory, bytes)?;
     let mut instances = Vec::<Uuid>::new();
+    let mut sets = Vec::<WorkingSet>::new();
     // By page, what each delta that has it makes of it, and the delta's place among all.
     let mut contents = BTreeMap::<u32, Vec<(usize, Box<Page>)>>::new();
     for delta in deltas {
@@ -42,6 +45,7 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         if instances.contains(&metadata.uuid) {
             return Err(BadSnapshot::Mismatch("two deltas are of one instance".into()).into());
         }
+        sets.extend(metadata.working_set.clone());
         let sibling = instances.len();
         instances.push(metadata.uuid);
         each_page(&delta, None, |coded| {
@@ -66,7 +70,7 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
             agreed_parts::<1>(pages, template_page)
         };
         if agreed != *template_page {
-            writer.push(*number, &agreed, Some(template_page), None).map_err(host)?;
+            writer.push(Arrives::AtOnce, *number, &agreed, Some(template_page), None).map_err(host)?;
         }
         for (sibling, rest) in rests.iter_mut().enumerate() {
             let own = pages.iter().find(|(of, _)| *of == sibling).map_or(template_page, |(_, page)| page);
@@ -80,12 +84,13 @@ pub fn learn_warm_base(template: (Digest, &[u8], &File), deltas: &[Vec<u8>]) -> 
         uuid: Uuid::default(),
         generation: 0,
         next_deadline_ns: None,
+        working_set: WorkingSet::agreed(&sets, AGREE),
         streams: String::new(),
         ..reader.metadata().clone()
     };
     let rests: Vec<_> = rests.into_iter().map(Rest::finish).collect();
-    let file = writer.finish_with(Kind::WarmBase, &metadata, &dictionary::learn(&rests)).map_err(host)?;
-    Ok((file, pages))
+    let stored = Stored::new(writer, Kind::WarmBase, &metadata, &dictionary::learn(&rests)).map_err(host)?;
+    Ok((stored, pages))
 }
 
 /// What a sibling differs by from the new warm base: the bytes of its chunks before compression.

@@ -22,7 +22,10 @@ mod pending;
 mod private;
 mod reset;
 mod restore;
+#[cfg(test)]
+mod testing;
 mod userfault;
+mod working_set;
 
 use super::memory::{Gpa, GuestMemory};
 use super::start::{Built, Parts, assemble, build};
@@ -50,10 +53,11 @@ use torpor_abi::boot::{VERSION, flags};
 use torpor_abi::handover::{command, quiesce};
 use torpor_abi::layout::{PAGE_BYTES, RESUME_STACK_TOP_GPA, ram_bytes};
 use torpor_streams::link::{Message, report};
+use userfault::Userfault;
 
 pub use super::{End, Watcher};
 pub use base::{Unpack, unpack_template};
-pub use capture::Captured;
+pub use capture::{Captured, Stored};
 pub use learn::learn_warm_base;
 pub use pager::{Lost, Pager};
 pub use reset::Outcome as ResetOutcome;
@@ -87,6 +91,7 @@ pub struct Resources {
     pagemap: PageMap,
     pub(super) io: Sender<&'static Machine>,
     pager: Option<Arc<Pager>>,
+    recorder: Option<Userfault>,
     /// What the host does not permit of the jail, for people.
     pub missing: Option<String>,
 }
@@ -102,6 +107,7 @@ impl Resources {
         let pagemap = PageMap::open()?;
         // Without it all of a state is put in place before its VM goes on.
         let pager = Pager::open().ok().map(Arc::new);
+        let recorder = Userfault::for_single_pages().ok();
         let missing = jail::enter().map_err(Refusal::Host)?;
         let (io, machine) = std::sync::mpsc::channel::<&'static Machine>();
         // What a new thread does before our code may not be in the filter.
@@ -118,7 +124,7 @@ impl Resources {
         let spawned = std::thread::Builder::new().name("io".into()).spawn(waits);
         spawned.map_err(|error| Refusal::Host(format!("starting a thread: {error}")))?;
         has_started.recv().map_err(|_| Refusal::Host("a thread did not start".into()))?;
-        Ok(Self { kvm, statm, pagemap, io, pager, missing })
+        Ok(Self { kvm, statm, pagemap, io, pager, recorder, missing })
     }
 
     /// What a VM's late pages will be asked of.
@@ -177,6 +183,17 @@ pub enum TemplateMemory<'a> {
     Own(File),
 }
 
+/// How far a VM of a template is made ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Its vCPU has not run yet, so that any number of page tables may differ in what is restored first.
+    NeverRun,
+    /// Its vCPU waits.
+    Rests,
+    /// And what its instances need is mapped, as far as the warm base says what that is.
+    Touched,
+}
+
 /// With so many pages of its own a process has a large state: one whose pages are late, and after which it is not used again.
 const LARGE_PAGES: usize = (16 << 20) / PAGE_BYTES as usize;
 
@@ -197,6 +214,8 @@ pub struct Vm {
     entered: bool,
     /// Of the last capture, as long as the VM is stopped since.
     survey: Option<Survey>,
+    /// Has what is touched noted page by page: see [`working_set`].
+    recorder: Option<Userfault>,
     /// What the guest has to be told when it goes on: see [`torpor_abi::handover::Handover::unsent_bytes`].
     relinked: Option<[u32; 3]>,
 }
@@ -275,8 +294,8 @@ impl Handle {
     }
 
     /// Ends the VM, whose state can't be had whole.
-    pub fn fail(self, why: &str) -> ! {
-        self.0.finish(End::Failed(why.to_owned()))
+    pub fn fail(self, lost: Lost) -> ! {
+        self.0.finish(lost.into())
     }
 
     /// Bytes of host memory that this process has of its own.
@@ -338,16 +357,15 @@ impl Vm {
         Self::new(built, family, Base::zeros(), pagemap, tty, &io)
     }
 
-    /// A VM of a template, whose file was read as one. It rests when this returns. With `never_run` its vCPU has not run
-    /// yet, so that any number of page tables may differ in what is restored first.
+    /// A VM of a template, whose file was read as one. It rests when this returns.
     ///
     /// # Errors
     /// [`Refusal`].
     pub fn prepare(
-        origin: Origin,
+        mut origin: Origin,
         template: (Digest, &Reader<'_>, TemplateMemory<'_>),
         warm_base: Option<(Digest, &[u8])>,
-        never_run: bool,
+        ready: Readiness,
         watcher: Box<dyn Watcher>,
     ) -> Result<Self, Refusal> {
         let (digest, reader, memory) = template;
@@ -356,6 +374,9 @@ impl Vm {
         if origin.image_bytes != family.image_bytes {
             return Err(BadSnapshot::Mismatch("the image has another size than the template's".into()).into());
         }
+        let mut working_set = None;
+        let is_shared = matches!(memory, TemplateMemory::Shared(_));
+        let recorder = origin.resources.recorder.take().filter(|_| is_shared && warm_base.is_none());
         let (mut base, memory) = match memory {
             TemplateMemory::Shared(file) => {
                 let bytes = file.metadata().map_err(Fatal::system("fstat of the template's memory"))?.len();
@@ -368,9 +389,10 @@ impl Vm {
             }
         };
         if let Some((warm_digest, file)) = warm_base {
-            let warm = Reader::new(file)?.expect(Kind::WarmBase)?;
+            let warm = Reader::new(file)?.expect(Kind::WarmBase)?.named(warm_digest)?;
             warm.metadata().check_family(&family, digest)?;
             base.add_warm(warm_digest, &warm)?;
+            working_set.clone_from(&warm.metadata().working_set);
         }
         for (number, page) in base.warm_pages() {
             memory.write(Gpa(u64::from(number) * PAGE_BYTES), page).map_err(Fatal::from)?;
@@ -382,10 +404,14 @@ impl Vm {
         built.machine.gate.close();
         built.machine.gate.lend();
         let mut vm = Self::new(built, family, base, pagemap, false, &io)?;
-        if never_run {
+        vm.recorder = recorder.and_then(|recorder| working_set::record(vm.machine, recorder));
+        if ready == Readiness::NeverRun {
             vm.enter_at_resume();
         } else {
             vm.rest(0)?;
+        }
+        if let (Readiness::Touched, Some(set)) = (ready, working_set) {
+            vm.touch(&set)?;
         }
         Ok(vm)
     }
@@ -416,6 +442,7 @@ impl Vm {
             tty,
             entered: false,
             survey: None,
+            recorder: None,
             relinked: None,
         })
     }
@@ -472,7 +499,12 @@ impl Vm {
 
     /// Runs the resume entry until it parks, so that it stores the page-table entries in the list.
     fn rest(&mut self, entries: u32) -> Result<(), Refusal> {
-        handover::set_command(&self.machine.memory, command::REST, entries);
+        self.park(command::REST, entries)
+    }
+
+    /// Runs the resume entry with a command until it parks.
+    fn park(&mut self, command: u32, entries: u32) -> Result<(), Refusal> {
+        handover::set_command(&self.machine.memory, command, entries);
         self.enter_at_resume();
         self.entered = true;
         match run_until_stop(self.machine, &self.vm, &mut self.vcpu, &mut self.progress) {

@@ -13,7 +13,7 @@ use super::base::{Base, is_scratch};
 use super::pending::Pending;
 use super::userfault::{AddressRange, Of, Userfault};
 use crate::snapshot::pages::PAGE;
-use crate::snapshot::{BadSnapshot, Entry, decompressor};
+use crate::snapshot::{BadSnapshot, Entry, Unpacker};
 use crate::vm::memory::GuestMemory;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -59,6 +59,7 @@ pub(super) struct Late {
     /// Numbers of pages that are in the delta and not late, rising.
     pub(super) now: Vec<u32>,
     pub(super) pending: Pending,
+    pub(super) unpacker: Unpacker,
 }
 
 impl Pager {
@@ -210,102 +211,69 @@ impl Late {
 
     /// Puts a chunk where it belongs; from then on its range is ordinary memory.
     fn arrive(&mut self, userfault: &Userfault, entry: &Entry) -> Result<(), Lost> {
-        let (mut packed, mut raw) = (Vec::new(), Vec::new());
-        let chunk = entry.read(&self.file, &mut packed)?;
-        let dictionary = self.base.dictionary.as_ref();
-        let coded = chunk.pages(&mut decompressor(dictionary)?, &mut raw)?;
-        let warm = self.base.warm_pages_in(&entry.range).map(|(number, page)| (number, &page[..]));
+        let Self { file, memory, base, now, unpacker, .. } = self;
+        let mut packed = Vec::new();
+        let chunk = entry.read(file, &mut packed)?;
+        let coded = unpacker.pages(&chunk, base.dictionary.as_ref())?;
+        let warm = base.warm_pages_in(&entry.range).map(|(number, page)| (number, &page[..]));
         let mut pages: BTreeMap<u32, &[u8]> = warm.collect();
         let mut decoded = vec![0; coded.len() * PAGE];
         for (coded, page) in coded.iter().zip(decoded.as_chunks_mut::<PAGE>().0) {
             let number = coded.number;
-            if self.now.binary_search(&number).is_ok() || is_scratch(number) {
+            if now.binary_search(&number).is_ok() || is_scratch(number) {
                 return Err(BadSnapshot::Format(format!("page {number:#x} is late, and is not")).into());
             }
-            self.base.decode_into(coded, page);
+            base.decode_into(coded, page);
             pages.insert(number, page);
         }
         let mut run: Vec<u8> = Vec::new();
         let mut start = 0;
         for (number, page) in pages {
             if start + (run.len() / PAGE) as u32 != number {
-                self.put(userfault, start, &run)?;
+                put(userfault, memory, start, &run)?;
                 run.clear();
                 start = number;
             }
             run.extend_from_slice(page);
         }
-        self.put(userfault, start, &run)?;
+        put(userfault, memory, start, &run)?;
         self.pending.remove(entry);
         Ok(userfault.unregister(self.at(&entry.range))?)
     }
+}
 
-    fn put(&self, userfault: &Userfault, first: u32, pages: &[u8]) -> io::Result<()> {
-        // SAFETY: guest memory, of which there are no references (`GuestMemory`), and no words that both sides share are in a
-        // late chunk (`check`).
-        unsafe { userfault.copy(self.memory.base().0 + u64::from(first) * PAGE_BYTES, pages) }
-    }
+fn put(userfault: &Userfault, memory: &GuestMemory, first: u32, pages: &[u8]) -> io::Result<()> {
+    // SAFETY: guest memory, of which there are no references (`GuestMemory`), and no words that both sides share are in a late
+    // chunk (`Pending::new`).
+    unsafe { userfault.copy(memory.base().0 + u64::from(first) * PAGE_BYTES, pages) }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{family, finished, memory_file, page, served};
     use super::*;
-    use crate::snapshot::metadata::{CpuFeatures, Digest, Machine as Family, Uuid};
+    use crate::snapshot::metadata::Digest;
     use crate::snapshot::pages::{Page, ZEROS};
-    use crate::snapshot::{Kind, Metadata, Reader, Writer};
+    use crate::snapshot::{Arrives, Kind, Reader, Writer};
     use crate::vm::memory::Gpa;
-    use rustix::event::{PollFd, PollFlags, poll};
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-    use std::os::unix::fs::FileExt;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use rustix::fs::{SealFlags, fcntl_add_seals};
 
     const TEMPLATE_PAGES: u32 = 700;
+    const TABLES: (u64, u64) = (0x2000, 0x1000);
 
     fn filled(byte: u8) -> Page {
         [byte; PAGE]
     }
 
-    fn memory_file(content: &[u8]) -> File {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = File::from(memfd_create("test", flags).expect("memfd"));
-        file.write_all_at(content, 0).expect("written");
-        file
-    }
-
-    fn family() -> Family {
-        let zero = Digest([0; 32]);
-        Family {
-            owner: zero,
-            image: zero,
-            image_bytes: 0,
-            memory_limit_bytes: 16 << 20,
-            ram_bytes: 64 << 20,
-            kernel_abi: 0,
-            resume_entry: 0,
-            syscall_stub: 0,
-            tables: vec![(0x2000, 0x1000)],
-            cpu: CpuFeatures { xcr0: 0, words: [0; 7] },
-        }
-    }
-
     /// Page 660 is there at once; every other one around it and beyond the template's end is late.
     fn delta() -> Vec<u8> {
         let mut writer = Writer::new(None).expect("memory");
-        writer.push(660, &filled(3), None, None).expect("compressed");
+        writer.push(Arrives::AtOnce, 660, &filled(3), None, None).expect("compressed");
         for number in (600..900).step_by(2).filter(|number| *number != 660) {
-            writer.push_late(number, &filled((number % 200) as u8 + 1), None, None).expect("compressed");
+            let page = filled((number % 200) as u8 + 1);
+            writer.push(Arrives::Late, number, &page, None, None).expect("compressed");
         }
-        let metadata = Metadata {
-            machine: family(),
-            template: None,
-            warm_base: None,
-            uuid: Uuid::default(),
-            generation: 1,
-            stopped_at_ns: 0,
-            next_deadline_ns: None,
-            streams: String::new(),
-        };
-        writer.finish(Kind::Delta, &metadata).expect("within caps")
+        finished(writer, Kind::Delta, family(TABLES))
     }
 
     fn late(delta: &[u8]) -> Late {
@@ -321,38 +289,9 @@ mod tests {
             memory: Box::leak(Box::new(memory)),
             base: Arc::new(Base::of_template(Digest([0; 32]), &template, bytes).expect("sealed")),
             now: vec![660],
-            pending: Pending::new(reader.late(), &family()).expect("no tables"),
+            pending: Pending::new(reader.late(), &family(TABLES)).expect("no tables"),
+            unpacker: Unpacker::new().expect("memory"),
         }
-    }
-
-    /// Runs `f` while another thread serves; that one's first failure.
-    fn served(pager: &Pager, f: impl FnOnce()) -> Result<(), Lost> {
-        let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let serving = scope.spawn(|| {
-                while !over.load(Ordering::SeqCst) {
-                    let tenth = rustix::time::Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
-                    let pager_fd = PollFd::from_borrowed_fd(pager.descriptor(), PollFlags::IN);
-                    if poll(&mut [pager_fd], Some(&tenth)).expect("poll") > 0
-                        && let Err(lost) = pager.serve()
-                    {
-                        // So that nobody waits for ever.
-                        pager.end().expect("unregistered");
-                        return Err(lost);
-                    }
-                }
-                Ok(())
-            });
-            f();
-            over.store(true, Ordering::SeqCst);
-            serving.join().expect("no panic")
-        })
-    }
-
-    fn page(memory: &GuestMemory, number: u32) -> Page {
-        let mut page = ZEROS;
-        memory.read(Gpa(u64::from(number) * PAGE_BYTES), &mut page).expect("in range");
-        page
     }
 
     #[test]
@@ -415,7 +354,7 @@ mod tests {
     fn late_chunks_over_page_tables_are_refused() {
         let delta = delta();
         let reader = Reader::new(&delta).expect("good");
-        let mut family = family();
+        let mut family = family(TABLES);
         family.tables.push((610 * PAGE_BYTES, PAGE_BYTES));
         Pending::new(reader.late(), &family).expect_err("page 610 is a table");
     }

@@ -77,7 +77,8 @@ impl PageMap {
     /// # Errors
     /// [`Fatal::System`].
     pub(in crate::vm) fn private_pages_in(&self, memory: &GuestMemory, part: Range<u64>) -> Result<Vec<u32>, Fatal> {
-        match self.scan(memory, &part) {
+        let in_memory = part.start..part.end.min(memory.len_bytes());
+        match self.scan(memory.base().0, &in_memory, PAGE_IS_FILE | PAGE_IS_PFNZERO) {
             Ok(pages) => Ok(pages),
             // A kernel before 6.7.
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
@@ -87,9 +88,20 @@ impl PageMap {
         }
     }
 
-    fn scan(&self, memory: &GuestMemory, part: &Range<u64>) -> std::io::Result<Vec<u32>> {
-        let base = memory.base().0;
-        let end = base + part.end.min(memory.len_bytes());
+    /// Numbers of the pages of a mapping that are there in this process, rising; none where the kernel is older than 6.7.
+    ///
+    /// # Errors
+    /// [`Fatal::System`].
+    pub(in crate::vm) fn present_pages(&self, base: u64, len: u64) -> Result<Vec<u32>, Fatal> {
+        match self.scan(base, &(0..len), 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(Vec::new()),
+            found => found.map_err(Fatal::system("PAGEMAP_SCAN")),
+        }
+    }
+
+    /// Pages of a mapping that are there, and in none of the categories of `unless`.
+    fn scan(&self, base: u64, part: &Range<u64>, unless: u64) -> std::io::Result<Vec<u32>> {
+        let end = base + part.end;
         let mut regions = vec![Region::default(); 256];
         let mut pages = Vec::new();
         let mut start = base + part.start;
@@ -100,8 +112,8 @@ impl PageMap {
                 end,
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: regions.len() as u64,
-                category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
-                category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+                category_inverted: unless,
+                category_mask: unless,
                 category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                 return_mask: PAGE_IS_PRESENT,
                 ..ScanArg::default()

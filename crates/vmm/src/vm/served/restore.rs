@@ -12,7 +12,7 @@ use super::pending::Pending;
 use super::{Instance, Pager, Refusal, Vm, handover};
 use crate::snapshot::metadata::{Uuid, unhex_all};
 use crate::snapshot::pages::{CodedPage, Page, Run, ZEROS};
-use crate::snapshot::{BadSnapshot, Chunk, Metadata, Reader};
+use crate::snapshot::{BadSnapshot, Chunk, Metadata, Reader, Unpacker};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -89,6 +89,10 @@ impl Vm {
         link: Option<&OwnedFd>,
         whole: &Whole,
     ) -> Result<(), Refusal> {
+        if delta.as_ref().is_some_and(|(reader, _)| !reader.late().is_empty()) {
+            // Memory has one userfaultfd, and late pages need theirs.
+            self.recorder = None;
+        }
         let mut entries = Vec::new();
         let put = self.put(delta, &mut entries);
         let (stopped_at_ns, parked) = match put {
@@ -193,6 +197,7 @@ impl Vm {
             base: Arc::clone(&self.base),
             now: Vec::new(),
             pending: Pending::new(reader.late(), &self.family)?,
+            unpacker: Unpacker::new()?,
         };
         for range in late.pending.ranges() {
             let (start, len) = (u64::from(range.start) * PAGE_BYTES, range.len() as u64 * PAGE_BYTES);

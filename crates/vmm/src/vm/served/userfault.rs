@@ -16,7 +16,9 @@ const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 const UFFD_API: u64 = 0xaa;
 const UFFD_FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 const UFFD_FEATURE_MINOR_SHMEM: u64 = 1 << 10;
+const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1 << 0;
+const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
 const UFFDIO_REGISTER_MODE_MINOR: u64 = 1 << 2;
 const UFFD_EVENT_PAGEFAULT: u64 = 0x12;
 /// Of `struct uffd_msg`, in words: event, flags, address, unused.
@@ -32,6 +34,8 @@ pub(super) enum Of {
     MemoryFile,
     /// A memory file, of which pages that it has are mapped by themselves.
     ArrivingFile,
+    /// Any file, for [`Userfault::for_single_pages`]: whoever touches a page has that one mapped and none beside it.
+    SinglePages,
 }
 
 /// `struct uffdio_range`.
@@ -61,6 +65,18 @@ impl Userfault {
     /// # Errors
     /// What the host says.
     pub(super) fn open() -> io::Result<Self> {
+        Self::with(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM)
+    }
+
+    /// One that hears of nothing (Linux 6.7): what it is told of memory is that it may be protected against writes.
+    ///
+    /// # Errors
+    /// As [`Userfault::open`].
+    pub(super) fn for_single_pages() -> io::Result<Self> {
+        Self::with(UFFD_FEATURE_WP_ASYNC)
+    }
+
+    fn with(features: u64) -> io::Result<Self> {
         let device = rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         // SAFETY: the request takes flags and gives a new descriptor.
@@ -71,7 +87,7 @@ impl Userfault {
         // SAFETY: nobody else has it yet.
         let new = Self(unsafe { OwnedFd::from_raw_fd(made) });
         // `struct uffdio_api`: version, features, ioctls.
-        let mut api = [UFFD_API, UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM, 0];
+        let mut api = [UFFD_API, features, 0];
         // SAFETY: `api` is as the request wants it.
         unsafe { new.ask(UFFDIO_API, api.as_mut_ptr()) }?;
         Ok(new)
@@ -99,6 +115,7 @@ impl Userfault {
     pub(super) fn register(&self, range: AddressRange, of: Of) -> io::Result<()> {
         let mode = match of {
             Of::Nothing | Of::ArrivingFile => UFFDIO_REGISTER_MODE_MISSING,
+            Of::SinglePages => UFFDIO_REGISTER_MODE_WP,
             Of::MemoryFile => UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
         };
         let mut argument = [range.start, range.len, mode, 0];
