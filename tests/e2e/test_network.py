@@ -30,30 +30,41 @@ GATEWAY = "192.0.2.1"
 
 @contextmanager
 def vm_process_with_port(
-    root: str, guest_port: int, *argv: str, options: tuple[str, ...] = (), kind: str = "tcp"
+    root: str,
+    guest_port: int,
+    *argv: str,
+    options: tuple[str, ...] = (),
+    kind: str = "tcp",
+    on: str = LOCAL,
 ) -> Iterator[tuple[tuple[str, int], subprocess.Popen[bytes]]]:
     """A microVM with a port published on a free one of ours: the address of that, its broker."""
-    command: list[str | Path] = [TORPOR, "vm", "run", "-p", f"{LOCAL}:0:{guest_port}/{kind}"]
+    command: list[str | Path] = [TORPOR, "vm", "run", "-p", f"{on}:0:{guest_port}/{kind}"]
     command += [*options, root_image(root), *argv]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline().decode()
-            said = re.fullmatch(rf"torpor-vmm: port {guest_port} is {LOCAL}:(\d+)\n", line)
+            said = re.fullmatch(rf"torpor-vmm: port {guest_port} is {re.escape(on)}:(\d+)\n", line)
             assert said, line
             drain = threading.Thread(target=process.stderr.read, daemon=True)
             drain.start()
-            yield (LOCAL, int(said[1])), process
+            yield (on.strip("[]"), int(said[1])), process
         finally:
             process.kill()
 
 
 @contextmanager
 def vm_with_port(
-    root: str, guest_port: int, *argv: str, options: tuple[str, ...] = (), kind: str = "tcp"
+    root: str,
+    guest_port: int,
+    *argv: str,
+    options: tuple[str, ...] = (),
+    kind: str = "tcp",
+    on: str = LOCAL,
 ) -> Iterator[tuple[str, int]]:
     """As `vm_process_with_port`; the address."""
-    with vm_process_with_port(root, guest_port, *argv, options=options, kind=kind) as (address, _):
+    running = vm_process_with_port(root, guest_port, *argv, options=options, kind=kind, on=on)
+    with running as (address, _):
         yield address
 
 
@@ -189,14 +200,15 @@ def test_a_stalled_reader_stalls_the_writer() -> None:
 
 
 @contextmanager
-def echo_server() -> Iterator[int]:
-    """An echo on this machine's loopback address, TCP and UDP on one port."""
+def echo_server(address: str = LOCAL) -> Iterator[int]:
+    """An echo on a loopback address of this machine, TCP and UDP on one port."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with (
-        socket.create_server((LOCAL, 0)) as listener,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        socket.create_server((address, 0), family=family) as listener,
+        socket.socket(family, socket.SOCK_DGRAM) as datagrams,
     ):
         port = listener.getsockname()[1]
-        datagrams.bind((LOCAL, port))
+        datagrams.bind((address, port))
 
         def serve(connection: socket.socket) -> None:
             with connection:
@@ -248,6 +260,78 @@ def test_connections_of_the_program() -> None:
         "name 127.0.0.1",
         "no such name",
     ], str(result)
+
+
+SIX = """
+import errno, socket, sys
+gateway, port = sys.argv[1], int(sys.argv[2])
+def attempt(kind, address):
+    with socket.socket(socket.AF_INET6, kind) as s:
+        s.settimeout(60)
+        try:
+            s.connect((address, port))
+            s.sendall(b"hello")
+            name = s.getsockname()[0]
+            if kind == socket.SOCK_STREAM:
+                s.shutdown(socket.SHUT_WR)
+            return s.recv(100), name, s.getpeername()[0]
+        except OSError as error:
+            return errno.errorcode[error.errno]
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    print(attempt(kind, gateway))
+print(attempt(socket.SOCK_STREAM, "::ffff:192.0.2.1"), attempt(socket.SOCK_STREAM, "fe80::1"))
+print(attempt(socket.SOCK_STREAM, "fd54:6f72:706f::9"), attempt(socket.SOCK_STREAM, "ff02::1"))
+with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
+    s.settimeout(60)
+    try:
+        s.sendto(b"far", (gateway, port))
+        print(s.recvfrom(100)[0])
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+SIX_GATEWAY = "fd54:6f72:706f::1"
+SIX_OWN = "fd54:6f72:706f::2"
+
+
+def test_connections_by_ipv6() -> None:
+    """To ::1 of this machine, which the gateway stands for: with permission, and without."""
+    with echo_server("::1") as port:
+        argv = ("python3", "-c", SIX, SIX_GATEWAY, str(port))
+        allowed = vm_run("python", *argv, options=("--egress-allow", "::1"))
+        refused = vm_run("python", *argv)
+    assert allowed.stdout.decode().splitlines() == [
+        f"(b'hello', '{SIX_OWN}', '{SIX_GATEWAY}')",
+        f"(b'echo hello', '{SIX_OWN}', '{SIX_GATEWAY}')",
+        "EACCES EACCES",
+        "EHOSTUNREACH EACCES",
+        "b'echo far'",
+    ], str(allowed)
+    assert refused.stdout.decode().splitlines() == [
+        "EACCES",
+        "EACCES",
+        "EACCES EACCES",
+        "EHOSTUNREACH EACCES",
+        "EACCES",
+    ], str(refused)
+
+
+@pytest.mark.parametrize(
+    ("family", "peer"), [("AF_INET6", SIX_GATEWAY), ("AF_INET", GATEWAY)], ids=["to v6", "to v4"]
+)
+def test_port_published_on_ipv6(family: str, peer: str) -> None:
+    """A client of ::1 comes from the gateway, to a server that knows only IPv4 from that one's."""
+    script = f"""
+    import socket
+    wildcard = "::" if "{family}" == "AF_INET6" else "0.0.0.0"
+    listener = socket.create_server((wildcard, 7), family=socket.{family})
+    while True:
+        connection, peer = listener.accept()
+        connection.sendall(peer[0].encode() + b" " + connection.recv(100))
+        connection.close()
+    """
+    argv = ("python3", "-c", textwrap.dedent(script))
+    with vm_with_port("python", 7, *argv, on="[::1]") as address:
+        assert until_ready(lambda: exchange(address, b"six")) == f"{peer} six".encode()
 
 
 def test_the_host_is_not_reached_by_default() -> None:

@@ -144,3 +144,22 @@ def test_memory_of_files_is_told() -> None:
     shown = "awk '/^(Cached|Shmem):/ { print int($2 / 1024) }' /proc/meminfo"
     result = sh(f"{shown}; head -c 8388608 /dev/zero > /tmp/file; {shown}; rm /tmp/file; {shown}")
     assert result.stdout.split() == [b"0", b"0", b"8", b"8", b"0", b"0"], str(result)
+
+
+def test_logins_are_noted() -> None:
+    """By pam_loginuid(8), without which nobody logs in by ssh: for a process and its children."""
+    script = """
+        cat /proc/self/loginuid /proc/self/sessionid; echo
+        echo 1000 >/proc/$$/loginuid
+        cat /proc/self/loginuid; echo; cat /proc/self/sessionid; echo
+        (echo 5 >/proc/$$/loginuid) 2>/dev/null || echo not of another
+        echo 4294967295 >/proc/$$/loginuid
+        cat /proc/self/loginuid; echo
+    """
+    assert sh(script).stdout.decode().splitlines() == [
+        "42949672954294967295",
+        "1000",
+        "1",
+        "not of another",
+        "4294967295",
+    ]

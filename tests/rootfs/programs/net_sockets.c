@@ -10,6 +10,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 
 static struct sockaddr_in local(uint16_t port) {
     struct sockaddr_in address = {AF_INET, htons(port), {htonl(INADDR_LOOPBACK)}, {0}};
@@ -163,6 +164,28 @@ static void refused_while_nobody_waits(void) {
     events("given up", fd);
     SHOW(read(fd, buffer, 4)), SHOW(read(fd, buffer, 4));
     close(fd);
+}
+
+/* A backlog of 1 holds two connections; a SYN that finds no room is repeated until there is some. */
+static void full_backlog(int closes) {
+    int l = listener(1), first = client(l), second = client(l);
+    struct sockaddr_in address = local(port_of(l));
+    socklen_t len = sizeof address;
+    char buffer[8];
+    int c = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    SHOW(connect(c, (void *)&address, sizeof address));
+    events("waiting", c);
+    SHOW(connect(c, (void *)&address, sizeof address)), SHOW(send(c, "x", 1, 0)), SHOW(recv(c, buffer, 1, 0));
+    SHOW(getpeername(c, (void *)&address, &len)), SHOW(option(c, SOL_SOCKET, SO_ERROR));
+    close(closes ? l : accept(l, NULL, NULL));
+    struct pollfd p = {c, POLLOUT, 0};
+    SHOW(poll(&p, 1, 20000)), SHOW(option(c, SOL_SOCKET, SO_ERROR));
+    if (!closes) {
+        SHOW(connect(c, (void *)&address, sizeof address)), SHOW(connect(c, (void *)&address, sizeof address));
+        SHOW(write(c, "hello", 5));
+        close(l);
+    }
+    close(c), close(first), close(second);
 }
 
 /* Writable again once three quarters of the buffer are free. */
@@ -563,12 +586,50 @@ static void loopback_interface(void) {
     close(fd);
 }
 
+/* Receives, and tells what kind of time came along, and whether it is now. */
+static void show_time(int fd) {
+    char byte, control[200];
+    struct iovec iov = {&byte, 1};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    recvmsg(fd, &message, 0);
+    printf("  %d bytes of control\n", (int)message.msg_controllen);
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+        struct timespec at;
+        memcpy(&at, CMSG_DATA(c), sizeof at);
+        int unit = c->cmsg_type == SO_TIMESTAMP ? 1000000 : 1000000000;
+        printf("  type %d, now %d\n", c->cmsg_type, labs(time(NULL) - at.tv_sec) < 5 && at.tv_nsec >= 0 && at.tv_nsec < unit);
+    }
+}
+
+static void arrival(void) {
+    TITLE("when a datagram arrived");
+    int s = socket(AF_INET, SOCK_DGRAM, 0), pair[2], on = 1;
+    struct sockaddr_in to = local(0);
+    bind(s, (void *)&to, sizeof to);
+    to = local(port_of(s));
+    static const struct { int name, value; } settings[] = {
+        {SO_TIMESTAMP, 0}, {SO_TIMESTAMP, 1}, {SO_TIMESTAMPNS, 1}, {SO_TIMESTAMP, 1}, {SO_TIMESTAMPNS, 0},
+    };
+    for (unsigned i = 0; i < sizeof settings / sizeof *settings; i++) {
+        printf("option %d set to %d\n", settings[i].name, settings[i].value);
+        SHOW(set(s, SOL_SOCKET, settings[i].name, settings[i].value));
+        SHOW(option(s, SOL_SOCKET, SO_TIMESTAMP)), SHOW(option(s, SOL_SOCKET, SO_TIMESTAMPNS));
+        SHOW(sendto(s, "x", 1, 0, (void *)&to, sizeof to)), show_time(s);
+    }
+    socketpair(AF_UNIX, SOCK_DGRAM, 0, pair);
+    setsockopt(pair[1], SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof on);
+    SHOW(send(pair[0], "x", 1, 0)), show_time(pair[1]);
+    SHOW(set(s, SOL_SOCKET, SO_MARK, 7)), SHOW(option(s, SOL_SOCKET, SO_MARK));
+    close(s), close(pair[0]), close(pair[1]);
+}
+
 int main(void) {
     signal(SIGPIPE, SIG_IGN);
     half_close();
     resets();
     refused();
     refused_while_nobody_waits();
+    TITLE("a full backlog"), full_backlog(0), full_backlog(1);
     writable();
     ports();
     options();
@@ -579,6 +640,7 @@ int main(void) {
     unix_datagram_peers();
     packets();
     sources();
+    arrival();
     udp_lite();
     nothing_to_a_closed_peer();
     loopback_interface();

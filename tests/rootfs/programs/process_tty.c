@@ -227,10 +227,24 @@ static void closing(void) {
     struct termios t;
     SHOW(tcgetattr(slave, &t));
     close(slave);
-    /* A hangup ends the session's leader. */
-    int fd;
+    /* Who reads already, and who comes afterwards. */
+    int fd, other;
+    openpty(&fd, &other, NULL, NULL, NULL);
     fflush(stdout);
-    pid_t pid = forkpty(&fd, NULL, NULL, NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        close(fd);
+        SHOW(read(other, &byte, 1));
+        SHOW(read(other, &byte, 1));
+        _exit(0);
+    }
+    usleep(300000);
+    close(fd);
+    waitpid(pid, NULL, 0);
+    close(other);
+    /* A hangup ends the session's leader. */
+    fflush(stdout);
+    pid = forkpty(&fd, NULL, NULL, NULL);
     if (pid == 0) {
         write(1, "r", 1);
         for (;;) pause();

@@ -62,7 +62,18 @@ impl Attributes {
         }
     }
 
-    const fn statistics(&self) -> FsStatistics {
+    /// What a file allows of itself: O_TRUNC of `echo x >/proc/...`, which changes nothing.
+    ///
+    /// # Errors
+    /// EPERM.
+    pub const fn set_metadata(&self, change: &SetMetadata) -> Result<()> {
+        let only_size = change.size.is_some() && change.mode.is_none() && change.uid.is_none() && change.gid.is_none();
+        if only_size { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    /// What statfs(2) tells.
+    #[must_use]
+    pub const fn statistics(&self) -> FsStatistics {
         FsStatistics { magic: self.home.magic, block_bytes: 4096, blocks: 0, blocks_free: 0, inodes: 0, inodes_free: 0 }
     }
 }
@@ -108,9 +119,7 @@ impl Inode for TextFile {
     }
 
     fn set_metadata(&self, change: &SetMetadata) -> Result<()> {
-        // O_TRUNC of `echo x >/proc/...` changes nothing.
-        let only_size = change.size.is_some() && change.mode.is_none() && change.uid.is_none() && change.gid.is_none();
-        if only_size { Ok(()) } else { Err(Errno::EPERM) }
+        self.attributes.set_metadata(change)
     }
 
     fn open(self: Rc<Self>, flags: OpenFlags) -> Result<Rc<dyn FileOps>> {

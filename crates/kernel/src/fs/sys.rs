@@ -37,7 +37,10 @@ pub fn root() -> Rc<dyn Inode> {
             });
             t.directory("node", |t| {
                 t.text("online", line("0"));
-                t.directory("node0", |t| t.text("cpulist", line("0")));
+                t.directory("node0", |t| {
+                    t.text("cpulist", line("0"));
+                    t.text("cpumap", line("1"));
+                });
             });
         });
     });

@@ -1,6 +1,6 @@
 //! Control messages (cmsg(3)): descriptors and credentials that travel beside the bytes.
 
-use super::options::level;
+use super::options::{Options, level, name};
 use super::packet::told;
 use super::queue::Sender;
 use super::socket::{Kind, Socket};
@@ -167,6 +167,16 @@ impl Writer {
         self.out.extend(kind.to_ne_bytes());
         self.out.extend(data);
         self.out.resize(self.out.len().next_multiple_of(8).min(self.capacity), 0);
+    }
+
+    /// Adds when it arrived, if that was asked for, as `struct timeval` or `struct timespec`.
+    pub fn arrival(&mut self, options: &Options, at_ns: u64) {
+        for (kind, unit_ns) in [(name::TIMESTAMP, 1000), (name::TIMESTAMPNS, 1)] {
+            if options.on(level::SOCKET, kind) {
+                let parts = [at_ns / 1_000_000_000, at_ns % 1_000_000_000 / unit_ns];
+                self.message(SOL_SOCKET, kind, &parts.map(u64::to_ne_bytes).concat());
+            }
+        }
     }
 
     /// Adds the sender's credentials.

@@ -4,7 +4,7 @@ use super::address::{Address, InetAddress};
 use super::control::Source;
 use super::interfaces::{LOOPBACK, OUTSIDE};
 use super::options::level;
-use super::socket::{Family, Kind, Socket};
+use super::socket::{Family, Kind, Socket, State};
 use super::{bound, outside};
 use crate::errno::{Errno, Result};
 use crate::task::current;
@@ -150,12 +150,7 @@ pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bo
         if !nonblocking {
             return Err(Errno::ECONNREFUSED);
         }
-        // A connection that can't wait learns of it through SO_ERROR, as over a real network.
-        socket.error.set(Some(Errno::ECONNREFUSED));
-        socket.connecting.set(true);
-        socket.read_ended.set(true);
-        socket.write_ended.set(true);
-        socket.queue.wake_all(Events::ERR | Events::HUP | Events::WRITABLE);
+        refuse(socket);
         Err(Errno::EINPROGRESS)
     };
     let Some(target) = target else { return refused(socket) };
@@ -164,37 +159,49 @@ pub(super) fn connect(socket: &Rc<Socket>, address: InetAddress, nonblocking: bo
     *child.local.borrow_mut() = Address::Inet(to.in_family(v6));
     *child.remote.borrow_mut() = Some(Address::Inet(source.in_family(v6)));
     child.inherit(&target);
-    let mut offered = Some(child);
-    let attempt = |offered: &mut Option<Rc<Socket>>| {
-        let child = offered.take()?;
-        match target.offer(Rc::clone(&child)) {
-            Ok(Some(())) => {
-                Socket::join(socket, &child);
-                Some(Ok(()))
-            }
-            Ok(None) => {
-                *offered = Some(child);
-                None
-            }
-            Err(error) => Some(Err(error)),
-        }
+    let admitted = match target.offer(Rc::clone(&child)) {
+        Ok(admitted) => admitted.is_some(),
+        Err(_) => return refused(socket),
     };
-    // A full backlog drops the SYN; the connecting side repeats it until there is room.
-    match socket.wait(nonblocking, socket.send_deadline(), &target.queue, || attempt(&mut offered)) {
-        Ok(()) => {}
-        Err(Errno::ECONNREFUSED) => return refused(socket),
-        Err(Errno::EAGAIN) if nonblocking => return Err(Errno::EAGAIN),
-        Err(Errno::EAGAIN) => return Err(Errno::EINPROGRESS),
-        Err(error) => return Err(error),
-    }
     *socket.local.borrow_mut() = Address::Inet(source);
     *socket.remote.borrow_mut() = Some(Address::Inet(to));
-    socket.queue.wake(Events::WRITABLE);
+    if admitted {
+        Socket::join(socket, &child);
+        socket.queue.wake(Events::WRITABLE);
+    } else {
+        target.await_room(socket, child);
+    }
     if nonblocking {
         socket.connecting.set(true);
         return Err(Errno::EINPROGRESS);
     }
-    Ok(())
+    await_admission(socket)
+}
+
+/// Nobody listens: a client that does not wait for its connection learns of it by SO_ERROR, as over a real network.
+pub(super) fn refuse(socket: &Socket) {
+    socket.state.replace(State::Idle);
+    socket.error.set(Some(Errno::ECONNREFUSED));
+    socket.connecting.set(true);
+    socket.read_ended.set(true);
+    socket.write_ended.set(true);
+    socket.queue.wake_all(Events::ERR | Events::HUP | Events::WRITABLE);
+}
+
+/// Waits until a listener has let a client's connection in.
+pub(super) fn await_admission(socket: &Socket) -> Result<()> {
+    let outcome = || (!socket.is_waiting()).then(|| socket.take_error().map_or(Ok(()), Err));
+    let result = socket.wait(false, socket.send_deadline(), &socket.queue, outcome);
+    // Where the time of SO_SNDTIMEO is over, or a signal has come, the attempt goes on.
+    socket.connecting.set(socket.is_waiting());
+    match result {
+        Err(Errno::EAGAIN) => Err(Errno::EINPROGRESS),
+        Err(Errno::ECONNREFUSED) => {
+            socket.disconnect();
+            Err(Errno::ECONNREFUSED)
+        }
+        other => other,
+    }
 }
 
 /// A source address that the outside can answer.

@@ -30,9 +30,12 @@ pub mod name {
     pub const PEERCRED: u32 = 17;
     pub const RCVTIMEO: u32 = 20;
     pub const SNDTIMEO: u32 = 21;
+    pub const TIMESTAMP: u32 = 29;
     pub const ACCEPTCONN: u32 = 30;
     pub const SNDBUFFORCE: u32 = 32;
     pub const RCVBUFFORCE: u32 = 33;
+    pub const TIMESTAMPNS: u32 = 35;
+    pub const MARK: u32 = 36;
     pub const PROTOCOL: u32 = 38;
     pub const DOMAIN: u32 = 39;
     pub const RCVTIMEO_NEW: u32 = 66;
@@ -54,55 +57,61 @@ enum For {
 /// Level, name, default, smallest and largest value, and whom it is for. On the loopback interface, where nothing is
 /// lost, delayed or routed, most of them have nothing to act on; their value is kept, as the interface promises.
 const NUMBERS: &[(u32, u32, i32, i32, i32, For)] = &[
-    (1, 1, 0, 0, 1, For::All),                    // SO_DEBUG
-    (1, 2, 0, 0, 1, For::All),                    // SO_REUSEADDR
-    (1, 5, 0, 0, 1, For::All),                    // SO_DONTROUTE
-    (1, 6, 0, 0, 1, For::All),                    // SO_BROADCAST
-    (1, 9, 0, 0, 1, For::All),                    // SO_KEEPALIVE
-    (1, 10, 0, 0, 1, For::All),                   // SO_OOBINLINE
-    (1, 12, 0, 0, 6, For::All),                   // SO_PRIORITY
-    (1, 15, 0, 0, 1, For::All),                   // SO_REUSEPORT
-    (1, 16, 0, 0, 1, For::Unix),                  // SO_PASSCRED
-    (1, 18, 1, 0, i32::MAX, For::All),            // SO_RCVLOWAT
-    (1, 29, 0, 0, 1, For::All),                   // SO_TIMESTAMP
-    (0, 1, 0, 0, 255, For::Inet),                 // IP_TOS
-    (0, 2, 64, 1, 255, For::Inet),                // IP_TTL
-    (0, 8, 0, 0, 1, For::Inet),                   // IP_PKTINFO
-    (0, 10, 1, 0, 5, For::Inet),                  // IP_MTU_DISCOVER
-    (0, 11, 0, 0, 1, For::Inet),                  // IP_RECVERR
-    (0, 12, 0, 0, 1, For::Inet),                  // IP_RECVTTL
-    (0, 13, 0, 0, 1, For::Inet),                  // IP_RECVTOS
-    (0, 15, 0, 0, 1, For::Inet),                  // IP_FREEBIND
-    (0, 24, 0, 0, 1, For::Inet),                  // IP_BIND_ADDRESS_NO_PORT
-    (0, 33, 1, 1, 255, For::Inet),                // IP_MULTICAST_TTL
-    (0, 34, 1, 0, 1, For::Inet),                  // IP_MULTICAST_LOOP
-    (41, 16, 64, -1, 255, For::V6),               // IPV6_UNICAST_HOPS
-    (41, 18, 1, -1, 255, For::V6),                // IPV6_MULTICAST_HOPS
-    (41, 19, 1, 0, 1, For::V6),                   // IPV6_MULTICAST_LOOP
-    (41, 26, 0, 0, 1, For::V6),                   // IPV6_V6ONLY
-    (41, 49, 0, 0, 1, For::V6),                   // IPV6_RECVPKTINFO
-    (41, 51, 0, 0, 1, For::V6),                   // IPV6_RECVHOPLIMIT
-    (41, 66, 0, 0, 1, For::V6),                   // IPV6_RECVTCLASS
-    (41, 67, 0, -1, 255, For::V6),                // IPV6_TCLASS
-    (40, 0, 262_144, 0, i32::MAX, For::All),      // SO_VM_SOCKETS_BUFFER_SIZE
-    (40, 1, 128, 0, i32::MAX, For::All),          // SO_VM_SOCKETS_BUFFER_MIN_SIZE
-    (40, 2, 262_144, 0, i32::MAX, For::All),      // SO_VM_SOCKETS_BUFFER_MAX_SIZE
-    (136, 10, 0, 0, 65535, For::Inet),            // UDPLITE_SEND_CSCOV
-    (136, 11, 0, 0, 65535, For::Inet),            // UDPLITE_RECV_CSCOV
-    (6, 1, 0, 0, 1, For::Stream),                 // TCP_NODELAY
-    (6, 2, 65483, 88, 65483, For::Stream),        // TCP_MAXSEG
-    (6, 3, 0, 0, 1, For::Stream),                 // TCP_CORK
-    (6, 4, 7200, 1, 32767, For::Stream),          // TCP_KEEPIDLE
-    (6, 5, 75, 1, 32767, For::Stream),            // TCP_KEEPINTVL
-    (6, 6, 9, 1, 127, For::Stream),               // TCP_KEEPCNT
-    (6, 7, 6, 1, 127, For::Stream),               // TCP_SYNCNT
-    (6, 8, 60, -1, i32::MAX, For::Stream),        // TCP_LINGER2
-    (6, 9, 0, 0, i32::MAX, For::Stream),          // TCP_DEFER_ACCEPT
-    (6, 10, 0, 0, i32::MAX, For::Stream),         // TCP_WINDOW_CLAMP
-    (6, 12, 1, 0, 1, For::Stream),                // TCP_QUICKACK
-    (6, 18, 0, 0, i32::MAX, For::Stream),         // TCP_USER_TIMEOUT
-    (6, 23, 0, 0, i32::MAX, For::Stream),         // TCP_FASTOPEN
-    (6, 25, -1, i32::MIN, i32::MAX, For::Stream), // TCP_NOTSENT_LOWAT
+    (1, 1, 0, 0, 1, For::All),                   // SO_DEBUG
+    (1, 2, 0, 0, 1, For::All),                   // SO_REUSEADDR
+    (1, 5, 0, 0, 1, For::All),                   // SO_DONTROUTE
+    (1, 6, 0, 0, 1, For::All),                   // SO_BROADCAST
+    (1, 9, 0, 0, 1, For::All),                   // SO_KEEPALIVE
+    (1, 10, 0, 0, 1, For::All),                  // SO_OOBINLINE
+    (1, 12, 0, 0, 6, For::All),                  // SO_PRIORITY
+    (1, 15, 0, 0, 1, For::All),                  // SO_REUSEPORT
+    (1, 16, 0, 0, 1, For::Unix),                 // SO_PASSCRED
+    (1, 18, 1, 0, i32::MAX, For::All),           // SO_RCVLOWAT
+    (1, 29, 0, 0, 1, For::All),                  // SO_TIMESTAMP
+    (1, 35, 0, 0, 1, For::All),                  // SO_TIMESTAMPNS
+    (1, 36, 0, i32::MIN, i32::MAX, For::All),    // SO_MARK
+    (1, 49, 0, i32::MIN, i32::MAX, For::All),    // SO_INCOMING_CPU
+    (0, 1, 0, 0, 255, For::Inet),                // IP_TOS
+    (0, 2, 64, 1, 255, For::Inet),               // IP_TTL
+    (0, 8, 0, 0, 1, For::Inet),                  // IP_PKTINFO
+    (0, 10, 1, 0, 5, For::Inet),                 // IP_MTU_DISCOVER
+    (0, 11, 0, 0, 1, For::Inet),                 // IP_RECVERR
+    (0, 12, 0, 0, 1, For::Inet),                 // IP_RECVTTL
+    (0, 13, 0, 0, 1, For::Inet),                 // IP_RECVTOS
+    (0, 15, 0, 0, 1, For::Inet),                 // IP_FREEBIND
+    (0, 24, 0, 0, 1, For::Inet),                 // IP_BIND_ADDRESS_NO_PORT
+    (0, 33, 1, 1, 255, For::Inet),               // IP_MULTICAST_TTL
+    (0, 34, 1, 0, 1, For::Inet),                 // IP_MULTICAST_LOOP
+    (41, 16, 64, -1, 255, For::V6),              // IPV6_UNICAST_HOPS
+    (41, 18, 1, -1, 255, For::V6),               // IPV6_MULTICAST_HOPS
+    (41, 19, 1, 0, 1, For::V6),                  // IPV6_MULTICAST_LOOP
+    (41, 23, 1, 0, 5, For::V6),                  // IPV6_MTU_DISCOVER
+    (41, 25, 0, 0, 1, For::V6),                  // IPV6_RECVERR
+    (41, 26, 0, 0, 1, For::V6),                  // IPV6_V6ONLY
+    (41, 49, 0, 0, 1, For::V6),                  // IPV6_RECVPKTINFO
+    (41, 51, 0, 0, 1, For::V6),                  // IPV6_RECVHOPLIMIT
+    (41, 62, 0, 0, 1, For::V6),                  // IPV6_DONTFRAG
+    (41, 66, 0, 0, 1, For::V6),                  // IPV6_RECVTCLASS
+    (41, 67, 0, -1, 255, For::V6),               // IPV6_TCLASS
+    (40, 0, 262_144, 0, i32::MAX, For::All),     // SO_VM_SOCKETS_BUFFER_SIZE
+    (40, 1, 128, 0, i32::MAX, For::All),         // SO_VM_SOCKETS_BUFFER_MIN_SIZE
+    (40, 2, 262_144, 0, i32::MAX, For::All),     // SO_VM_SOCKETS_BUFFER_MAX_SIZE
+    (136, 10, 0, 0, 65535, For::Inet),           // UDPLITE_SEND_CSCOV
+    (136, 11, 0, 0, 65535, For::Inet),           // UDPLITE_RECV_CSCOV
+    (6, 1, 0, 0, 1, For::Stream),                // TCP_NODELAY
+    (6, 2, 65483, 88, 65483, For::Stream),       // TCP_MAXSEG
+    (6, 3, 0, 0, 1, For::Stream),                // TCP_CORK
+    (6, 4, 7200, 1, 32767, For::Stream),         // TCP_KEEPIDLE
+    (6, 5, 75, 1, 32767, For::Stream),           // TCP_KEEPINTVL
+    (6, 6, 9, 1, 127, For::Stream),              // TCP_KEEPCNT
+    (6, 7, 6, 1, 127, For::Stream),              // TCP_SYNCNT
+    (6, 8, 60, -1, i32::MAX, For::Stream),       // TCP_LINGER2
+    (6, 9, 0, 0, i32::MAX, For::Stream),         // TCP_DEFER_ACCEPT
+    (6, 10, 0, 0, i32::MAX, For::Stream),        // TCP_WINDOW_CLAMP
+    (6, 12, 1, 0, 1, For::Stream),               // TCP_QUICKACK
+    (6, 18, 0, 0, i32::MAX, For::Stream),        // TCP_USER_TIMEOUT
+    (6, 23, 0, 0, i32::MAX, For::Stream),        // TCP_FASTOPEN
+    (6, 25, 0, i32::MIN, i32::MAX, For::Stream), // TCP_NOTSENT_LOWAT
 ];
 
 /// The numbers that were set.
@@ -153,7 +162,12 @@ impl Options {
         if value < min || value > max {
             return Err(Errno::EINVAL);
         }
-        self.0.borrow_mut().insert((level, name), value);
+        let mut numbers = self.0.borrow_mut();
+        if level == level::SOCKET && matches!(name, name::TIMESTAMP | name::TIMESTAMPNS) {
+            // Time comes in one unit; to ask for none of the one is to ask for none.
+            numbers.retain(|(l, n), _| *l != level || !matches!(*n, name::TIMESTAMP | name::TIMESTAMPNS));
+        }
+        numbers.insert((level, name), value);
         Ok(())
     }
 

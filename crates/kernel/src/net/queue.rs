@@ -25,13 +25,15 @@ pub struct Message {
     pub sender: Option<Sender>,
     /// What the packet of a datagram over IP says.
     pub packet: Option<Packet>,
+    /// When it arrived: CLOCK_REALTIME in ns.
+    pub arrived_ns: u64,
 }
 
 impl Message {
     /// A whole message.
     #[must_use]
     pub fn new(data: Vec<u8>, from: Option<Address>, rights: Vec<Rc<OpenFile>>, sender: Option<Sender>) -> Self {
-        Self { data, start: 0, from, rights, sender, packet: None }
+        Self { data, from, rights, sender, ..Self::default() }
     }
 
     /// A datagram over IP.
@@ -99,7 +101,8 @@ impl Queue {
     }
 
     /// Appends a message.
-    pub fn push(&self, message: Message) {
+    pub fn push(&self, mut message: Message) {
+        message.arrived_ns = crate::time::realtime_ns();
         self.bytes.set(self.bytes.get() + message.bytes().len());
         self.messages.borrow_mut().push_back(message);
     }

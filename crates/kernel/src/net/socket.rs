@@ -21,6 +21,7 @@ use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use core::any::Any;
 use core::cell::{Cell, RefCell};
+use linux_raw_sys::general::CAP_NET_ADMIN;
 
 /// net.core.rmem_default.
 const DEFAULT_BUFFER_BYTES: usize = 212_992;
@@ -59,6 +60,8 @@ pub enum Family {
 pub(super) struct Listener {
     pub(super) pending: VecDeque<Rc<Socket>>,
     pub(super) backlog: usize,
+    /// Connections of TCP for which there was no room, in the order in which they came; each is held by its client.
+    waiting: VecDeque<Weak<Socket>>,
 }
 
 pub(super) enum State {
@@ -66,6 +69,8 @@ pub(super) enum State {
     Listening(Listener),
     /// The other end; it may be gone.
     Connected(Weak<Socket>),
+    /// A client of TCP for whose connection, the other end, the listener has no room yet: a SYN that is repeated.
+    Waiting(#[expect(dead_code, reason = "holds it")] Rc<Socket>),
     /// With an end outside: connected, or about to be.
     Outside(Rc<Connection>),
 }
@@ -245,6 +250,9 @@ impl Socket {
 
     /// What connect(2) says to a stream socket that was told to connect before; None where it may do so now.
     pub(super) fn connecting_again(self: &Rc<Self>, nonblocking: bool) -> Option<Result<()>> {
+        if self.is_waiting() {
+            return Some(if nonblocking { Err(Errno::EALREADY) } else { inet::await_admission(self) });
+        }
         let on_its_way = self.outside().is_some_and(|connection| !connection.is_opened());
         if !on_its_way && !self.connecting.get() {
             return self.is_connected().then_some(Err(Errno::EISCONN));
@@ -284,6 +292,7 @@ impl Socket {
     pub(super) fn tcp_state(&self) -> u8 {
         match () {
             () if self.is_listening() => 10,
+            () if self.is_waiting() => 2,
             () if !self.is_connected() => 7,
             () if self.outside().is_some_and(|connection| !connection.is_opened()) => 2,
             () if self.read_ended.get() => 8,
@@ -375,6 +384,9 @@ impl Socket {
         let backlog = usize::try_from(backlog).unwrap_or(usize::MAX).min(MAX_BACKLOG);
         if let State::Listening(listener) = &mut *self.state.borrow_mut() {
             listener.backlog = backlog;
+        }
+        if self.is_listening() {
+            self.admit();
             return Ok(());
         }
         match self.family {
@@ -384,7 +396,8 @@ impl Socket {
             Family::Inet | Family::Inet6 => inet::before_listen(self)?,
         }
         self.peer_sender.set(sender());
-        *self.state.borrow_mut() = State::Listening(Listener { pending: VecDeque::new(), backlog });
+        *self.state.borrow_mut() =
+            State::Listening(Listener { pending: VecDeque::new(), backlog, waiting: VecDeque::new() });
         Ok(())
     }
 
@@ -407,8 +420,50 @@ impl Socket {
         let accepted =
             self.wait(nonblocking, self.receive_deadline(), &self.queue, || self.try_accept().transpose())?;
         // Somebody may wait for room in the backlog.
+        self.admit();
         self.queue.wake(Events::WRITABLE);
         Ok(accepted)
+    }
+
+    /// Lets those in that wait for room in the backlog.
+    fn admit(&self) {
+        while let Some(child) = self.next_admitted() {
+            if let Some(client) = child.peer() {
+                Socket::join(&client, &child);
+                client.queue.wake(Events::WRITABLE);
+            }
+            self.queue.wake(Events::READABLE);
+        }
+    }
+
+    fn next_admitted(&self) -> Option<Rc<Socket>> {
+        let State::Listening(listener) = &mut *self.state.borrow_mut() else { return None };
+        if listener.pending.len() > listener.backlog {
+            return None;
+        }
+        loop {
+            // One whose client has given up is gone.
+            if let Some(child) = listener.waiting.pop_front()?.upgrade() {
+                listener.pending.push_back(Rc::clone(&child));
+                return Some(child);
+            }
+        }
+    }
+
+    /// Lets a client wait for room in the backlog, with the other end of its connection.
+    pub(super) fn await_room(&self, client: &Rc<Socket>, child: Rc<Socket>) {
+        let State::Listening(listener) = &mut *self.state.borrow_mut() else { return };
+        if listener.waiting.len() == listener.waiting.capacity() {
+            listener.waiting.retain(|waiting| waiting.strong_count() > 0);
+        }
+        listener.waiting.push_back(Rc::downgrade(&child));
+        *child.state.borrow_mut() = State::Connected(Rc::downgrade(client));
+        *client.state.borrow_mut() = State::Waiting(child);
+    }
+
+    /// Whether a listener has still to let this client's connection in.
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(*self.state.borrow(), State::Waiting(_))
     }
 
     /// Puts a new connection into a listener's backlog: `None` if that is full.
@@ -651,6 +706,9 @@ impl Socket {
             let ready = if listener.pending.is_empty() { Events::empty() } else { Events::READABLE };
             return ready | if self.read_ended.get() { Events::HUP } else { Events::empty() };
         }
+        if self.is_waiting() {
+            return Events::empty();
+        }
         let mut ready = Events::empty();
         let connection = self.kind != Kind::Datagram;
         if !self.incoming.is_empty() || self.read_ended.get() {
@@ -756,6 +814,7 @@ impl Socket {
                     timeout.set(ns);
                     return Ok(());
                 }
+                name::MARK if !current().creds().has(CAP_NET_ADMIN) => return Err(Errno::EPERM),
                 _ => {}
             }
         }
@@ -833,6 +892,11 @@ fn reset_pending(state: State) {
             }
             if let Some(peer) = child.peer() {
                 peer.reset();
+            }
+        }
+        for child in listener.waiting {
+            if let Some(client) = child.upgrade().and_then(|child| child.peer()) {
+                inet::refuse(&client);
             }
         }
     }

@@ -47,13 +47,23 @@ pub struct Received {
     pub sender: Option<Sender>,
     /// What the packet of a datagram over IP says.
     pub packet: Option<Packet>,
+    /// When a message arrived: CLOCK_REALTIME in ns.
+    pub arrived_ns: Option<u64>,
     /// MSG_TRUNC for `msg_flags`.
     pub truncated: bool,
 }
 
 impl Received {
     fn end() -> Self {
-        Self { bytes: 0, from: None, rights: Vec::new(), sender: None, packet: None, truncated: false }
+        Self {
+            bytes: 0,
+            from: None,
+            rights: Vec::new(),
+            sender: None,
+            packet: None,
+            arrived_ns: None,
+            truncated: false,
+        }
     }
 }
 
@@ -66,6 +76,8 @@ impl Socket {
         if flags & msg::OOB != 0 {
             return Err(Errno::EINVAL);
         }
+        let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
+        self.let_in(nonblocking)?;
         if self.kind != Kind::Datagram && !self.is_connected() {
             if let Some(error) = self.take_error_if(self.is_inet()) {
                 return Err(error);
@@ -75,7 +87,6 @@ impl Socket {
             }
             return Err(if self.kind == Kind::Stream && self.is_unix() { Errno::EINVAL } else { Errno::ENOTCONN });
         }
-        let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
         let deadline = self.receive_deadline();
         if self.kind != Kind::Stream {
             return self.wait(nonblocking, deadline, &self.queue, || self.try_receive_message(dst, flags).transpose());
@@ -99,6 +110,15 @@ impl Socket {
                 Err(_) if all.bytes > 0 => return Ok(all),
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// What is sent and received while a listener has no room for the connection waits with it.
+    fn let_in(&self, nonblocking: bool) -> Result<()> {
+        match () {
+            () if !self.is_waiting() => Ok(()),
+            () if nonblocking => Err(Errno::EAGAIN),
+            () => inet::await_admission(self),
         }
     }
 
@@ -140,7 +160,7 @@ impl Socket {
             }
             rights
         };
-        Ok(Some(Received { bytes, from, rights, sender, packet: None, truncated: false }))
+        Ok(Some(Received { bytes, from, rights, sender, ..Received::end() }))
     }
 
     fn try_receive_message(&self, dst: &mut Dest<'_>, flags: u32) -> Result<Option<Received>> {
@@ -151,7 +171,8 @@ impl Socket {
             let (put, len) = (dst.put(message.bytes())?, message.bytes().len());
             let bytes = if flags & msg::TRUNC != 0 { len } else { put };
             let (from, rights) = (message.from.clone(), message.rights.clone());
-            Ok(Received { bytes, from, rights, sender: message.sender, packet: message.packet, truncated: put < len })
+            let (sender, packet, arrived_ns) = (message.sender, message.packet, Some(message.arrived_ns));
+            Ok(Received { bytes, from, rights, sender, packet, arrived_ns, truncated: put < len })
         });
         let Some(received) = first.transpose()? else {
             let over = self.read_ended.get() || (self.kind == Kind::SeqPacket && self.peer().is_none());
@@ -180,6 +201,7 @@ impl Socket {
             return Err(Errno::EOPNOTSUPP);
         }
         let nonblocking = nonblocking || flags & msg::DONTWAIT != 0;
+        self.let_in(nonblocking)?;
         let sent = match self.kind {
             Kind::Datagram => self.send_datagram(src, to, passed, nonblocking),
             Kind::Stream if to.is_some() && self.is_unix() => {

@@ -12,7 +12,7 @@ use crate::task::status::WaitStatus;
 use crate::task::thread::Thread;
 use crate::task::usage::Usage;
 use crate::task::wait_child::{self, Options, Which};
-use crate::task::{current, exit, pid, pidfd};
+use crate::task::{current, exit, inspection, pid, pidfd};
 use alloc::rc::Rc;
 use linux_raw_sys::general as linux;
 
@@ -284,7 +284,7 @@ fn sys_set_robust_list(args: Args) -> Result<u64> {
 
 fn sys_get_robust_list(args: Args) -> Result<u64> {
     let thread = find_thread(args.i32(0))?;
-    check_inspection(&thread)?;
+    inspection::check(&thread)?;
     user::write(args.addr(2), &ROBUST_LIST_HEAD_BYTES)?;
     user::write(args.addr(1), &thread.robust_list.get().0)?;
     Ok(0)
@@ -300,22 +300,6 @@ pub(super) fn find_thread(tid: i32) -> Result<Rc<Thread>> {
         Ok(tid) => pid::thread(tid).ok_or(Errno::ESRCH),
         Err(_) => Err(Errno::ESRCH),
     }
-}
-
-/// Whether the caller may look into another thread (ptrace(2), "Ptrace access mode checking").
-///
-/// # Errors
-/// EPERM.
-pub(super) fn check_inspection(thread: &Rc<Thread>) -> Result<()> {
-    let me = current();
-    if Rc::ptr_eq(&me.process, &thread.process) {
-        return Ok(());
-    }
-    let (mine, theirs) = (me.creds(), thread.creds());
-    let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == mine.uid)
-        && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == mine.gid)
-        && thread.process.dumpable.get();
-    if same || mine.has(linux::CAP_SYS_PTRACE) { Ok(()) } else { Err(Errno::EPERM) }
 }
 
 fn sys_pidfd_open(args: Args) -> Result<u64> {
@@ -334,7 +318,7 @@ fn sys_pidfd_getfd(args: Args) -> Result<u64> {
     }
     let process = pidfd::process_of(&*current().files().opened(args.i32(0))?)?;
     let thread = process.any_thread().ok_or(Errno::ESRCH)?;
-    check_inspection(&thread)?;
+    inspection::check(&thread)?;
     let file = thread.try_files().ok_or(Errno::ESRCH)?.get(args.i32(1))?;
     install(file, OpenFlags::CLOEXEC)
 }
@@ -348,7 +332,7 @@ fn sys_kcmp(args: Args) -> Result<u64> {
     const SIGHAND: u32 = 4;
     let threads = [find_thread(args.i32(0))?, find_thread(args.i32(1))?];
     for thread in &threads {
-        check_inspection(thread)?;
+        inspection::check(thread)?;
     }
     let file = |thread: &Thread, fd: u64| -> Result<*const OpenFile> {
         let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;

@@ -4,8 +4,7 @@ use super::table::{Arg, Args, Syscall};
 use crate::errno::{Errno, Result};
 use crate::mm::space::{AddressSpace, Respect};
 use crate::mm::user::{self, Dest, Segment, Source};
-use crate::task::process::Process;
-use crate::task::{self, pid};
+use crate::task::{inspection, pid};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use linux_raw_sys::general as linux;
@@ -19,21 +18,6 @@ pub(super) const CALLS: &[Syscall] = &[
 
 /// Bytes that are copied at a time, through the kernel's stack.
 const CHUNK_BYTES: usize = 2048;
-
-/// Whether the current thread may reach into a process: the rules of ptrace(2), PTRACE_MODE_ATTACH_REALCREDS.
-fn may_attach(target: &Process) -> bool {
-    let me = task::current();
-    if me.process.pid() == target.pid() {
-        return true;
-    }
-    let mine = me.creds();
-    let Some(thread) = target.threads().into_iter().next() else { return false };
-    let theirs = thread.creds();
-    let same_user = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == mine.uid);
-    let same_group = [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == mine.gid);
-    let subset = theirs.permitted & !mine.permitted == 0;
-    mine.has(linux::CAP_SYS_PTRACE) || same_user && same_group && subset && target.dumpable.get()
-}
 
 struct Call {
     space: Rc<AddressSpace>,
@@ -50,9 +34,8 @@ fn prepare(args: Args) -> Result<Call> {
     let pid = u32::try_from(args.i32(0)).map_err(|_| Errno::ESRCH)?;
     let target = pid::process(pid).or_else(|| pid::thread(pid).map(|thread| Rc::clone(&thread.process)));
     let target = target.ok_or(Errno::ESRCH)?;
-    if !may_attach(&target) {
-        return Err(Errno::EPERM);
-    }
+    // One that has ended has no threads, and no memory either.
+    inspection::check(&*target.any_thread().ok_or(Errno::ESRCH)?)?;
     let space = target.try_space().ok_or(Errno::ESRCH)?;
     Ok(Call { space, local, remote })
 }
@@ -119,7 +102,7 @@ mod tests {
 
     #[test]
     fn copies_between_spaces_and_stops_at_holes() {
-        let thread = task::testing::enter();
+        let thread = crate::task::testing::enter();
         let space = AddressSpace::new(Layout::randomised([1, 2], 8 << 20)).expect("enough memory");
         thread.process.set_space(Some(Rc::clone(&space)));
         let request = MapRequest {

@@ -370,6 +370,9 @@ fn receive_message(socket: &Rc<Socket>, nonblocking: bool, at: UserAddr, flags: 
     let header = Header::read(at)?;
     let received = socket.receive(&mut Dest::user(&header.segments), flags, nonblocking)?;
     let mut writer = control::Writer::new(if header.control.is_null() { 0 } else { header.control_len });
+    if let Some(at_ns) = received.arrived_ns {
+        writer.arrival(&socket.options, at_ns);
+    }
     if let Some(sender) = received.sender.filter(|_| socket.options.on(1, crate::net::options::name::PASSCRED)) {
         writer.credentials(sender);
     }

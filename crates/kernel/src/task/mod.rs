@@ -10,6 +10,7 @@ pub mod futex;
 #[cfg(feature = "hosted")]
 mod hosted;
 pub mod init;
+pub mod inspection;
 pub mod limits;
 pub mod load;
 pub mod loadavg;

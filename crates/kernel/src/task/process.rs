@@ -17,6 +17,35 @@ use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
+/// As whom somebody logged in (pam_loginuid(8)), and the number of that login. Nothing else depends on either.
+#[derive(Clone, Copy)]
+pub struct Login {
+    /// /proc/PID/loginuid.
+    pub uid: u32,
+    /// /proc/PID/sessionid.
+    pub session: u32,
+}
+
+crate::global! {
+    static LOGINS: Cell<u32> = Cell::new(0);
+}
+
+impl Login {
+    const NOBODY: Self = Self { uid: u32::MAX, session: u32::MAX };
+
+    /// A new one; `u32::MAX` for nobody's.
+    #[must_use]
+    pub fn of(uid: u32) -> Self {
+        if uid == u32::MAX {
+            return Self::NOBODY;
+        }
+        LOGINS.with(|logins| {
+            logins.set(logins.get().wrapping_add(1));
+            Self { uid, session: logins.get() }
+        })
+    }
+}
+
 /// A process. Its tables hold it until it has been waited for.
 pub struct Process {
     pid: u32,
@@ -67,6 +96,8 @@ pub struct Process {
     pub membarrier: Cell<u32>,
     /// Score adjustment for the OOM killer: -1000 to 1000.
     pub oom_score_adj: Cell<i16>,
+    /// Who logged in.
+    pub login: Cell<Login>,
     /// Pages that the kernel took while it worked for it, less those that it gave back.
     pub(super) kernel_pages: Cell<i64>,
     /// What it has read and written, for /proc/PID/io.
@@ -146,6 +177,7 @@ impl Process {
             personality: Cell::new(0),
             membarrier: Cell::new(0),
             oom_score_adj: Cell::new(0),
+            login: Cell::new(Login::NOBODY),
             kernel_pages: Cell::new(0),
             transfers: Cell::default(),
         })
@@ -159,6 +191,7 @@ impl Process {
         self.dumpable.set(parent.dumpable.get());
         self.personality.set(parent.personality.get());
         self.oom_score_adj.set(parent.oom_score_adj.get());
+        self.login.set(parent.login.get());
     }
 
     /// Its id.

@@ -1,7 +1,11 @@
 """What programs read in /proc, /dev and /sys: its form, and what must agree with the rest."""
 
+import ctypes
+import errno
+import mmap
 import os
 import re
+import signal
 import sys
 import threading
 
@@ -46,3 +50,42 @@ except OSError as error:
 for missing in ("/proc/999999", "/proc/self/nothing", "/sys/nothing"):
     print(missing, os.path.exists(missing))
 print(os.uname().sysname, os.uname().machine, os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK"))
+
+
+def attempt(work, *arguments):
+    try:
+        return work(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+page, prot_none = mmap.PAGESIZE, 0
+at = libc.mmap(None, ctypes.c_size_t(2 * page), 3, 0x22, -1, ctypes.c_long(0))
+libc.munmap(ctypes.c_void_p(at + page), ctypes.c_size_t(page))
+ctypes.memmove(at, b"before", 6)
+memory = os.open("/proc/self/mem", os.O_RDWR)
+print(oct(os.fstat(memory).st_mode), os.fstat(memory).st_size, os.pread(memory, 6, at), os.pwrite(memory, b"after!", at))
+print(ctypes.string_at(at, 6), len(os.pread(memory, 100, at + page - 10)), os.pwrite(memory, bytes(100), at + page - 10))
+libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(page), prot_none)
+print(os.pread(memory, 6, at), os.pwrite(memory, b"forced", at), os.pread(memory, 6, at))
+print(attempt(os.pread, memory, 6, at + page), attempt(os.pwrite, memory, b"x", at + page), os.pread(memory, 0, 0))
+print(os.lseek(memory, at, os.SEEK_SET) == at, os.read(memory, 6), attempt(os.lseek, memory, 0, os.SEEK_END))
+child = os.fork()
+if child == 0:
+    os.setgroups([])
+    os.setgid(1000)
+    os.setuid(1000)
+    print(attempt(os.open, f"/proc/{os.getppid()}/mem", os.O_RDONLY), attempt(os.open, "/proc/self/mem", os.O_RDONLY))
+    sys.stdout.flush()
+    os._exit(0)
+os.waitpid(child, 0)
+child = os.fork()
+if child == 0:
+    signal.pause()
+other = os.open(f"/proc/{child}/mem", os.O_RDWR)
+print(os.pwrite(other, b"theirs", at), os.pread(other, 6, at), os.pread(memory, 6, at))
+os.kill(child, 9)
+os.waitpid(child, 0)
+print(os.pread(other, 6, at), os.pwrite(other, b"x", at))

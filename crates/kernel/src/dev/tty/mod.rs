@@ -154,7 +154,7 @@ impl Tty {
         self.queue.wake(Events::READABLE);
     }
 
-    /// The other end is gone: reads give the end of file, writes EIO, and the session leader is told.
+    /// The other end is gone: reads give the end of file, or EIO if they wait already, writes EIO, and the session leader is told.
     pub fn hang_up(&self) {
         if self.hung_up.replace(true) {
             return;
@@ -261,7 +261,8 @@ impl Tty {
         let wanted = if canonical { 1 } else { min.min(dst.remaining()) };
         let ready = |at_least: usize| self.hung_up.get() || self.discipline.borrow().readable(at_least);
         let at_once = !canonical && min == 0 && tenths == 0;
-        if !ready(wanted) && !at_once {
+        let waits = !ready(wanted) && !at_once;
+        if waits {
             if file.nonblocking() {
                 if !ready(1) {
                     return Err(Errno::EAGAIN);
@@ -271,7 +272,7 @@ impl Tty {
             }
         }
         if self.hung_up.get() && !self.discipline.borrow().readable(1) {
-            return Ok(0);
+            return if waits { Err(Errno::EIO) } else { Ok(0) };
         }
         let bytes = self.discipline.borrow_mut().take(dst.remaining());
         if let Some(line) = self.line() {

@@ -1,5 +1,6 @@
 //! /proc (proc(5)), as far as programs read it.
 
+mod mem;
 mod memory;
 pub mod namespace;
 mod net;

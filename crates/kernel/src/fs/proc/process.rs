@@ -1,5 +1,6 @@
 //! /proc/PID and /proc/PID/task/TID.
 
+use super::mem::MemoryFile;
 use super::namespace::Namespaces;
 use super::{memory, number, status};
 use crate::errno::{Errno, Result};
@@ -12,7 +13,7 @@ use crate::fs::{mount, path};
 use crate::mm::addr::PAGE_BYTES;
 use crate::mm::frame;
 use crate::mm::space::Respect;
-use crate::task::process::{ArgumentArea, Process, TransferCounts};
+use crate::task::process::{ArgumentArea, Login, Process, TransferCounts};
 use crate::task::thread::Thread;
 use crate::task::{current, pid};
 use alloc::boxed::Box;
@@ -21,6 +22,7 @@ use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use linux_raw_sys::general::CAP_AUDIT_CONTROL;
 
 /// The most that is copied of arguments or environment.
 const MAX_STRINGS_BYTES: u64 = 2 << 20;
@@ -97,14 +99,14 @@ const FILES: &[(&str, u32, Make)] = &[
         .into_bytes())
     }),
     ("limits", 0o444, |s| Ok(status::limits(&*s.process()?).into_bytes())),
-    ("loginuid", 0o644, |_| Ok(b"4294967295".to_vec())),
+    ("loginuid", 0o644, |s| Ok(format!("{}", s.process()?.login.get().uid).into_bytes())),
     ("maps", 0o444, |s| Ok(memory::maps(&*s.process()?))),
     ("mountinfo", 0o444, |s| Ok(mount::mountinfo_text(&*s.fs()?))),
     ("mounts", 0o444, |s| Ok(mount::mounts_text(&*s.fs()?))),
     ("oom_score", 0o444, |s| Ok(format!("{}\n", oom_score(&*s.process()?)).into_bytes())),
     ("oom_score_adj", 0o644, |s| Ok(format!("{}\n", s.process()?.oom_score_adj.get()).into_bytes())),
     ("personality", 0o400, |s| Ok(format!("{:08x}\n", s.process()?.personality.get()).into_bytes())),
-    ("sessionid", 0o444, |_| Ok(b"4294967295".to_vec())),
+    ("sessionid", 0o444, |s| Ok(format!("{}", s.process()?.login.get().session).into_bytes())),
     ("setgroups", 0o644, |_| Ok(b"allow\n".to_vec())),
     ("gid_map", 0o644, |_| Ok(b"         0          0 4294967295\n".to_vec())),
     ("uid_map", 0o644, |_| Ok(b"         0          0 4294967295\n".to_vec())),
@@ -124,6 +126,9 @@ const LINKS: &[(&str, Find)] = &[
     ("exe", |s| s.process().ok()?.executable()),
     ("root", |s| Some(s.fs().ok()?.root.borrow().clone())),
 ];
+
+/// The memory itself.
+const MEMORY: &str = "mem";
 
 const DIRECTORIES: &[&str] = &["fd", "fdinfo", "net", "ns", "task"];
 
@@ -174,6 +179,12 @@ fn strings(subject: &Subject, range: fn(&ArgumentArea) -> (u64, u64)) -> Result<
     }
 }
 
+/// The number that a program wrote.
+fn parsed<T: core::str::FromStr>(bytes: &[u8]) -> Result<T> {
+    let text = core::str::from_utf8(bytes).map_err(|_| Errno::EINVAL)?;
+    text.trim().parse().map_err(|_| Errno::EINVAL)
+}
+
 impl ProcessListing {
     fn attributes(&self, name: &[u8], mode: u32) -> Attributes {
         Attributes { ino: ino_of(self.attributes.ino, name), mode, ..self.attributes }
@@ -186,9 +197,18 @@ impl ProcessListing {
                 subject.thread()?.set_name(bytes.strip_suffix(b"\n").unwrap_or(bytes));
                 Ok(())
             })),
+            // Only its own; and once it is set, only with the right to control auditing.
+            "loginuid" => Some(Rc::new(move |bytes| {
+                let (me, process) = (current(), subject.process()?);
+                let login = process.login.get();
+                if me.process.pid() != process.pid() || login.uid != u32::MAX && !me.creds().has(CAP_AUDIT_CONTROL) {
+                    return Err(Errno::EPERM);
+                }
+                process.login.set(Login::of(parsed(bytes)?));
+                Ok(())
+            })),
             "oom_score_adj" => Some(Rc::new(move |bytes| {
-                let text = core::str::from_utf8(bytes).map_err(|_| Errno::EINVAL)?;
-                let score: i16 = text.trim().parse().map_err(|_| Errno::EINVAL)?;
+                let score: i16 = parsed(bytes)?;
                 if !(-1000..=1000).contains(&score) {
                     return Err(Errno::EINVAL);
                 }
@@ -233,6 +253,7 @@ impl Listing for ProcessListing {
         let directories = DIRECTORIES.iter().filter(|n| self.subject.tid.is_none() || **n != "task");
         let directories = directories.map(|n| (name(n), FileType::Directory));
         let files = FILES.iter().map(|(n, ..)| (name(n), FileType::Regular));
+        let files = files.chain([(name(&MEMORY), FileType::Regular)]);
         directories.chain(files).chain(LINKS.iter().map(|(n, _)| (name(n), FileType::Symlink))).collect()
     }
 
@@ -252,6 +273,11 @@ impl Listing for ProcessListing {
             let (for_text, for_magic) = (self.subject.clone(), self.subject.clone());
             let target = Rc::new(move || Ok(link_text(&location(&for_text).ok_or(Errno::ENOENT)?)));
             return Some(Rc::new(Link { attributes, target, magic: Some(Rc::new(move || location(&for_magic))) }));
+        }
+        if name == MEMORY {
+            let subject = self.subject.clone();
+            let attributes = self.attributes(name.as_bytes(), 0o600);
+            return Some(Rc::new(MemoryFile { attributes, thread: Box::new(move || subject.thread()) }));
         }
         let listed = DIRECTORIES.contains(&name) && (self.subject.tid.is_none() || name != "task");
         listed.then(|| self.sub_directory(name))
