@@ -16,9 +16,17 @@ from torpor.vmprocess import Boot, Ended, Launched, Origin, Refused, VMProcess, 
 
 pytestmark = pytest.mark.kvm
 
-PROGRAM = (
-    "echo up; while read line; do case $line in exit*) exit ${line#exit };; esac; echo $line; done"
-)
+PROGRAM = """
+echo up
+while read line; do
+    case $line in
+        exit*) exit ${line#exit } ;;
+        fill) head -c 32000000 /dev/urandom > /dev/shm/filled ;;
+        spin) while :; do :; done ;;
+    esac
+    echo $line
+done
+"""
 
 
 @contextlib.asynccontextmanager
@@ -138,5 +146,48 @@ def test_a_process_that_never_held_a_vm_ends_with_its_controller(tmp_path: Path)
             await launched.process.link(0)
         launched.process.close()
         await until_exit(launched)
+
+    asyncio.run(test())
+
+
+def test_what_a_lost_controller_has_asked_for_and_nobody_has_begun_is_void(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with booted(tmp_path) as (launched, peer, _):
+            await peer.send_line("spin")
+            asked = asyncio.create_task(launched.process.standby(5, within_s=60))
+            await asyncio.sleep(0.1)
+            launched.process.close()
+            with pytest.raises(ConnectionError):
+                await asked
+            process = await VMProcess.connect(str(launched.path))
+            assert not (await process.query()).busy
+            stored = await process.checkpoint(6, within_s=60, busy=True)
+            os.close(stored.descriptor)
+            assert (await process.query()).state == "running"
+            process.close()
+
+    asyncio.run(test())
+
+
+def test_the_next_controller_is_told_that_a_state_is_being_stored(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with booted(tmp_path) as (launched, peer, _):
+            assert await peer.ask("fill") == "fill"
+            asked = asyncio.create_task(launched.process.standby(5, within_s=60, busy=True))
+            await asyncio.sleep(0.03)
+            launched.process.close()
+            with pytest.raises(ConnectionError):
+                await asked
+            process = await VMProcess.connect(str(launched.path))
+            while (status := await process.query()).busy:  # noqa: ASYNC110 -- nobody tells
+                await asyncio.sleep(0.01)
+            # Stopped, or it goes on because nobody had begun: neither changes any more.
+            await asyncio.sleep(1)
+            later = await process.query()
+            assert (later.state, later.stored_generation) == (
+                status.state,
+                status.stored_generation,
+            )
+            process.close()
 
     asyncio.run(test())

@@ -70,12 +70,16 @@ async def _look(path: Path) -> Left | Gone | None:
 
 
 async def _status(process: VMProcess) -> Status:
-    """What it answers. Raises OSError, and TimeoutError if it is silent."""
+    """What it answers when it is at no earlier command. Raises OSError, TimeoutError if silent."""
     answer = asyncio.ensure_future(process.query())
     for _ in range(LOOKS):
         done, _ = await asyncio.wait({answer}, timeout=LOOK_S)
-        if done:
+        if done and not answer.result().busy:
             return answer.result()
+        if done:
+            # It stores a state, say, and does not run any more behind that.
+            await asyncio.sleep(LOOK_S)
+            answer = asyncio.ensure_future(process.query())
     answer.cancel()
     raise TimeoutError
 

@@ -53,10 +53,29 @@ impl State {
     }
 }
 
+/// Who waits for the answer to a command: nobody else gets it, as the next controller's commands have the same numbers.
+#[derive(Debug)]
+struct Asker {
+    id: u64,
+    connection: Arc<OwnedFd>,
+}
+
+impl Asker {
+    fn ok(&self, result: serde_json::Value, descriptors: &[BorrowedFd<'_>]) {
+        // A controller that is gone gets no answer; the next one asks how the VM is.
+        let _ = protocol::send(&*self.connection, &Reply { id: self.id, ok: Some(result), error: None }, descriptors);
+    }
+
+    fn refuse(&self, code: &str, message: &str) {
+        let error = Some(ReplyError { code, message });
+        let _ = protocol::send(&*self.connection, &Reply { id: self.id, ok: None::<()>, error }, &[]);
+    }
+}
+
 /// A command on its way to the worker.
 #[derive(Debug)]
 struct Job {
-    id: u64,
+    asker: Asker,
     received_at: Instant,
     command: Command,
     descriptors: Vec<OwnedFd>,
@@ -75,6 +94,8 @@ struct Identity {
 struct Inner {
     state: State,
     job: Option<Job>,
+    /// The worker has taken a job, and has not come to its end.
+    at_work: bool,
     /// Until when a running guest has to have stopped for `job`.
     deadline: Option<Instant>,
     handle: Option<Handle>,
@@ -94,6 +115,23 @@ struct Inner {
 }
 
 impl Inner {
+    /// Takes back a command that the worker has not begun; the guest, if it was to stop for it, goes on.
+    fn withdraw(&mut self) -> Option<Job> {
+        self.deadline = None;
+        let job = self.job.take()?;
+        if let Some(handle) = self.handle {
+            handle.cancel_stop();
+        }
+        Some(job)
+    }
+
+    /// Takes the command that is next, for the worker.
+    fn begin(&mut self) -> Option<Job> {
+        let job = self.job.take();
+        self.at_work = job.is_some();
+        job
+    }
+
     /// The answer to a query.
     fn status(&self) -> Result<serde_json::Value, Refusal> {
         let [template, warm_base] = self.bases;
@@ -101,7 +139,7 @@ impl Inner {
         let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
         Ok(json!({
             "state": self.state.name(),
-            "busy": self.job.is_some(),
+            "busy": self.job.is_some() || self.at_work,
             "instance": self.instance,
             "stored_generation": self.stored_generation,
             "still": self.handle.is_some_and(|handle| self.still_at == Some(handle.raised())),
@@ -127,24 +165,11 @@ impl Shared {
         self.inner.lock().expect("no holder panics")
     }
 
-    fn send(&self, body: &impl Serialize, descriptors: &[BorrowedFd<'_>]) {
+    fn event(&self, event: &Event<'_>) {
         let connection = self.lock().connection.clone();
         if let Some(connection) = connection {
-            // A controller that is gone gets no answer; the next one asks again.
-            let _ = protocol::send(&*connection, body, descriptors);
+            let _ = protocol::send(&*connection, event, &[]);
         }
-    }
-
-    fn ok(&self, id: u64, result: serde_json::Value, descriptors: &[BorrowedFd<'_>]) {
-        self.send(&Reply { id, ok: Some(result), error: None }, descriptors);
-    }
-
-    fn refuse(&self, id: u64, code: &str, message: &str) {
-        self.send(&Reply { id, ok: None::<()>, error: Some(ReplyError { code, message }) }, &[]);
-    }
-
-    fn event(&self, event: &Event<'_>) {
-        self.send(event, &[]);
     }
 
     /// Says how the VM has ended: to the controller that is there, or to the next one if one comes in time.
@@ -253,6 +278,8 @@ fn hear(shared: &Shared, control: &OwnedFd, pager: Option<&Pager>) {
         serve(shared, &connection, pager, &mut buffer);
         let mut inner = shared.lock();
         inner.connection = None;
+        // What was asked for and has not begun is wanted by nobody any more.
+        drop(inner.withdraw());
         if inner.instance.is_none() {
             return;
         }
@@ -348,17 +375,17 @@ fn is_own_user(connection: &OwnedFd) -> bool {
     peer.is_ok_and(|peer| peer.uid == rustix::process::geteuid())
 }
 
-fn serve(shared: &Shared, connection: &OwnedFd, pager: Option<&Pager>, buffer: &mut [u8]) {
+fn serve(shared: &Shared, connection: &Arc<OwnedFd>, pager: Option<&Pager>, buffer: &mut [u8]) {
     loop {
         let deadline = shared.lock().deadline;
         match wait(connection, pager, deadline) {
             Ok(false) => expire(shared),
             Err(lost) => fail(shared, lost),
             Ok(true) => match protocol::receive(connection, buffer) {
-                Ok(Some(received)) => take(shared, received),
+                Ok(Some(received)) => take(shared, connection, received),
                 Ok(None) => return,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    shared.refuse(0, "bad_request", &error.to_string());
+                    Asker { id: 0, connection: Arc::clone(connection) }.refuse("bad_request", &error.to_string());
                     return;
                 }
                 Err(_) => return,
@@ -373,17 +400,14 @@ fn expire(shared: &Shared) {
     if inner.deadline.is_none_or(|deadline| deadline > Instant::now()) {
         return;
     }
-    inner.deadline = None;
-    let Some(job) = inner.job.take() else { return };
-    if let Some(handle) = inner.handle {
-        handle.cancel_stop();
-    }
+    let Some(job) = inner.withdraw() else { return };
     drop(inner);
-    shared.refuse(job.id, "busy", "the guest did not get to a point where it can be stopped; it goes on");
+    job.asker.refuse("busy", "the guest did not get to a point where it can be stopped; it goes on");
 }
 
-fn take(shared: &Shared, received: protocol::Received) {
+fn take(shared: &Shared, connection: &Arc<OwnedFd>, received: protocol::Received) {
     let received_at = Instant::now();
+    let asker = |id| Asker { id, connection: Arc::clone(connection) };
     let request: Request = match serde_json::from_slice(&received.object) {
         Ok(request) => request,
         Err(error) => {
@@ -393,18 +417,18 @@ fn take(shared: &Shared, received: protocol::Received) {
                 id: u64,
             }
             let id = serde_json::from_slice::<Id>(&received.object).map_or(0, |id| id.id);
-            return shared.refuse(id, "bad_request", &error.to_string());
+            return asker(id).refuse("bad_request", &error.to_string());
         }
     };
-    let id = request.id;
+    let asker = asker(request.id);
     let mut inner = shared.lock();
     match (&request.command, inner.state) {
         (Command::Query {}, _) => {
             let status = inner.status();
             drop(inner);
             return match status {
-                Ok(status) => shared.ok(id, status, &[]),
-                Err(refusal) => shared.refuse(id, "host", &refusal.to_string()),
+                Ok(status) => asker.ok(status, &[]),
+                Err(refusal) => asker.refuse("host", &refusal.to_string()),
             };
         }
         (Command::Stop {}, _) => {
@@ -413,17 +437,17 @@ fn take(shared: &Shared, received: protocol::Received) {
             if let Some(handle) = handle {
                 handle.report_stopped();
             }
-            shared.ok(id, json!({}), &[]);
+            asker.ok(json!({}), &[]);
             exit()
         }
         _ if inner.job.is_some() => {
             drop(inner);
-            return shared.refuse(id, "wrong_state", "another command is being carried out");
+            return asker.refuse("wrong_state", "another command is being carried out");
         }
         (Command::Standby(stop) | Command::Checkpoint(stop), State::Running) => {
             inner.deadline = Some(Instant::now() + Duration::from_millis(stop.within_ms.into()));
             let (busy, handle) = (stop.busy, inner.handle);
-            inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
+            inner.job = Some(Job { asker, received_at, command: request.command, descriptors: received.descriptors });
             drop(inner);
             if let Some(handle) = handle {
                 handle.request_stop(busy);
@@ -436,16 +460,16 @@ fn take(shared: &Shared, received: protocol::Received) {
             if let Some(handle) = handle {
                 handle.signal(number);
             }
-            return shared.ok(id, json!({}), &[]);
+            return asker.ok(json!({}), &[]);
         }
         (Command::Signal { .. }, State::Running) => {
             drop(inner);
-            return shared.refuse(id, "bad_request", "signals are numbered 1 to 64");
+            return asker.refuse("bad_request", "signals are numbered 1 to 64");
         }
         (Command::Link {}, State::Running) => {
             inner.deadline = Some(Instant::now() + LINKED_WITHIN);
             let handle = inner.handle;
-            inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
+            inner.job = Some(Job { asker, received_at, command: request.command, descriptors: received.descriptors });
             drop(inner);
             if let Some(handle) = handle {
                 handle.request_stop(true);
@@ -454,11 +478,11 @@ fn take(shared: &Shared, received: protocol::Received) {
         }
         (_, State::Running) => {
             drop(inner);
-            return shared.refuse(id, "wrong_state", "the VM runs");
+            return asker.refuse("wrong_state", "the VM runs");
         }
         _ => {}
     }
-    inner.job = Some(Job { id, received_at, command: request.command, descriptors: received.descriptors });
+    inner.job = Some(Job { asker, received_at, command: request.command, descriptors: received.descriptors });
     drop(inner);
     shared.changed.notify_all();
 }

@@ -1,7 +1,7 @@
 //! The thread that runs the vCPU, and does what concerns the VM while it does not run.
 
 use super::protocol::{Boot, Command, Event, Prepare, Restore, Sibling, Stop};
-use super::{Identity, Job, Shared, State, Watching, read_all};
+use super::{Asker, Identity, Job, Shared, State, Watching, read_all};
 use crate::jail::filter::{self, Thread};
 use crate::snapshot::metadata::{Digest, Uuid};
 use crate::snapshot::pages::Coding;
@@ -91,26 +91,26 @@ impl Worker {
             let job = {
                 let inner = self.shared.lock();
                 let mut inner = self.shared.changed.wait_while(inner, |i| i.job.is_none()).expect("no holder panics");
-                inner.job.take().expect("waited for")
+                inner.begin().expect("waited for")
             };
-            let id = job.id;
             let is_reset = matches!(job.command, Command::Reset {});
-            let done = self.carry_out(job);
+            let (asker, done) = self.carry_out(job);
             if is_reset {
                 scrub_stack();
             }
-            self.answer(id, done);
+            self.answer(&asker, done);
         }
     }
 
-    fn answer(&self, id: u64, done: Done) {
+    fn answer(&self, asker: &Asker, done: Done) {
+        self.shared.lock().at_work = false;
         match done {
             Ok((result, descriptor)) => {
                 let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-                self.shared.ok(id, result, &descriptors);
+                asker.ok(result, &descriptors);
             }
             Err(refused) => {
-                self.shared.refuse(id, refused.code, &refused.message);
+                asker.refuse(refused.code, &refused.message);
                 if refused.fatal {
                     super::exit();
                 }
@@ -127,7 +127,7 @@ impl Worker {
         };
         let (job, deadline) = {
             let mut inner = self.shared.lock();
-            (inner.job.take(), inner.deadline.take())
+            (inner.begin(), inner.deadline.take())
         };
         if let Some(Job { command: Command::Standby(stop), .. }) = &job
             && let Err(Refusal::Busy(_)) = vm.settle()
@@ -136,29 +136,29 @@ impl Worker {
             // Something came in between: the guest takes it and stops again.
             let busy = stop.busy;
             let mut inner = self.shared.lock();
-            (inner.job, inner.deadline) = (job, deadline);
+            (inner.job, inner.deadline, inner.at_work) = (job, deadline, false);
             drop(inner);
             vm.go_on();
             vm.handle().request_stop(busy);
             return;
         }
         match job {
-            Some(Job { id, command: Command::Standby(stop), .. }) => {
+            Some(Job { asker, command: Command::Standby(stop), .. }) => {
                 let done = self.standby(&stop);
-                self.answer(id, done);
+                self.answer(&asker, done);
             }
-            Some(Job { id, command: Command::Checkpoint(stop), .. }) => {
+            Some(Job { asker, command: Command::Checkpoint(stop), .. }) => {
                 vm.pause();
                 let still_at = still_at(vm, &stop);
                 let captured = vm.capture_delta(self.uuid, stop.generation, false);
                 vm.go_on();
                 let done = self.stored(&stop, still_at, captured);
-                self.answer(id, done);
+                self.answer(&asker, done);
             }
-            Some(Job { id, command: Command::Link {}, descriptors, .. }) => {
+            Some(Job { asker, command: Command::Link {}, descriptors, .. }) => {
                 let done = self.link(&mut Descriptors(descriptors.into_iter()));
                 self.vm.as_mut().expect("it ran").go_on();
-                self.answer(id, done);
+                self.answer(&asker, done);
             }
             Some(_) => unreachable!("only these are taken while the VM runs"),
             None if why == reason::READY => {
@@ -192,7 +192,7 @@ impl Worker {
         reply_with(captured)
     }
 
-    fn carry_out(&mut self, job: Job) -> Done {
+    fn carry_out(&mut self, job: Job) -> (Asker, Done) {
         let state = self.shared.lock().state;
         let mut descriptors = Descriptors(job.descriptors.into_iter());
         let done = match (job.command, state) {
@@ -219,9 +219,9 @@ impl Worker {
             (_, state) => Err(Refused::state(state)),
         };
         if done.is_ok() && descriptors.0.len() > 0 {
-            return Err(Refused::request("more descriptors than the command takes"));
+            return (job.asker, Err(Refused::request("more descriptors than the command takes")));
         }
-        done
+        (job.asker, done)
     }
 
     fn watching(&self) -> Box<dyn Watcher> {
