@@ -274,7 +274,10 @@ class Host:
                 template=template.digest.hex(),
                 warm_base=None if warm is None else warm.digest.hex(),
                 never_run=never_run,
-                touch=not is_awaited and self._pool.time_left(),
+                # It takes longer than all the rest: not before there is one for the next wake.
+                touch=not is_awaited
+                and self._pool.has_resting(template)
+                and self._pool.time_left(),
             )
             await worker.process.prepare(
                 prepare,

@@ -296,6 +296,11 @@ class Pool:
         """How many there are."""
         return self._resting
 
+    def has_resting(self, base: Base) -> bool:
+        """Whether the next wake of a template finds a process."""
+        demand = self._demands.get(base.id)
+        return demand is not None and bool(demand.resting)
+
     def resting_of(self) -> dict[int, int]:
         """How many rest or are in use, by template."""
         count: dict[int, int] = defaultdict(int)
