@@ -26,6 +26,23 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+def serving_spec(
+    name: str, image: str, scale_to_zero: dict[str, Any], *, memory_mb: int = 128
+) -> dict[str, Any]:
+    """Of an instance that starts at once, and is reached by its name at the proxy's plain port."""
+    return {
+        "name": name,
+        "image": image,
+        "memory_mb": memory_mb,
+        "autostart": True,
+        "service_group": {
+            "services": [{"port": 80, "destination_port": 8080}],
+            "domains": [{"name": name}],
+        },
+        "scale_to_zero": scale_to_zero,
+    }
+
+
 @dataclass
 class Server:
     """A server on a data directory, up while the `with` block lasts."""

@@ -11,7 +11,7 @@ from tests.e2e.test_store import blobs, suspend
 from tests.guest_http import ANSWERING
 from tests.harness import TORPOR, run_command
 from tests.images.standins import add_root
-from tests.server import TIMEOUT_S, Server
+from tests.server import TIMEOUT_S, Server, serving_spec
 from torpor.images.store import ImageStore
 
 pytestmark = pytest.mark.kvm
@@ -50,17 +50,8 @@ def server(data: Path) -> Iterator[Server]:
     """A server with a clone of a template."""
     with Server(data) as server:
         for name in ("first", "holder"):
-            spec = {
-                "name": name,
-                "image": "holder",
-                "memory_mb": 256,
-                "autostart": True,
-                "service_group": {
-                    "services": [{"port": 80, "destination_port": 8080}],
-                    "domains": [{"name": name}],
-                },
-                "scale_to_zero": {"policy": "on", "stateful": True, "cooldown_time_ms": 600_000},
-            }
+            policy = {"policy": "on", "stateful": True, "cooldown_time_ms": 600_000}
+            spec = serving_spec(name, "holder", policy, memory_mb=256)
             (made,) = server.api("/v1/instances", [spec], "POST")["instances"]
             assert made["status"] == "success", made
             server.wait_for(name, "running")

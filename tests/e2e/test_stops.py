@@ -13,7 +13,7 @@ import pytest
 
 from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
-from tests.server import TIMEOUT_S, Server
+from tests.server import TIMEOUT_S, Server, serving_spec
 from torpor.images.store import ImageStore
 
 pytestmark = pytest.mark.kvm
@@ -46,17 +46,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def create(server: Server, name: str, *, stateful: bool = False) -> None:
-    spec = {
-        "name": name,
-        "image": "echo",
-        "memory_mb": 128,
-        "autostart": True,
-        "service_group": {
-            "services": [{"port": 80, "destination_port": 8080}],
-            "domains": [{"name": name}],
-        },
-        "scale_to_zero": {"policy": "on", "stateful": stateful, "cooldown_time_ms": 600_000},
-    }
+    policy = {"policy": "on", "stateful": stateful, "cooldown_time_ms": 600_000}
+    spec = serving_spec(name, "echo", policy)
     (made,) = server.api("/v1/instances", [spec], "POST")["instances"]
     assert made["status"] == "success", made
     server.wait_for(name, "running")

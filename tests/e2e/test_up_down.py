@@ -19,7 +19,7 @@ import pytest
 from tests.guest_http import ANSWERING
 from tests.harness import TORPOR, Result, run_command
 from tests.images.standins import add_root
-from tests.server import TIMEOUT_S, Server, free_port
+from tests.server import TIMEOUT_S, Server, free_port, serving_spec
 from torpor.bench.meters import processes_of
 from torpor.images.store import ImageStore
 from torpor.locks import SUPERVISOR, TORPORD, holder
@@ -309,20 +309,8 @@ def test_down_under_requests_leaves_no_vm(tmp_path: Path, monkeypatch: pytest.Mo
     add_root(ImageStore(place.data), "python", "here", ("python3", "-c", PROGRAM), ("8080",))
     names = [f"n{number}" for number in range(6)]
     with Server(place.data) as server:
-        specs = [
-            {
-                "name": name,
-                "image": "here",
-                "memory_mb": 128,
-                "autostart": True,
-                "service_group": {
-                    "services": [{"port": 80, "destination_port": 8080}],
-                    "domains": [{"name": name}],
-                },
-                "scale_to_zero": {"policy": "on", "stateful": True, "cooldown_time_ms": 20},
-            }
-            for name in names
-        ]
+        policy = {"policy": "on", "stateful": True, "cooldown_time_ms": 20}
+        specs = [serving_spec(name, "here", policy) for name in names]
         server.api("/v1/instances", specs, "POST")
         for name in names:
             server.wait_for(name, "standby")
@@ -353,20 +341,7 @@ def test_what_ran_at_down_goes_on_behind_up(
         "stopped": {"policy": "off", "stateful": False},
     }
     with Server(place.data) as server:
-        specs = [
-            {
-                "name": name,
-                "image": "here",
-                "memory_mb": 128,
-                "autostart": True,
-                "service_group": {
-                    "services": [{"port": 80, "destination_port": 8080}],
-                    "domains": [{"name": name}],
-                },
-                "scale_to_zero": policy,
-            }
-            for name, policy in policies.items()
-        ]
+        specs = [serving_spec(name, "here", policy) for name, policy in policies.items()]
         server.api("/v1/instances", specs, "POST")
         for name in policies:
             server.wait_for(name, "running")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.test_wake_starts import PROGRAM
 from tests.images.standins import add_root
-from tests.server import TIMEOUT_S, Server
+from tests.server import TIMEOUT_S, Server, serving_spec
 from torpor.images.store import ImageStore
 
 pytestmark = pytest.mark.kvm
@@ -29,17 +29,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def spec(name: str) -> dict[str, object]:
-    return {
-        "name": name,
-        "image": "counter",
-        "memory_mb": 128,
-        "autostart": True,
-        "service_group": {
-            "services": [{"port": 80, "destination_port": 8080}],
-            "domains": [{"name": name}],
-        },
-        "scale_to_zero": {"policy": "on", "stateful": True, "cooldown_time_ms": 1},
-    }
+    policy = {"policy": "on", "stateful": True, "cooldown_time_ms": 1}
+    return serving_spec(name, "counter", policy)
 
 
 def unpacked(torpord: int) -> int:
