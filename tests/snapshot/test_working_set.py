@@ -13,10 +13,11 @@ from tests.harness import REPOSITORY
 from tests.snapshot.test_late import learnt
 from tests.snapshot.test_snapshots import ask, check
 from tests.snapshot.vms import Sibling, Template, vm_process
-from torpor.vmprocess import Prepare, Refused
+from torpor.vmprocess import Refused
 
 pytestmark = pytest.mark.kvm
 
+FEW_BYTES = 128 << 10
 IMAGE_PAGE = 0x10_0000_0000 >> 12
 
 
@@ -69,16 +70,40 @@ def test_siblings_teach_what_they_touch(directory: Path, template: Template) -> 
     asyncio.run(test())
 
 
-def test_what_never_ran_touches_nothing(directory: Path, template: Template) -> None:
+async def touched_bytes(vm: Sibling) -> int:
+    """By how much touching makes a VM at rest larger."""
+    before = (await vm.process.query()).memory_bytes
+    await vm.process.touch()
+    return (await vm.process.query()).memory_bytes - before
+
+
+def test_others_touch_nothing(directory: Path, template: Template) -> None:
+    """Those that never ran, have no warm base, were touched before, or were an instance."""
+
     async def test() -> None:
+        warm = await learnt(directory, template)
+        for never_run, base in ((True, warm), (False, None)):
+            async with vm_process(directory) as process:
+                vm = await Sibling.prepare(process, template, never_run=never_run, warm=base)
+                assert await touched_bytes(vm) < FEW_BYTES
+                await vm.wake(secrets.token_hex(16), 0)
+                assert (await check(vm))["count"] == 0
+                with pytest.raises(Refused, match="the VM runs") as refused:
+                    await process.touch()
+                assert refused.value.code == "wrong_state"
+                vm.peer.close()
         async with vm_process(directory) as process:
-            with pytest.raises(Refused) as refused:
-                await process.prepare(
-                    Prepare(template=template.digest, never_run=True, touch=True),
-                    template=template.file,
-                    memory=template.memory,
-                    image=template.image,
-                )
-            assert refused.value.code == "bad_request"
+            vm = await Sibling.prepare(process, template, warm=warm)
+            assert await touched_bytes(vm) > FEW_BYTES
+            assert await touched_bytes(vm) < FEW_BYTES
+            vm.peer.close()
+        async with vm_process(directory) as process:
+            vm = await Sibling.prepare(process, template, warm=warm)
+            await vm.wake(secrets.token_hex(16), 0)
+            await vm.sleep(1)
+            assert await touched_bytes(vm) < FEW_BYTES
+            await vm.wake(secrets.token_hex(16), 0)
+            assert (await check(vm))["count"] == 0
+            vm.peer.close()
 
     asyncio.run(test())

@@ -139,7 +139,6 @@ class Sibling:
                 template=template.digest,
                 warm_base=None if warm is None else digest_in_hex(warm),
                 never_run=never_run,
-                touch=touch,
             ),
             template=template.file,
             memory=None if late else template.memory,
@@ -148,6 +147,8 @@ class Sibling:
         )
         if warm_file is not None:
             os.close(warm_file)
+        if touch:
+            await process.touch()
         return cls(process, template)
 
     async def wake(

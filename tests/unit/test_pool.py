@@ -20,10 +20,18 @@ BASE = Base(7, 1, b"", None, b"key", "image", b"", 1, "upper", 0, 0)
 class FakeWorker:
     """What the pool knows of a VM process."""
 
-    def __init__(self, warm_id: int | None = None) -> None:
+    def __init__(self, warm_id: int | None = None, *, is_fresh: bool = False) -> None:
         self.rest = Rest(BASE.id, warm_id)
         self.alive = True
         self.killed = False
+        self.is_fresh = is_fresh
+        self.is_touched = asyncio.Event()
+        self.may_be_touched = asyncio.Event()
+
+    async def touch(self) -> None:
+        self.is_fresh = False
+        self.is_touched.set()
+        await self.may_be_touched.wait()
 
     def kill(self) -> None:
         self.killed, self.alive = True, False
@@ -290,6 +298,47 @@ async def test_what_is_taken_is_replaced(make_pool: Callable[..., Pool], maker: 
     await until(lambda: pool.resting() >= 1)
     assert await pool.take(BASE, None) is not None
     await until(lambda: pool.resting() >= 1)
+
+
+async def test_the_new_are_touched_where_another_one_rests(
+    make_pool: Callable[..., Pool], maker: Maker
+) -> None:
+    pool = make_pool(Limits(spare=2), refills=True)
+    pool.adopted(BASE)
+    new = FakeWorker(is_fresh=True)
+    used = worker()
+    pool.give(used)
+    pool.give(cast("Worker", new))
+    await until(new.is_touched.is_set)
+    # Nobody waits for it: there is the other one, and then one is made.
+    maker.may.set()
+    assert await pool.take(BASE, None) is used
+    assert await pool.take(BASE, None) is not cast("Worker", new)
+    waits = await taken(pool)
+    new.may_be_touched.set()
+    assert await waits
+    await until(lambda: pool.resting() >= 1)
+
+
+async def test_a_single_one_is_not_touched(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(refills=True)
+    new = FakeWorker(is_fresh=True)
+    pool.adopted(BASE)
+    pool.give(cast("Worker", new))
+    pool.warm(BASE)
+    await asyncio.sleep(0.01)
+    assert await pool.take(BASE, None) is cast("Worker", new)
+    assert not new.is_touched.is_set()
+
+
+async def test_what_was_touched_or_used_is_taken_first(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool()
+    pool.adopted(BASE)
+    new, used = cast("Worker", FakeWorker(is_fresh=True)), worker()
+    pool.give(used)
+    pool.give(new)
+    assert await pool.take(BASE, None) is used
+    assert await pool.take(BASE, None) is new
 
 
 async def test_a_template_that_nobody_wakes_loses_its_processes(

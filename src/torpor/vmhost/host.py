@@ -176,6 +176,7 @@ class Host:
             while True:
                 self._assignments.assign(worker.path, who.instance)
                 worker.listener = listener
+                worker.is_fresh = False
                 try:
                     await worker.process.restore(restore, delta=delta, console=console, sent=told)
                 except (Refused, ConnectionError) as error:
@@ -259,8 +260,7 @@ class Host:
     ) -> Worker:
         """A process at rest on a template and a warm base, or none.
 
-        One that somebody waits for does not wait for its template to be unpacked, nor for what only
-        makes its first wake shorter.
+        One that somebody waits for does not wait for its template to be unpacked.
         """
         worker = await self._launched()
         try:
@@ -274,10 +274,6 @@ class Host:
                 template=template.digest.hex(),
                 warm_base=None if warm is None else warm.digest.hex(),
                 never_run=never_run,
-                # It takes longer than all the rest: not before there is one for the next wake.
-                touch=not is_awaited
-                and self._pool.has_resting(template)
-                and self._pool.time_left(),
             )
             await worker.process.prepare(
                 prepare,
@@ -291,6 +287,7 @@ class Host:
             raise
         worker.template = template
         worker.rest = Rest.at(template, warm)
+        worker.is_fresh = worker.shares_template and warm is not None
         worker.rested_cpu_ms = worker.cpu_time_ms()
         return worker
 

@@ -13,7 +13,7 @@ from typing import Self
 
 from torpor.controller.vm import Exit, VmListener
 from torpor.store import Base
-from torpor.vmprocess import Ended, Launched, Ready, Unlinked, VMProcess
+from torpor.vmprocess import Ended, Launched, Ready, Refused, Unlinked, VMProcess
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 KERNEL_BYTES = 1 << 20
@@ -50,6 +50,8 @@ class Worker:
         """An instance of its template: it counts as in use."""
         self.shares_template = True
         """False: its template was not unpacked, and what it needs of it is this process's alone."""
+        self.is_fresh = False
+        """It was prepared, and neither touched nor an instance since."""
         self.rested_cpu_ms = 0
         """Processor time that it had used when it came to rest last: not its next instance's."""
         self._measured_bytes = 0
@@ -94,6 +96,14 @@ class Worker:
             return time.clock_gettime_ns(_processor_clock(self.pid)) // 1_000_000
         except OSError:
             return 0
+
+    async def touch(self) -> None:
+        """Makes the first wake in it shorter. Where that fails it is of no use any more."""
+        self.is_fresh = False
+        try:
+            await self.process.touch()
+        except (Refused, ConnectionError):
+            self.kill()
 
     def kill(self) -> None:
         """Ends the process. Its listener hears of it when it is dead."""

@@ -61,8 +61,6 @@ class Prepare(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of the template's file (torpor.snapshot_format)."""
     warm_base: str | None = None
     never_run: bool = False
-    touch: bool = False
-    """Have all mapped that instances need soon, as far as the warm base says what that is."""
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,8 @@ pub enum Command {
     /// Makes a VM of a template, at rest. Descriptors: template file, unless `late` its memory, image, then with `warm_base`
     /// its file.
     Prepare(Prepare),
+    /// Maps what instances of a VM's warm base need soon, where none has been in it yet.
+    Touch {},
     /// Fills the memory of a template. Descriptors: template file, an empty memfd that may be sealed.
     Unpack {
         /// Digest of the template's file.
@@ -152,9 +154,6 @@ pub struct Prepare {
     /// Leave the vCPU alone: for a state whose page tables differ much.
     #[serde(default)]
     pub never_run: bool,
-    /// Have the guest kernel touch what instances need soon, as far as the warm base says what that is.
-    #[serde(default)]
-    pub touch: bool,
     /// The template is not unpacked: its pages arrive from its file when they are touched.
     #[serde(default)]
     pub late: bool,

@@ -205,6 +205,7 @@ impl Worker {
                 self.set_running(None);
                 Ok((json!({}), None))
             }
+            (Command::Touch {}, State::Resting) => self.touch(),
             (Command::Restore(restore), State::Resting) => self.restore(&restore, job.received_at, &mut descriptors),
             // One that was stopped before, for a controller that has lost the answer.
             (Command::Standby(stop), State::Stopped) => {
@@ -296,16 +297,19 @@ impl Worker {
         let origin = self.origin(image, None)?;
         let warm = warm.as_ref().map(|(digest, file)| (*digest, &file[..]));
         let template = (prepare.template, &reader, memory);
-        let ready = match (prepare.never_run, prepare.touch) {
-            (true, false) => Readiness::NeverRun,
-            (false, false) => Readiness::Rests,
-            (false, true) => Readiness::Touched,
-            (true, true) => return Err(Refused::request("a VM that never ran cannot touch anything")),
-        };
+        let ready = if prepare.never_run { Readiness::NeverRun } else { Readiness::Rests };
         let vm = Vm::prepare(origin, template, warm, ready, self.watching())?;
         self.whole = whole;
         self.set_vm(vm, State::Resting, Uuid::default(), None);
         Ok((json!({}), None))
+    }
+
+    fn touch(&mut self) -> Done {
+        match self.vm.as_mut().expect("it rests").touch() {
+            Ok(()) => Ok((json!({}), None)),
+            // Nobody knows where the guest is.
+            Err(refusal) => Err(Refused { fatal: true, ..refusal.into() }),
+        }
     }
 
     pub(super) fn set_vm(&mut self, vm: Vm, state: State, uuid: Uuid, instance: Option<Identity>) {

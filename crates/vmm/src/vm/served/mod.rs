@@ -33,7 +33,7 @@ use super::vcpu::{Progress, Stop, run_until_stop};
 use super::{Fatal, Machine, Serving, boot, cpu, io};
 use crate::jail;
 use crate::jail::filter::{self, Thread};
-use crate::snapshot::metadata::{CpuFeatures, Digest, Machine as Family, Uuid};
+use crate::snapshot::metadata::{CpuFeatures, Digest, Machine as Family, Uuid, WorkingSet};
 use crate::snapshot::pages::Run;
 use crate::snapshot::{BadSnapshot, Kind, Reader};
 use base::Base;
@@ -190,8 +190,6 @@ pub enum Readiness {
     NeverRun,
     /// Its vCPU waits.
     Rests,
-    /// And what its instances need is mapped, as far as the warm base says what that is.
-    Touched,
 }
 
 /// With so many pages of its own a process has a large state: one whose pages are late, and after which it is not used again.
@@ -216,6 +214,8 @@ pub struct Vm {
     survey: Option<Survey>,
     /// For what new instances touch: see [`working_set`]. None in a process that is of no use for that.
     recorder: Option<Userfault>,
+    /// What [`Vm::touch`] has to do, as long as the VM is no instance.
+    untouched: Option<WorkingSet>,
     /// What the guest has to be told when it goes on: see [`torpor_abi::handover::Handover::unsent_bytes`].
     relinked: Option<[u32; 3]>,
 }
@@ -410,9 +410,7 @@ impl Vm {
         } else {
             vm.rest(0)?;
         }
-        if let (Readiness::Touched, Some(set)) = (ready, working_set) {
-            vm.touch(&set)?;
-        }
+        vm.untouched = working_set.filter(|_| ready == Readiness::Rests);
         Ok(vm)
     }
 
@@ -443,6 +441,7 @@ impl Vm {
             entered: false,
             survey: None,
             recorder: None,
+            untouched: None,
             relinked: None,
         })
     }

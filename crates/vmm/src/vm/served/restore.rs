@@ -89,6 +89,7 @@ impl Vm {
         link: Option<&OwnedFd>,
         whole: &Whole,
     ) -> Result<(), Refusal> {
+        self.untouched = None;
         // Who goes on needs other things, and memory has one userfaultfd: late pages need theirs.
         let begins = instance.generation == 0 && delta.as_ref().is_none_or(|(reader, _)| reader.late().is_empty());
         let recorder = self.recorder.take().filter(|_| begins);

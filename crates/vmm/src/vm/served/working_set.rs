@@ -71,11 +71,13 @@ impl WorkingSet {
 }
 
 impl Vm {
-    /// Has the guest kernel of a VM at rest touch a working set. What of it this VM has not got is left out.
+    /// Has the guest kernel of a VM at rest touch what instances need soon, as far as the warm base says what that is. It does
+    /// so once, and not where an instance has been, or the vCPU has yet to run. What of it this VM has not got is left out.
     ///
     /// # Errors
     /// [`Refusal::Host`].
-    pub(super) fn touch(&mut self, set: &WorkingSet) -> Result<(), Refusal> {
+    pub fn touch(&mut self) -> Result<(), Refusal> {
+        let Some(set) = self.untouched.take() else { return Ok(()) };
         let memory = &self.machine.memory;
         let tables = self.family.tables.iter().map(|(_, len)| len / PAGE_BYTES).sum();
         let [ram, image] =
