@@ -24,6 +24,8 @@ CARGO_TEST_RESULT = re.compile(
     r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE
 )
 
+ALONE = ["--jobs", "1"]
+"""Builds beside other stages, which need a processor of their own."""
 CONTROL_PLANE = [f"tests/{name}" for name in ("api", "controller", "images", "store", "unit")]
 """Tests that run hardly any VM."""
 
@@ -41,7 +43,8 @@ class Stage:
     group: str
     command: list[str]
     beside: bool = False
-    """It runs beside the stages after it, and its output is printed when they are over."""
+    """It runs beside the stages after it that are not, behind the others that are; its output is
+    printed when they are over. It keeps one processor at most, and tests of VMs seldom both."""
     report: Path | None = None
     """Where pytest writes what it ran, in the format of JUnit."""
     wall_s: float = 0.0
@@ -64,11 +67,13 @@ def stages() -> list[Stage]:
                 "clippy",
                 "--locked",
                 "--quiet",
+                *ALONE,
                 "--workspace",
                 "--all-targets",
                 "--",
                 "-Dwarnings",
             ],
+            beside=True,
         ),
         Stage(
             "cargo clippy (guest)",
@@ -79,16 +84,22 @@ def stages() -> list[Stage]:
                 "clippy",
                 "--locked",
                 "--quiet",
+                *ALONE,
                 "-p",
                 "torpor-kernel",
                 "--no-default-features",
                 "--",
                 "-Dwarnings",
             ],
+            beside=True,
         ),
-        Stage("cargo test", "rust", ["cargo", "test", "--locked", "--workspace", "--quiet"]),
+        Stage(
+            "cargo test",
+            "rust",
+            ["cargo", "test", "--locked", "--quiet", *ALONE, "--workspace"],
+            beside=True,
+        ),
         Stage("root file systems", "python", [python, "-m", "tests.rootfs"]),
-        # Emulation keeps one processor at most, the tests of the VMs seldom both.
         pytest("pytest (stock KVM)", "tests/stock_kvm", beside=True),
         pytest("pytest (control plane)", *CONTROL_PLANE, beside=True),
         pytest("pytest", *(f"--ignore={one}" for one in ("tests/stock_kvm", *CONTROL_PLANE))),
