@@ -1,6 +1,7 @@
 # `make help` lists the targets. Everything that a target needs, it installs by itself.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+# The distribution's is built with profiles; one that was built without runs torpord a tenth slower.
+export PYTHON ?= $(or $(wildcard /usr/bin/python3.11),python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
 CARGO_TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
