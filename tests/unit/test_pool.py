@@ -341,6 +341,19 @@ async def test_what_was_touched_or_used_is_taken_first(make_pool: Callable[..., 
     assert await pool.take(BASE, None) is new
 
 
+async def test_what_does_not_come_back_is_replaced_when_it_is_gone(
+    make_pool: Callable[..., Pool], maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not at the next look, which may come after the next wakes.
+    monkeypatch.setattr(pools, "TICK_S", 3600)
+    pool = make_pool(Limits(reuse=False), refills=True)
+    maker.may.set()
+    assert await pool.take(BASE, None)
+    await until(lambda: pool.resting() == 1)
+    pool.done(BASE.id)
+    await until(lambda: pool.resting() == 2)
+
+
 async def test_a_template_that_nobody_wakes_loses_its_processes(
     make_pool: Callable[..., Pool], maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

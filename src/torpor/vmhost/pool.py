@@ -91,8 +91,8 @@ STALLED_S = 0.25
 MAKERS = 2 * len(os.sched_getaffinity(0))
 """Processes that are made at once, for one template, for those that wait."""
 TICK_S = 1.0
-FORGET = 0.995
-"""What is left of a peak after a tick: half after 140 s. To end a process takes about 10 ms of
+FORGET = 0.999
+"""What is left of a peak after a tick: half after 12 minutes. To end a process takes about 10 ms of
 processor time, which is to be no load of its own.
 """
 
@@ -224,6 +224,8 @@ class Pool:
         demand = self._demands.get(base_id)
         if demand is not None:
             demand.in_use = max(demand.in_use - 1, 0)
+            if not self.limits.reuse:  # it does not come back
+                self._refill_wanted.set()
 
     def comes(self, base: Base) -> None:
         """A process is about to come back: `came` follows in any case."""
