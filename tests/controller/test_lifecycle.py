@@ -101,6 +101,37 @@ async def test_what_differs_in_its_environment_alone_is_a_sibling(
     assert (templates[0].key is None, templates[1].key is None) == (True, False)
 
 
+async def test_what_is_started_again_in_a_family_gets_a_template_of_its_own(
+    controller: Controller, owner: Owner, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot, booted = host.boot, []
+
+    async def noting(machine: Machine, *rest: Any) -> FakeVm:
+        booted.append(machine.instance)
+        return await boot(machine, *rest)
+
+    monkeypatch.setattr(host, "boot", noting)
+    args = ["/bin/srv"]
+    for number in range(3):
+        await running(controller, owner, env={"N": str(number)}, args=args)
+    # A restart is no other instance: what differs goes on as a difference.
+    sibling = await running(controller, owner, env={"N": "3"}, args=args)
+    await controller.lifecycle.stop(sibling, force=True)
+    await controller.wait(sibling, "stopped", 30)
+    await controller.start(owner, current(controller, sibling))
+    await controller.wait(sibling, "running", 30)
+    repeated = [await running(controller, owner, env={"N": "4"}, args=args) for _ in range(3)]
+    assert booted[3:] == [sibling.uuid, sibling.uuid, repeated[0].uuid, repeated[1].uuid]
+
+    async def template_of(row: InstanceRow) -> int | None:
+        await controller.lifecycle.suspend(controller.lifecycle.lives.current(row), "api")
+        saved = controller.store.snapshots.find(row.id)
+        return None if saved is None or saved.template is None else saved.template.id
+
+    ofs = [await template_of(row) for row in (sibling, *repeated)]
+    assert ofs[0] == ofs[1] != ofs[2] == ofs[3]
+
+
 async def test_a_lost_process_falls_back_to_the_last_generation(
     controller: Controller, owner: Owner, host: FakeHost
 ) -> None:

@@ -38,8 +38,8 @@ class Beginning(Struct, frozen=True):
     """Cold; its configuration. Its VM ends when it is ready, and another goes on with its state."""
     family: bytes | None = None
     """That state is a difference to the template of this family, if there is one."""
-    is_asked_for: bool = False
-    """It becomes a template even so."""
+    is_own_template: bool = False
+    """It becomes a template even so: it was asked for, or is not the first of its configuration."""
     seed: bytes | None = None
     """What its random numbers begin with until it is ready, so that siblings are much alike."""
 

@@ -4,7 +4,8 @@ A template serves a configuration: owner, image, arguments, environment, size. I
 second start of that configuration or of its family, which is all that but the environment, or when
 it was asked for, from a VM that has just become ready. Later instances of the configuration begin
 as its clones. Those of the family boot with the same random numbers, and what they differ by from
-it when they are ready is their state.
+it when they are ready is their state; the second instance of such a configuration makes a template
+of its own.
 """
 
 import asyncio
@@ -33,6 +34,16 @@ LEARNING_MAX = 256
 
 
 @dataclass(slots=True)
+class _Seen:
+    """A configuration or family that was started before."""
+
+    by: str
+    """The uuid of the instance that did so first."""
+    why_not: str | None = None
+    """Why there is no template of it, as far as is known."""
+
+
+@dataclass(slots=True)
 class _Siblings:
     """Deltas against a template alone, by instance; the newest of each."""
 
@@ -48,8 +59,8 @@ class Templates:
         self._store = store
         self._saved = saved
         self._host = host
-        self._seen: OrderedDict[bytes, str | None] = OrderedDict()
-        """Configurations that were started before, and why there is no template of them."""
+        self._seen: OrderedDict[bytes, _Seen] = OrderedDict()
+        """By configuration or family."""
         self._asked: set[bytes] = set()
         self._first_of: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self._warm: dict[int, Base | None] = {}
@@ -65,8 +76,10 @@ class Templates:
         one. Likewise for a program whose clones repeat random numbers.
         """
         key, family, argv = configuration_key(machine), family_key(machine), machine.argv
-        why_not = self._seen.get(key) or self._seen.get(family)
-        why_not = why_not or why_not_templated(argv, drew_random=False)
+        why_not = why_not_templated(argv, drew_random=False)
+        for seen in (self._seen.get(key), self._seen.get(family)):
+            if seen is not None:
+                why_not = why_not or seen.why_not
         if row.kind != "instance" or why_not is not None:
             return Beginning(why_no_template=why_not)
         template = self._store.bases.by_key(key)
@@ -74,21 +87,26 @@ class Templates:
             return Beginning(clone_of=State(template, None))
         asked = key in self._asked
         self._asked.discard(key)
-        again = self._was_seen(key) or asked
-        if self._was_seen(family) or again or self._store.bases.by_family(family) is not None:
+        first, first_of_family = (self._first(one, row.uuid) for one in (key, family))
+        again = asked or first is not None or first_of_family is not None
+        if again or self._store.bases.by_family(family) is not None:
             # Where it would show in what they draw later, siblings begin with numbers of their own.
             repeats = runtime_that_repeats(argv) is not None
             seed = None if repeats else self._saved.boot_seed(family)
-            return Beginning(argv=argv, key=key, family=family, is_asked_for=asked, seed=seed)
+            own = asked or first not in (None, row.uuid)
+            return Beginning(argv=argv, key=key, family=family, is_own_template=own, seed=seed)
         return Beginning()
 
-    def _was_seen(self, key: bytes) -> bool:
-        seen = key in self._seen
-        self._seen.setdefault(key)
+    def _first(self, key: bytes, uuid: str) -> str | None:
+        """Who started a configuration or family first; none where it is this instance's turn."""
+        seen = self._seen.get(key)
+        if seen is None:
+            self._seen[key] = _Seen(uuid)
+            if len(self._seen) > SEEN_MAX:
+                self._seen.popitem(last=False)
+            return None
         self._seen.move_to_end(key)
-        if len(self._seen) > SEEN_MAX:
-            self._seen.popitem(last=False)
-        return seen
+        return seen.by
 
     def ask_for(self, machine: Machine) -> None:
         """The next start of this configuration makes its template, if there is none."""
@@ -99,9 +117,9 @@ class Templates:
         assert beginning.key is not None  # noqa: S101 -- it is stored for that
         why = why_not_templated(beginning.argv, drew_random=saved.drew_random)
         if why is not None:
-            self._seen[beginning.key] = why
-            if beginning.family is not None:
-                self._seen[beginning.family] = why
+            for key in (beginning.key, beginning.family):
+                if key is not None and key in self._seen:
+                    self._seen[key].why_not = why
         return why
 
     async def add(self, row: InstanceRow, saved: Saved, image: str, beginning: Beginning) -> Base:
@@ -125,7 +143,7 @@ class Templates:
             template = self._store.bases.by_key(key)
             if template is not None:
                 yield State(template, None), None
-            elif family is None or beginning.is_asked_for:
+            elif family is None or beginning.is_own_template:
                 yield None, None
             else:
                 yield None, self._store.bases.by_family(family)
