@@ -62,7 +62,7 @@ class FakeVm:
 
     async def sibling(self, template: Base, generation: int) -> Saved:  # noqa: ARG002
         await asyncio.sleep(0)
-        return Saved(self._content(), template)
+        return Saved(self._content(), template, drew_random="FAKE_DREW_RANDOM" in self.env)
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:  # noqa: ARG002
         await asyncio.sleep(0)

@@ -60,6 +60,7 @@ async def test_no_template_is_made_of_what_would_repeat_secrets(
 ) -> None:
     for _ in range(3):
         row = await running(controller, owner, args=[f"/bin/{program}"], env=drew)
+    assert controller.lifecycle.lives.state(current(controller, row)) == "running"
     found = controller.store.bases.unneeded()
     assert len(found) == templates
     assert (b"no template is made" in controller.console.read(row.id, 0, 1 << 16)) == (
@@ -67,14 +68,36 @@ async def test_no_template_is_made_of_what_would_repeat_secrets(
     )
 
 
-@pytest.mark.parametrize(("program", "is_seeded"), [("srv", True), ("bun", False)])
+async def test_a_sibling_that_draws_boots_once_more_with_numbers_of_its_own(
+    controller: Controller, owner: Owner, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot, seeds = host.boot, []
+
+    async def noting(machine: Machine, *rest: Any) -> FakeVm:
+        seeds.append(machine.seed)
+        return await boot(machine, *rest)
+
+    monkeypatch.setattr(host, "boot", noting)
+    for number in range(3):
+        await running(controller, owner, env={"N": str(number)}, args=["/bin/bun"])
+    for number in range(3, 5):
+        env = {"N": str(number), "FAKE_DREW_RANDOM": ""}
+        row = await running(controller, owner, env=env, args=["/bin/bun"])
+        assert host.running[row.uuid].memory["lives"] == 1
+        assert b"no template is made" in controller.console.read(row.id, 0, 1 << 16)
+    await running(controller, owner, env={"N": "5"}, args=["/bin/bun"])
+    family = seeds[1]
+    assert family is not None
+    assert seeds == [None, family, family, family, None, family, None, family]
+
+
+@pytest.mark.parametrize("program", ["srv", "bun"])
 async def test_what_differs_in_its_environment_alone_is_a_sibling(
     controller: Controller,
     owner: Owner,
     host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
     program: str,
-    is_seeded: bool,
 ) -> None:
     boot, seeds = host.boot, []
 
@@ -87,8 +110,7 @@ async def test_what_differs_in_its_environment_alone_is_a_sibling(
     rows = [
         await running(controller, owner, env={"N": str(number)}, args=args) for number in range(4)
     ]
-    # Siblings of a runtime that draws in advance begin with random numbers of their own.
-    assert [seed is not None for seed in seeds] == [False, *[is_seeded] * 3]
+    assert [seed is not None for seed in seeds] == [False, True, True, True]
     await running(controller, owner, env={"N": "1"}, args=["/bin/other"])
     for row in rows:
         await controller.lifecycle.suspend(controller.lifecycle.lives.current(row), "api")

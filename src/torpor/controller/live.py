@@ -41,7 +41,9 @@ class Beginning(Struct, frozen=True):
     is_own_template: bool = False
     """It becomes a template even so: it was asked for, or is not the first of its configuration."""
     seed: bytes | None = None
-    """What its random numbers begin with until it is ready, so that siblings are much alike."""
+    """Of one with a `key`: what its random numbers begin with until it is ready, so that siblings
+    are much alike.
+    """
 
     @property
     def is_stored_when_ready(self) -> bool:

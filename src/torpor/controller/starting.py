@@ -276,13 +276,10 @@ class Starter:
                     return
                 try:
                     if live.beginning.is_stored_when_ready:
-                        if await self._goes_on_stored(live, runs=True):
-                            return
-                        await vm.go_on()
+                        await self._goes_on_stored(live, runs=True)
+                        return
                 except BusyError:
-                    if live.beginning.seed is not None:
-                        continue  # its random numbers are still those of its siblings
-                    live.beginning = Beginning()
+                    continue  # its random numbers are still those of its siblings
                 except (ItemError, StoreError) as error:
                     await self._failed(live, error)
                     return
@@ -296,8 +293,8 @@ class Starter:
             if not self._lives.has(live) or live.listener is not listener or live.vm is None:
                 return
             try:
-                wanted = live.state == "starting" and live.beginning.is_stored_when_ready
-                if wanted and await self._goes_on_stored(live):
+                if live.state == "starting" and live.beginning.is_stored_when_ready:
+                    await self._goes_on_stored(live)
                     return
                 await live.vm.go_on()
             except (ItemError, StoreError) as error:
@@ -313,22 +310,24 @@ class Starter:
         else:
             await self._on_lost(live)
 
-    async def _goes_on_stored(self, live: Live, *, runs: bool = False) -> bool:
+    async def _goes_on_stored(self, live: Live, *, runs: bool = False) -> None:
         """Stores the VM, which is stopped (or `runs`), and goes on with that in another one.
 
-        Of many that were started at once the first one's template serves them all. False where
-        clones would repeat secrets: the VM is stopped, and the console says why.
+        Of many that were started at once the first one's template serves them all. Where clones
+        would repeat secrets the console says why, and it boots once more, with random numbers of
+        its own: the first ones may be its siblings' too.
         """
         row, vm, beginning = live.row, live.vm, live.beginning
         assert vm is not None and beginning.key is not None  # noqa: S101, PT018 -- the caller looked
         async with self._templates.base_of(beginning) as (state, sibling):
-            whole = None
+            whole, why_not = None, None
             if state is None and runs:
                 whole = await vm.standby(0, busy=True, within_s=STANDBY_S)
             if state is None and sibling is not None:
                 # That of another kernel, for one, is refused: then it gets one of its own.
                 try:
                     delta = await vm.sibling(sibling, row.generation)
+                    why_not = self._templates.refusal(beginning, delta)
                     state = SavedState(sibling, delta.content)
                 except (ItemError, StoreError) as error:
                     self._say(row, error)
@@ -336,18 +335,19 @@ class Starter:
             if state is None:
                 whole = whole or await vm.template()
                 why_not = self._templates.refusal(beginning, whole)
-                if why_not is not None:
-                    live.beginning = Beginning()
-                    self._say(row, why_not)
-                    return False
-                image = live.config.image_digest
-                state = SavedState(await self._templates.add(row, whole, image, beginning), None)
+                if why_not is None:
+                    image = live.config.image_digest
+                    base = await self._templates.add(row, whole, image, beginning)
+                    state = SavedState(base, None)
         live.beginning = Beginning()
         live.vm = None
         await vm.release()
         self._links.detach(row.uuid, live.link_generation, "lost", parked=False)
-        await self._restore(live, state)
-        return True
+        if state is not None and why_not is None:
+            await self._restore(live, state)
+        else:
+            self._say(row, why_not)
+            await self._boot(live, self._machines.of(row, live.config))
 
     def _say(self, row: InstanceRow, what: object | None) -> None:
         """Writes a line to an instance's log, if there is anything to say."""

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from torpor.chance import runtime_that_repeats, why_not_templated
+from torpor.chance import why_not_templated
 from torpor.controller.errors import ItemError
 from torpor.controller.live import Beginning, Live
 from torpor.controller.saved import SavedStates, configuration_key, family_key
@@ -90,9 +90,7 @@ class Templates:
         first, first_of_family = (self._first(one, row.uuid) for one in (key, family))
         again = asked or first is not None or first_of_family is not None
         if again or self._store.bases.by_family(family) is not None:
-            # Where it would show in what they draw later, siblings begin with numbers of their own.
-            repeats = runtime_that_repeats(argv) is not None
-            seed = None if repeats else self._saved.boot_seed(family)
+            seed = self._saved.boot_seed(family)
             own = asked or first not in (None, row.uuid)
             return Beginning(argv=argv, key=key, family=family, is_own_template=own, seed=seed)
         return Beginning()
@@ -113,13 +111,20 @@ class Templates:
         self._asked.add(configuration_key(machine))
 
     def refusal(self, beginning: Beginning, saved: Saved) -> str | None:
-        """Why `saved` must not become a template, which counts from now on; None if it may."""
+        """Why `saved` must neither become a template nor go on as a sibling; None if it may.
+
+        That counts from now on for its configuration, and for a family without a template.
+        """
         assert beginning.key is not None  # noqa: S101 -- it is stored for that
         why = why_not_templated(beginning.argv, drew_random=saved.drew_random)
-        if why is not None:
-            for key in (beginning.key, beginning.family):
-                if key is not None and key in self._seen:
-                    self._seen[key].why_not = why
+        if why is None:
+            return None
+        keys = [beginning.key]
+        if beginning.family and self._store.bases.by_family(beginning.family) is None:
+            keys.append(beginning.family)
+        for key in keys:
+            if key in self._seen:
+                self._seen[key].why_not = why
         return why
 
     async def add(self, row: InstanceRow, saved: Saved, image: str, beginning: Beginning) -> Base:
