@@ -47,6 +47,11 @@ static int clones_ptrace(void) {
     return clones_with(CLONE_PTRACE | SIGCHLD);
 }
 
+static int kills_itself(void) {
+    kill(getpid(), SIGKILL);
+    return 1;
+}
+
 static void *in_thread(void *argument) {
     return argument;
 }
@@ -259,6 +264,7 @@ int main(int argc, char **argv) {
     follow("CLONE_UNTRACED", clones_untraced, ALL);
     follow("CLONE_PTRACE", clones_ptrace, 0);
     follow("a thread", makes_a_thread, ALL);
+    follow("SIGKILL", kills_itself, ALL);
     follow("execve", executes, ALL);
     follow("execve", executes, 0);
     follow("execve that fails", fails_to_execute, ALL);

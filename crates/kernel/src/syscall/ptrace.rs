@@ -22,6 +22,8 @@ pub(super) const CALLS: &[Syscall] = &[Syscall::partial(
 )];
 
 const WORD_BYTES: usize = 8;
+/// Room for any set of registers.
+const WHOLE: u64 = u64::MAX - 7;
 
 fn sys_ptrace(args: Args) -> Result<u64> {
     // A request beyond an int is none.
@@ -120,9 +122,9 @@ fn transfer(write: bool, set: &RegisterSet, tracee: &Thread, at: UserAddr, len: 
 }
 
 fn get(tracee: &Thread, kind: u32, at: UserAddr) -> Result<()> {
-    transfer(false, register_set(kind.into())?, tracee, at, u64::MAX & !7).map(drop)
+    transfer(false, register_set(kind.into())?, tracee, at, WHOLE).map(drop)
 }
 
 fn set(tracee: &Thread, kind: u32, at: UserAddr) -> Result<()> {
-    transfer(true, register_set(kind.into())?, tracee, at, u64::MAX & !7).map(drop)
+    transfer(true, register_set(kind.into())?, tracee, at, WHOLE).map(drop)
 }
