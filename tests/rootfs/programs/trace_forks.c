@@ -269,6 +269,7 @@ int main(int argc, char **argv) {
     follow("execve", executes, 0);
     follow("execve that fails", fails_to_execute, ALL);
     follow("execve in a thread", executes_in_a_thread, ALL & ~PTRACE_O_TRACEEXIT);
+    follow("execve in a thread", executes_in_a_thread, ALL);
     ends_of_tracers();
     not_the_parent();
     return 0;
