@@ -23,6 +23,36 @@ def test_tracing(name: str) -> None:
     assert compare("programs", f"trace_{name}").status == 0
 
 
+SHORT_OF_MEMORY = """
+import ctypes, mmap, os, signal
+ptrace = ctypes.CDLL(None).ptrace
+ptrace.argtypes = [ctypes.c_long] * 4
+TRACEME, CONT, SETOPTIONS, TRACEEXIT = 0, 7, 0x4200, 0x40
+child = os.fork()
+if child == 0:
+    ptrace(TRACEME, 0, 0, 0)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    memory = bytearray(150 << 20)
+    os.kill(os.getpid(), signal.SIGUSR1)
+os.waitpid(child, 0)
+ptrace(SETOPTIONS, child, 0, TRACEEXIT)
+ptrace(CONT, child, 0, 0)
+print(os.WSTOPSIG(os.waitpid(child, 0)[1]))
+wanted = memoryview(mmap.mmap(-1, 120 << 20))
+at = 0
+with open("/dev/zero", "rb", buffering=0) as zeros:
+    while at < len(wanted):
+        at += zeros.readinto(wanted[at : at + (1 << 20)])
+print(at >> 20, os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_tracer_does_not_hold_memory_up() -> None:
+    """A tracee that ends so that its tracer has memory does not stop for it first."""
+    result = vm_run("python", "python3", "-c", SHORT_OF_MEMORY, options=("--memory", "256M"))
+    assert result.stdout == b"10\n120 9\n", str(result)
+
+
 def same(*argv: str, numbers: bool = True, in_order: bool = True) -> None:
     """Both runs agree but for addresses and ids; without `numbers` in all other text."""
     native = run_native("debuggers", *argv, alone=True)

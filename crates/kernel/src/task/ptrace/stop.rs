@@ -59,8 +59,9 @@ fn is_current(share: &Share, link: &Rc<Link>) -> bool {
 
 fn tell_tracer(link: &Link, me: &Thread, kind: Kind, code: u32) {
     let Some(tracer) = link.tracer.upgrade() else { return };
+    let stopped_by = me.signals.stop_signal.get().filter(|_| me.process.signals.stopping());
     let (why, status) = match kind {
-        Kind::Group => (CLD_STOPPED, me.signals.stop_signal.get().map_or(0, Signal::number)),
+        Kind::Group => (CLD_STOPPED, stopped_by.map_or(0, Signal::number)),
         _ => (CLD_TRAPPED, code & 0x7f),
     };
     signal::tell(&tracer.process, &me.process, me.tid(), why, status);
