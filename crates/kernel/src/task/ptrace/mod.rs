@@ -13,6 +13,8 @@ mod event;
 mod regset;
 mod step;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod user_area;
 mod zombie;
 
