@@ -25,8 +25,8 @@ STRESSORS = (
     "vm-rw", "vm-segv", "vm-splice", "zero", "null", "memfd", "seal",
     # processes and threads
     "clone", "context", "daemon", "exec", "exit-group", "fork", "forkheavy", "futex", "getrandom",
-    "kill", "loadavg", "mutex", "nice", "pidfd", "prctl", "pthread", "resched", "rlimit", "sem",
-    "session", "set", "spawn", "switch", "vfork", "wait", "yield", "zombie",
+    "kill", "loadavg", "mutex", "nice", "pidfd", "prctl", "pthread", "ptrace", "resched", "rlimit",
+    "sem", "session", "set", "spawn", "switch", "vfork", "wait", "yield", "zombie",
     # signals
     "alarm", "bad-altstack", "fault", "sigabrt", "sigchld", "sigfd", "sigfpe", "sigio", "signal",
     "signest", "sigpending", "sigpipe", "sigq", "sigrt", "sigsegv", "sigsuspend", "sigtrap",

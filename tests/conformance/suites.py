@@ -17,7 +17,7 @@ FILES = tuple(
     f"tests/e2e/test_{name}.py"
     for name in (
         "programs", "applications", "events", "inspection", "processes", "sysv_ipc", "network",
-        "network_kernel", "rewrite", "vdso", "bad_input", "hostile", "servers",
+        "network_kernel", "ptrace", "rewrite", "vdso", "bad_input", "hostile", "servers",
     )
 )  # fmt: skip
 KEPT = FOLDER / "suites.json"

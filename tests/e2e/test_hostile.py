@@ -19,6 +19,12 @@ def test_random_calls(seed: int) -> None:
     assert run("calls", str(seed), "4") == Result(0, b"many calls\n", b"")
 
 
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_random_tracers(seed: int) -> None:
+    """Hostile requests of ptrace(2); `hostile traces SEED` repeats it."""
+    assert run("traces", str(seed), "4") == Result(0, b"many rounds\n", b"")
+
+
 def test_fork_bomb() -> None:
     assert run("forks", "1", "3") == Result(0, b"forks again: 1\n", b"")
 

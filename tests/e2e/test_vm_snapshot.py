@@ -172,6 +172,19 @@ def test_a_busy_vm_is_stored(data: Path, tmp_path: Path) -> None:
         assert restored.ask("count") == 1
 
 
+def test_a_traced_process_sleeps_in_its_stop(data: Path, tmp_path: Path) -> None:
+    """In the middle of a system call, of which its tracer in the restored VM sees the end."""
+    program = (Path(__file__).parents[1] / "snapshot/programs/tracer.py").read_text()
+    command = (root_image("python"), "python3", "-u", "-c", program)
+    getppid, enosys, own_pid = 110, -38, 2
+    enters, leaves = ([5, getppid, result] for result in (enosys, own_pid))
+    with vm(data, "run", "-i", "--name", "tracer", *command) as tracer:
+        assert [tracer.ask("") for _ in range(3)] == [enters, leaves, enters]
+        done(data, "vm", "snapshot", "tracer", tmp_path / "tracer.vm")
+    with vm(data, "restore", "-i", tmp_path / "tracer.vm") as restored:
+        assert [restored.ask("") for _ in range(100)] == [leaves, enters] * 50
+
+
 def test_what_is_no_running_vm_is_refused(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "f.vm"
     assert "no VM named" in refused(data, "vm", "snapshot", "nobody", file)

@@ -70,6 +70,13 @@ RECIPES = {
             ),
         ),
         Recipe(
+            "debuggers",
+            # Of libboost-regex it is a virtual package that gdb's highlighter wants.
+            ("strace", "gdb", "libboost-regex1.74.0", "bash", "coreutils", "python3.11"),
+            programs=True,
+            links=(("usr/bin/sh", "bash"), ("usr/bin/python3", "python3.11")),
+        ),
+        Recipe(
             "applications",
             (
                 "bash",
@@ -116,7 +123,8 @@ UNNEEDED = frozenset({
     "ruby", "ruby-net-telnet", "ruby-rubygems", "ruby-sdbm", "ruby-webrick", "ruby-xmlrpc",
     "sensible-utils", "tar", "ucf",
     "cpp", "debian-archive-keyring", "git-man", "libegl-mesa0", "libllvm14",
-    "postgresql-common", "ssl-cert",
+    "postgresql-common", "ssl-cert", "libboost-regex1.74.0-icu72", "libdebuginfod-common",
+    "libsource-highlight-common",
 })  # fmt: skip
 
 # Paths in packages that nothing at run time reads.

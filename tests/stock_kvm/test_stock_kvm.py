@@ -22,6 +22,8 @@ PROGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "memory": ("programs", ("memory",)),
     "faults and signals": ("programs", ("faults",)),
     "clocks": ("programs", ("clocks",)),
+    "traced calls": ("programs", ("trace_calls",)),
+    "single steps and registers": ("programs", ("trace_steps",)),
     "thread beside server": ("programs", ("spin_epoll",)),
     "CPython": ("python", ("python3", "-c", "import sys, json; print(json.dumps(sys.version))")),
     "CPython threads": ("python", ("python3", "/srv/threads.py")),

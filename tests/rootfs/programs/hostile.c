@@ -7,6 +7,7 @@
  * listens      listens at every port that there is, then connects to one as fast as it can while nobody accepts
  * signals      two processes send each other signals as fast as they can
  * memory       maps, touches and forks until nothing goes any more
+ * traces       random requests of ptrace(2) with hostile arguments, to children that make random calls
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -20,9 +21,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -315,11 +319,125 @@ static void memory(void) {
     printf("memory again: %d\n", some && memset(some, 1, 4 << 20) == some);
 }
 
+/* A child for `traces`: it makes calls, forks and faults until it is killed. */
+static void be_traced(void) {
+    if (draw() % 2)
+        ptrace(PTRACE_TRACEME, 0, 0, 0);
+    for (;;) {
+        switch (draw() % 8) {
+        case 0:
+            raise(draw() % 64 + 1);
+            break;
+        case 1:
+            if (fork() == 0)
+                _exit(0);
+            break;
+        case 2:
+            usleep(100);
+            break;
+        case 3:
+            waitpid(-1, NULL, WNOHANG);
+            break;
+        default:
+            for (int n = 0; n < 100; n++)
+                getppid();
+        }
+    }
+}
+
+static void ask(pid_t child) {
+    static const int requests[] = {
+        PTRACE_PEEKTEXT, PTRACE_PEEKUSER, PTRACE_POKEDATA, PTRACE_POKEUSER, PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_GETFPREGS, PTRACE_SETFPREGS,
+        PTRACE_ATTACH, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_LISTEN, PTRACE_SETOPTIONS, PTRACE_GETEVENTMSG, PTRACE_GETSIGINFO, PTRACE_SETSIGINFO,
+        PTRACE_GETREGSET, PTRACE_SETREGSET, PTRACE_GETSIGMASK, PTRACE_SETSIGMASK, 0x420e, PTRACE_PEEKSIGINFO, PTRACE_SYSEMU, PTRACE_SINGLEBLOCK,
+    };
+    static const int goes_on[] = {PTRACE_CONT, PTRACE_SYSCALL, PTRACE_SINGLESTEP, PTRACE_DETACH};
+    static unsigned long area[2048];
+    for (int n = draw() % 6; n > 0; n--) {
+        int request = draw() % 16 ? requests[draw() % (sizeof requests / sizeof *requests)] : (int)hostile_argument();
+        uint64_t address = draw() % 2 ? hostile_argument() : draw() % 1000 & ~7ul, data = draw() % 2 ? hostile_argument() : (uint64_t)area;
+        struct iovec io = {draw() % 4 ? area : (void *)hostile_argument(), draw() % 4 ? sizeof area : hostile_argument()};
+        if (request == PTRACE_GETREGSET || request == PTRACE_SETREGSET) {
+            static const int kinds[] = {1, 2, 0x202};
+            address = draw() % 8 ? kinds[draw() % 3] : address;
+            data = draw() % 8 ? (uint64_t)&io : data;
+        }
+        /* What was read is written back with a word changed. */
+        if (draw() % 2)
+            area[draw() % 8 ? draw() % 128 : draw() % 2048] = hostile_argument();
+        syscall(SYS_ptrace, request, child, address, data);
+    }
+    syscall(SYS_ptrace, goes_on[draw() % 64 ? draw() % 3 : 3], child, 0, draw() % 2 ? 0 : draw() % 66);
+}
+
+/* Traces children, of which some trace themselves. */
+static void trace_at_random(void) {
+    pid_t children[4];
+    for (int n = 0; n < 4; n++) {
+        uint64_t seed = draw();
+        if ((children[n] = fork()) == 0) {
+            state = seed;
+            be_traced();
+        }
+        if (draw() % 2)
+            syscall(SYS_ptrace, draw() % 2 ? PTRACE_SEIZE : PTRACE_ATTACH, children[n], 0, draw() % 2 ? 0 : draw() & 0x10007f);
+    }
+    for (int turn = 0; turn < 1000; turn++) {
+        int status;
+        pid_t found = waitpid(-1, &status, WNOHANG | __WALL | (draw() % 2 ? WUNTRACED | WCONTINUED : 0));
+        if (found > 0 && WIFSTOPPED(status))
+            ask(found);
+        else if (found < 0)
+            break;
+        else
+            ask(children[draw() % 4]);
+        if (found == 0)
+            sched_yield();
+        if (draw() % 256 == 0 && children[0] > 0)
+            kill(children[draw() % 4], draw() % 64 + 1);
+    }
+    _exit(0);
+}
+
+static void traces(void) {
+    unsigned rounds = 0;
+    page = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(page + 4096, 4096);
+    for (time_t end = now() + seconds; now() < end; rounds++) {
+        uint64_t seed = draw();
+        pid_t tracer = fork();
+        if (tracer == 0) {
+            state = seed;
+            int null = open("/dev/null", O_RDWR);
+            for (int fd = 0; fd < 3; fd++)
+                dup2(null, fd);
+            /* Tracees do what their registers happen to say, to others of this user at the most. */
+            if (setgid(1000) || setuid(1000))
+                _exit(1);
+            prctl(PR_SET_DUMPABLE, 1);
+            setpgid(0, 0);
+            trace_at_random();
+        }
+        /* It may have stopped itself, and leave others behind. */
+        for (int tries = 0; tries < 300 && waitpid(tracer, NULL, WNOHANG) == 0; tries++)
+            usleep(1000);
+        pid_t killer = fork();
+        if (killer == 0) {
+            if (setgid(1000) == 0 && setuid(1000) == 0)
+                kill(-1, SIGKILL);
+            _exit(0);
+        }
+        while (waitpid(-1, NULL, 0) >= 0 || errno == EINTR)
+            ;
+    }
+    printf("%s\n", rounds > 3 ? "many rounds" : "too few rounds");
+}
+
 int main(int argc, char **argv) {
     static const struct {
         const char *name;
         void (*run)(void);
-    } kinds[] = {{"calls", calls}, {"forks", forks}, {"descriptors", descriptors}, {"sockets", sockets}, {"listens", listens}, {"signals", signals}, {"memory", memory}};
+    } kinds[] = {{"calls", calls}, {"forks", forks}, {"descriptors", descriptors}, {"sockets", sockets}, {"listens", listens}, {"signals", signals}, {"memory", memory}, {"traces", traces}};
     state = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
     seconds = argc > 3 ? atoi(argv[3]) : seconds;
     for (unsigned i = 0; argc > 1 && i < sizeof kinds / sizeof *kinds; i++)

@@ -86,9 +86,8 @@ impl ExtendedState {
         unsafe { core::slice::from_raw_parts_mut(self.0.as_ptr(), area_bytes()) }
     }
 
-    /// Stores the processor's state, with the program's xmm registers and MXCSR taken from `regs`.
-    pub fn save(&mut self, regs: &UserRegs) {
-        self.save_processor();
+    /// Takes the program's xmm registers and MXCSR from `regs`: those that the processor holds are the kernel's.
+    pub(super) fn put_vectors(&mut self, regs: &UserRegs) {
         let area = self.bytes_mut();
         area[MXCSR_OFFSET..MXCSR_OFFSET + 4].copy_from_slice(&(regs.mxcsr as u32).to_le_bytes());
         for (n, xmm) in regs.xmm.iter().enumerate() {
@@ -97,8 +96,8 @@ impl ExtendedState {
         area[HEADER_OFFSET] |= STATE_SSE as u8;
     }
 
-    /// Loads the processor's state, and the xmm registers and MXCSR into `regs`.
-    pub fn restore(&self, regs: &mut UserRegs) {
+    /// Puts the program's xmm registers and MXCSR into `regs`, which the next return takes them from.
+    pub(super) fn take_vectors(&self, regs: &mut UserRegs) {
         let area = self.bytes();
         let in_use = area[HEADER_OFFSET] as u64 & STATE_SSE != 0;
         for (n, xmm) in regs.xmm.iter_mut().enumerate() {
@@ -111,7 +110,6 @@ impl ExtendedState {
         let mut mxcsr = [0; 4];
         mxcsr.copy_from_slice(&area[MXCSR_OFFSET..MXCSR_OFFSET + 4]);
         regs.mxcsr = u64::from(u32::from_le_bytes(mxcsr) & 0xffff);
-        self.restore_processor();
     }
 
     /// Stores the processor's registers as they are (xmm and MXCSR are the kernel's).

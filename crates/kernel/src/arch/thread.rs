@@ -82,7 +82,9 @@ impl ThreadState {
 
     /// Gives this (not yet running) thread the extended state of `other`, the running one: fork and clone.
     pub fn copy_extended(&self, other: &ThreadState) {
-        self.extended.borrow_mut().save(&other.regs());
+        let mut extended = self.extended.borrow_mut();
+        extended.save_processor();
+        extended.put_vectors(&other.regs());
     }
 
     /// Puts the running thread's extended state into its initial configuration: execve, and entry of a signal handler.
@@ -90,19 +92,30 @@ impl ThreadState {
         self.load_extended(&ExtendedState::initial());
     }
 
-    /// A copy of the running thread's extended state.
+    /// A copy of the extended state.
     #[must_use]
-    pub fn current_extended(&self) -> ExtendedState {
-        let mut state = ExtendedState::initial();
-        state.save(&self.regs());
+    pub fn extended(&self) -> ExtendedState {
+        let mut state = if self.running() {
+            let mut state = ExtendedState::initial();
+            state.save_processor();
+            state
+        } else {
+            self.extended.borrow().clone()
+        };
+        state.put_vectors(&self.regs());
         state
     }
 
-    /// Replaces the running thread's extended state.
+    /// Replaces the extended state.
     pub fn load_extended(&self, state: &ExtendedState) {
         let mut regs = self.regs();
-        state.restore(&mut regs);
+        state.take_vectors(&mut regs);
         self.set_regs(&regs);
+        if self.running() {
+            state.restore_processor();
+        } else {
+            *self.extended.borrow_mut() = state.clone();
+        }
     }
 
     /// The program's registers, as its last entry left them and its next return takes them.

@@ -61,7 +61,6 @@ pub const ABSENT: &[(&str, &[&str])] = &[
         "no file handles, no quotas, no accounting",
         &["acct", "name_to_handle_at", "open_by_handle_at", "quotactl", "quotactl_fd"],
     ),
-    ("no tracing of other processes", &["process_mrelease", "ptrace"]),
     ("no probes that a debugger could place", &["uprobe", "uretprobe"]),
     (
         "no system call filters, no security modules",
@@ -112,6 +111,7 @@ pub const ABSENT: &[(&str, &[&str])] = &[
             "memfd_secret",
             "mseal",
             "process_madvise",
+            "process_mrelease",
             "remap_file_pages",
             "removexattrat",
             "rseq",

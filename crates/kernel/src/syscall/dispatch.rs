@@ -51,18 +51,39 @@ impl Missing {
 struct State {
     missing: RefCell<Missing>,
     tracing: Cell<bool>,
+    /// Who looks at system calls: `--trace`, and the threads that are traced.
+    watchers: Cell<usize>,
 }
 
 crate::global! {
     static STATE: State = State {
         missing: RefCell::new(Missing { known: BTreeMap::new(), others: 0 }),
         tracing: Cell::new(false),
+        watchers: Cell::new(0),
     };
 }
 
 /// Turns `--trace` on.
 pub fn set_tracing(on: bool) {
-    STATE.with(|state| state.tracing.set(on));
+    if STATE.with(|state| state.tracing.replace(on)) != on {
+        if on { watch() } else { unwatch() }
+    }
+}
+
+/// There is one more who looks at system calls.
+pub(crate) fn watch() {
+    STATE.with(|state| state.watchers.set(state.watchers.get() + 1));
+}
+
+/// There is one less.
+pub(crate) fn unwatch() {
+    STATE.with(|state| state.watchers.set(state.watchers.get() - 1));
+}
+
+/// Whether anybody may look at system calls.
+#[must_use]
+pub fn watched() -> bool {
+    STATE.with(|state| state.watchers.get() > 0)
 }
 
 /// Whether `--trace` is on.

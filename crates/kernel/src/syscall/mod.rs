@@ -25,6 +25,7 @@ mod poll;
 mod prctl;
 mod process;
 mod process_vm;
+mod ptrace;
 mod random;
 mod refused;
 mod resource;

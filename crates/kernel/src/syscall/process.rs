@@ -7,7 +7,7 @@ use crate::fs::file::{OpenFile, OpenFlags};
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
 use crate::task::fork::{self, CloneArgs, CloneFlags, fork_args};
-use crate::task::signal::Signal;
+use crate::task::signal::{CLD_TRAPPED, Signal};
 use crate::task::status::WaitStatus;
 use crate::task::thread::Thread;
 use crate::task::usage::Usage;
@@ -253,6 +253,7 @@ fn sys_waitid(args: Args) -> Result<u64> {
         let (signo, code, pid, uid, status) = match event {
             Some(event) => {
                 let (code, status) = event.status.code_and_status();
+                let code = if event.trapped { CLD_TRAPPED } else { code };
                 (linux::SIGCHLD as i32, code, event.pid, event.uid, status)
             }
             None => (0, 0, 0, 0, 0),

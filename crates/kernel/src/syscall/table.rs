@@ -116,6 +116,7 @@ pub enum Arg {
     Dirents,
     Pid,
     Uid,
+    PtraceRequest,
     PrctlOp,
     ArchPrctlOp,
     /// Two descriptors, shown after the call.
@@ -233,6 +234,7 @@ pub const GROUPS: &[&[Syscall]] = &[
     super::ids::CALLS,
     super::prctl::CALLS,
     super::process::CALLS,
+    super::ptrace::CALLS,
     super::random::CALLS,
     super::resource::CALLS,
     super::sched::CALLS,

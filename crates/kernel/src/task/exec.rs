@@ -10,7 +10,7 @@ use super::sched::{self, Sleep};
 use super::signal::SIGSEGV;
 use super::status::WaitStatus;
 use super::thread::Thread;
-use super::{current, exit, pid};
+use super::{current, exit, pid, ptrace};
 use crate::arch::regs::UserRegs;
 use crate::errno::{Errno, Result};
 use crate::fs::context::Location;
@@ -116,7 +116,8 @@ pub fn execute(mut program: Program<'_>) -> Result<()> {
         file = open(&location, &creds)?;
     }
     let elf = Elf::parse(|at, buffer| load::read_at(&file, at, buffer))?;
-    let (new_creds, secure) = creds.after_exec(&privileges(&location), me.no_new_privs.get())?;
+    let no_new_privs = me.no_new_privs.get() || !ptrace::may_gain_privileges(&me);
+    let (new_creds, secure) = creds.after_exec(&privileges(&location), no_new_privs)?;
     let identity =
         Identity { uid: new_creds.uid, euid: new_creds.euid, gid: new_creds.gid, egid: new_creds.egid, secure };
     let open_interpreter = |path: &[u8]| open(&(program.find)(path)?, &creds);
@@ -128,8 +129,10 @@ pub fn execute(mut program: Program<'_>) -> Result<()> {
             }
         })?;
     drop(file);
+    let former_tid = me.tid();
     become_only_thread(&me)?;
     commit(&me, loaded, &name, location, new_creds, secure);
+    ptrace::executed(&me, former_tid);
     Ok(())
 }
 
@@ -147,6 +150,7 @@ fn become_only_thread(me: &Rc<Thread>) -> Result<()> {
     // Interrupted only by this thread's own end: another one was quicker, or the process ends.
     sched::wait_until(&[&process.own_events], None, Sleep::Killable, || (process.thread_count() == 1).then_some(()))?;
     if me.tid() != process.pid() {
+        ptrace::forget_leader(process);
         pid::remove_thread(me.tid());
         me.set_tid(process.pid());
         pid::add_thread(me);
@@ -183,7 +187,9 @@ fn commit(me: &Rc<Thread>, loaded: Loaded, name: &[u8], location: Location, cred
     me.state.set_fs_base(0);
     me.state.set_gs_base(0);
     me.state.reset_extended();
-    me.state.replace_regs(&UserRegs::start(loaded.entry, loaded.stack));
+    // A tracer sees that it is in execve(2).
+    let orig_rax = me.state.regs().orig_rax;
+    me.state.replace_regs(&UserRegs { orig_rax, ..UserRegs::start(loaded.entry, loaded.stack) });
 }
 
 /// Closes what is marked; a table that other processes share (CLONE_FILES) is copied first.

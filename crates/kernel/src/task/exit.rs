@@ -12,7 +12,7 @@ use super::signal::{self, SIGCHLD, Signal, SignalInfo};
 use super::status::WaitStatus;
 use super::thread::Thread;
 use super::usage::Usage;
-use super::{current, futex, init, pid};
+use super::{current, futex, init, pid, ptrace};
 use crate::ipc::sem::UndoList;
 use crate::mm::addr::UserAddr;
 use crate::mm::user;
@@ -44,7 +44,10 @@ pub fn exit_group(process: &Rc<Process>, status: WaitStatus) {
 /// Last thing before a return to the program: ends the current thread if it shall. Callers up the stack hold nothing that
 /// needs a drop.
 pub fn leave_if_dying() {
-    if current().dying() {
+    let me = current();
+    if me.dying() {
+        ptrace::exits(&me);
+        drop(me);
         end_current();
         sched::retire();
     }
@@ -78,6 +81,8 @@ pub(super) fn end_thread(thread: &Rc<Thread>) {
     let last = process.thread_count() == 1;
     UndoList::leave(thread);
     close_files(thread);
+    ptrace::tracer_ends(thread);
+    ptrace::leave_zombie(thread, thread.exit_status.get());
     drop(thread.set_fs(None));
     process.ended_usage.set(process.ended_usage.get().plus(&Usage::of_thread(thread)));
     if last {
@@ -174,18 +179,20 @@ fn find_reaper(process: &Process) -> Option<Rc<Process>> {
     None
 }
 
-/// Tells the parent that the process has ended; where nobody wants to know, it vanishes at once.
-fn announce(process: &Rc<Process>) {
+/// Tells the parent that the process has ended; where nobody wants to know, it vanishes at once. A tracer is told first, and
+/// announces it to the parent when it has waited for it.
+pub(super) fn announce(process: &Rc<Process>) {
     let (Some(parent), Some(status)) = (process.parent(), process.ended()) else { return };
+    if let Some(tracer) = ptrace::claimant(process) {
+        ptrace::tell_of_end(&tracer, process, status);
+        return;
+    }
     if parent.is_init() {
         reap(&parent, process);
         return;
     }
     let (code, value) = status.code_and_status();
-    let usage = Usage::of_process(process);
-    let ticks = |ns| ns / CLOCK_TICK_NS;
-    let info =
-        SignalInfo::child(code, process.pid(), process.uid(), value, ticks(usage.user_ns), ticks(usage.system_ns));
+    let info = signal::child_info(process, process.pid(), code, value);
     if signal::child_exited(&parent, process.exit_signal(), info) {
         reap(&parent, process);
     }
@@ -201,6 +208,13 @@ pub(super) fn release_space(process: &Process) {
         process.note_memory(&space);
         space.clear();
     }
+}
+
+/// Takes a zombie that has been waited for out of all tables; what it has used counts for its parent.
+pub(super) fn reap_counted(parent: &Process, process: &Rc<Process>) {
+    let usage = process.ended_usage().plus(&process.children_usage());
+    parent.children_usage.set(parent.children_usage.get().plus(&usage));
+    reap(parent, process);
 }
 
 /// Takes a zombie out of all tables.

@@ -6,7 +6,7 @@ use super::sched::{self, Sleep};
 use super::session;
 use super::signal::{ProcessSignals, SIGCHLD, Signal, ThreadSignals};
 use super::thread::{Shared, Thread};
-use super::{ThreadState, current, limits, pid};
+use super::{ThreadState, current, limits, pid, ptrace};
 use crate::errno::{Errno, Result};
 use crate::ipc::sem::UndoList;
 use crate::mm::addr::{USER_END, UserAddr};
@@ -152,7 +152,6 @@ pub fn clone(args: &CloneArgs) -> Result<u32> {
 
     let mut regs = me.state.regs();
     regs.rax = 0;
-    regs.orig_rax = crate::arch::regs::UserRegs::NO_SYSCALL;
     if !args.stack.is_null() {
         regs.rsp = args.stack.0;
     }
@@ -195,12 +194,21 @@ pub fn clone(args: &CloneArgs) -> Result<u32> {
     }
     let released = flags.contains(CloneFlags::VFORK).then(WaitQueue::new);
     process_vfork(&process, released.as_ref());
+    let event = ptrace::fork_event(&me, flags, args.exit_signal);
+    if event.is_some() || flags.contains(CloneFlags::PTRACE) {
+        ptrace::inherit(&thread, &me);
+    }
     sched::start(&thread, &me);
     drop(thread);
+    if let Some(event) = event {
+        ptrace::report(&me, event, tid.into());
+    }
     if let Some(released) = released {
         // A signal that ends the caller ends the wait; the child goes on alone.
-        let _ =
-            sched::wait_until(&[&released], None, Sleep::Killable, || process.vfork.borrow().is_none().then_some(()));
+        let is_released = || process.vfork.borrow().is_none().then_some(());
+        if sched::wait_until(&[&released], None, Sleep::Killable, is_released).is_ok() {
+            ptrace::report(&me, ptrace::Event::VforkDone, tid.into());
+        }
     }
     Ok(tid)
 }

@@ -61,6 +61,11 @@ impl ThreadState {
         self.set_regs(regs);
     }
 
+    /// Sets the result of the system call.
+    pub fn set_result(&self, rax: u64) {
+        self.regs.set(UserRegs { rax, ..self.regs.get() });
+    }
+
     /// Gives this (not yet running) thread the extended state of `other`, the current one: fork and clone.
     pub fn copy_extended(&self, other: &ThreadState) {
         let _ = other;

@@ -19,6 +19,7 @@ pub mod oom;
 pub mod pid;
 pub mod pidfd;
 pub mod process;
+pub mod ptrace;
 pub mod runqueue;
 pub mod sched;
 pub mod session;

@@ -52,6 +52,9 @@ pub fn make_room() -> bool {
     if Rc::ptr_eq(&victim, &current().process) {
         return false;
     }
+    // A tracer that is to look at its end may be who waits here.
+    victim.makes_room.set(true);
+    victim.threads().iter().for_each(|thread| thread.interrupt());
     let ended = || (!victim.is_alive()).then_some(());
     sched::wait_until(&[&victim.own_events], None, Sleep::Killable, ended).is_ok()
 }

@@ -4,7 +4,7 @@ use super::process::Process;
 use super::session::{Group, Session};
 use super::thread::Thread;
 use crate::errno::{Errno, Result};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -19,6 +19,8 @@ struct Tables {
     processes: RefCell<BTreeMap<u32, Rc<Process>>>,
     groups: RefCell<BTreeMap<u32, Weak<Group>>>,
     sessions: RefCell<BTreeMap<u32, Weak<Session>>>,
+    /// Of threads that have ended, but not for their tracers.
+    kept: RefCell<BTreeSet<u32>>,
     last: Cell<u32>,
 }
 
@@ -28,6 +30,7 @@ crate::global! {
         processes: RefCell::new(BTreeMap::new()),
         groups: RefCell::new(BTreeMap::new()),
         sessions: RefCell::new(BTreeMap::new()),
+        kept: RefCell::new(BTreeSet::new()),
         last: Cell::new(0),
     };
 }
@@ -37,6 +40,7 @@ impl Tables {
         let alive = |weak: Option<bool>| weak.unwrap_or(false);
         self.threads.borrow().contains_key(&id)
             || self.processes.borrow().contains_key(&id)
+            || self.kept.borrow().contains(&id)
             || alive(self.groups.borrow().get(&id).map(|g| g.strong_count() > 0))
             || alive(self.sessions.borrow().get(&id).map(|s| s.strong_count() > 0))
     }
@@ -122,6 +126,16 @@ pub(super) fn remove_thread(tid: u32) {
     drop(gone);
 }
 
+/// Keeps an id from being given out until [`release`].
+pub(super) fn keep(id: u32) {
+    TABLES.with(|tables| tables.kept.borrow_mut().insert(id));
+}
+
+/// The id of a thread that ended may be given out again.
+pub(super) fn release(id: u32) {
+    TABLES.with(|tables| tables.kept.borrow_mut().remove(&id));
+}
+
 pub(super) fn add_process(process: &Rc<Process>) {
     TABLES.with(|tables| tables.processes.borrow_mut().insert(process.pid(), Rc::clone(process)));
 }
@@ -155,6 +169,7 @@ pub(super) fn reset() {
         drop(gone);
         tables.groups.take();
         tables.sessions.take();
+        tables.kept.take();
         tables.last.set(0);
     });
 }

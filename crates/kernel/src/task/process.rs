@@ -98,6 +98,10 @@ pub struct Process {
     pub oom_score_adj: Cell<i16>,
     /// Who logged in.
     pub login: Cell<Login>,
+    /// Ends so that others have memory: no tracer may hold it up.
+    pub(super) makes_room: Cell<bool>,
+    /// The tracer that is told of its end before its parent.
+    pub(super) claimant: RefCell<Weak<Thread>>,
     /// Pages that the kernel took while it worked for it, less those that it gave back.
     pub(super) kernel_pages: Cell<i64>,
     /// What it has read and written, for /proc/PID/io.
@@ -178,6 +182,8 @@ impl Process {
             membarrier: Cell::new(0),
             oom_score_adj: Cell::new(0),
             login: Cell::new(Login::NOBODY),
+            makes_room: Cell::new(false),
+            claimant: RefCell::default(),
             kernel_pages: Cell::new(0),
             transfers: Cell::default(),
         })

@@ -28,6 +28,12 @@ impl WaitStatus {
         Self((signo & 0xff) << 8 | 0x7f)
     }
 
+    /// It stopped for its tracer: a signal, and what ptrace(2) adds above it.
+    #[must_use]
+    pub const fn trapped(code: u32) -> Self {
+        Self(code << 8 | 0x7f)
+    }
+
     /// The signal that ended it.
     #[must_use]
     pub const fn signal(self) -> Option<u32> {

@@ -4,6 +4,7 @@ use super::ThreadState;
 use super::creds::Credentials;
 use super::futex::Lending;
 use super::process::Process;
+use super::ptrace;
 use super::sched;
 use super::signal::{Signal, ThreadSignals};
 use super::status::WaitStatus;
@@ -38,6 +39,8 @@ pub struct Thread {
     pub sched: sched::Entity,
     /// Mask and queue of signals.
     pub signals: ThreadSignals,
+    /// Who traces it, and whom it traces.
+    pub ptrace: ptrace::Share,
     /// The address that set_tid_address(2) named, cleared and woken at exit.
     pub clear_child_tid: Cell<UserAddr>,
     /// Head of the robust futex list (set_robust_list(2)).
@@ -122,6 +125,7 @@ impl Thread {
             state,
             sched: sched::Entity::new(),
             signals,
+            ptrace: ptrace::Share::default(),
             clear_child_tid: Cell::new(UserAddr::NULL),
             robust_list: Cell::new(UserAddr::NULL),
             lending: Lending::default(),

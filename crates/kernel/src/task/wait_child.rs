@@ -5,7 +5,7 @@ use super::sched::{self, Sleep};
 use super::signal::{JobReport, SIGCHLD};
 use super::status::WaitStatus;
 use super::usage::Usage;
-use super::{current, exit};
+use super::{current, exit, ptrace};
 use crate::errno::{Errno, Result};
 use alloc::rc::Rc;
 use bitflags::bitflags;
@@ -56,6 +56,20 @@ pub struct ChildEvent {
     pub status: WaitStatus,
     /// What it and its waited-for children have used.
     pub usage: Usage,
+    /// It is a tracee of the caller's that has stopped for it (CLD_TRAPPED).
+    pub trapped: bool,
+}
+
+impl Which {
+    /// Whether it means a process, or the thread of it with the id `tid`.
+    pub(super) fn means(&self, tid: u32, process: &Rc<Process>) -> bool {
+        match self {
+            Which::Any => true,
+            Which::Pid(pid) => tid == *pid,
+            Which::Group(pgid) => process.group().pgid() == *pgid,
+            Which::Process(wanted) => Rc::ptr_eq(process, wanted) && tid == process.pid(),
+        }
+    }
 }
 
 /// Waits for a change of a child of the current process. `None`: nothing yet, with [`Options::NOHANG`].
@@ -80,25 +94,35 @@ fn look(process: &Process, tid: u32, which: &Which, options: Options) -> Option<
         }
         any = true;
         if let Some(status) = child.ended() {
-            if options.contains(Options::EXITED) {
+            // A tracer is told first.
+            if options.contains(Options::EXITED) && ptrace::claimant(&child).is_none() {
                 return Some(Ok(Some(take_zombie(process, &child, status, options))));
             }
             continue;
         }
+        // Who traces its own child sees how that stops for its tracer, and not once more how it does for its parent.
+        let options = if traces(process, &child) { options - Options::STOPPED } else { options };
         if let Some(event) = take_job_change(&child, options) {
             return Some(Ok(Some(event)));
         }
     }
+    let only_of = options.contains(Options::NOTHREAD).then_some(tid);
+    if let Some(event) = ptrace::take_tracees_event(process, only_of, which, options, &mut any) {
+        return Some(Ok(Some(event)));
+    }
     if any { None } else { Some(Err(Errno::ECHILD)) }
 }
 
+/// Whether a thread of `process` traces the first thread of `child`.
+fn traces(process: &Process, child: &Process) -> bool {
+    let leader = child.any_thread().filter(|thread| thread.is_leader());
+    leader
+        .and_then(|leader| leader.ptrace.tracer())
+        .is_some_and(|tracer| core::ptr::eq(&raw const *tracer.process, process))
+}
+
 fn matches(child: &Rc<Process>, tid: u32, which: &Which, options: Options) -> bool {
-    let right_one = match which {
-        Which::Any => true,
-        Which::Pid(pid) => child.pid() == *pid,
-        Which::Group(pgid) => child.group().pgid() == *pgid,
-        Which::Process(process) => Rc::ptr_eq(child, process),
-    };
+    let right_one = which.means(child.pid(), child);
     let right_kind =
         options.contains(Options::ALL) || (child.exit_signal() != Some(SIGCHLD)) == options.contains(Options::CLONE);
     right_one && right_kind && (!options.contains(Options::NOTHREAD) || child.creator_tid.get() == tid)
@@ -106,12 +130,10 @@ fn matches(child: &Rc<Process>, tid: u32, which: &Which, options: Options) -> bo
 
 fn take_zombie(process: &Process, child: &Rc<Process>, status: WaitStatus, options: Options) -> ChildEvent {
     let usage = child.ended_usage().plus(&child.children_usage());
-    let event = ChildEvent { pid: child.pid(), uid: child.uid(), status, usage };
     if !options.contains(Options::NOWAIT) {
-        process.children_usage.set(process.children_usage.get().plus(&usage));
-        exit::reap(process, child);
+        exit::reap_counted(process, child);
     }
-    event
+    ChildEvent { pid: child.pid(), uid: child.uid(), status, usage, trapped: false }
 }
 
 fn take_job_change(child: &Process, options: Options) -> Option<ChildEvent> {
@@ -123,5 +145,5 @@ fn take_job_change(child: &Process, options: Options) -> Option<ChildEvent> {
     if !options.contains(Options::NOWAIT) {
         child.signals.clear_job_report();
     }
-    Some(ChildEvent { pid: child.pid(), uid: child.uid(), status, usage: Usage::of_process(child) })
+    Some(ChildEvent { pid: child.pid(), uid: child.uid(), status, usage: Usage::of_process(child), trapped: false })
 }

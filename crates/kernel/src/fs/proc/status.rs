@@ -18,7 +18,8 @@ const TICK_NS: u64 = 10_000_000;
 fn letter(process: &Process, thread: Option<&Rc<Thread>>) -> char {
     match thread {
         _ if !process.is_alive() => 'Z',
-        _ if process.signals.stopped().is_some() => 'T',
+        Some(thread) if thread.ptrace.in_stop() => 't',
+        Some(thread) if thread.signals.stopped() => 'T',
         Some(thread) => char::from(thread.sched.letter()),
         None => 'Z',
     }
@@ -30,6 +31,7 @@ fn state_word(letter: char) -> &'static str {
         'S' => "S (sleeping)",
         'D' => "D (disk sleep)",
         'T' => "T (stopped)",
+        't' => "t (tracing stop)",
         'X' => "X (dead)",
         _ => "Z (zombie)",
     }
@@ -127,13 +129,14 @@ pub(super) fn status(process: &Process, thread: Option<&Rc<Thread>>) -> Vec<u8> 
     let creds = thread.map(|t| t.creds());
     let _ = write!(
         out,
-        "Name:\t{}\nUmask:\t{:04o}\nState:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t0\n",
+        "Name:\t{}\nUmask:\t{:04o}\nState:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t{}\n",
         shown_name(&name),
         thread.and_then(|t| t.try_fs()).map_or(0o022, |fs| fs.umask.get()),
         state_word(letter(process, thread)),
         process.pid(),
         thread.map_or_else(|| process.pid(), |t| t.tid()),
         process.parent().map_or(0, |p| p.pid()),
+        thread.and_then(|t| t.ptrace.tracer()).map_or(0, |tracer| tracer.tid()),
     );
     if let Some(c) = &creds {
         let groups: Vec<String> = c.groups.iter().map(|g| format!("{g}")).collect();

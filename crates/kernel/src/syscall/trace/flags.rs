@@ -3,7 +3,7 @@
 use crate::syscall::table::Arg;
 use alloc::string::String;
 use core::fmt::Write;
-use linux_raw_sys::{general as g, ioctl, net, prctl};
+use linux_raw_sys::{general as g, ioctl, net, prctl, ptrace};
 
 /// A table of names.
 pub(super) type Names = &'static [(&'static str, u64)];
@@ -70,6 +70,7 @@ pub(super) fn names_of(kind: Arg) -> Option<(Names, bool)> {
         Arg::RusageWho => (RUSAGE, false),
         Arg::PrctlOp => (PRCTL, false),
         Arg::ArchPrctlOp => (ARCH_PRCTL, false),
+        Arg::PtraceRequest => (PTRACE, false),
         Arg::SigHow => (SIG_HOW, false),
         Arg::WaitIdType => (ID_TYPE, false),
         Arg::ItimerId => (ITIMER, false),
@@ -179,6 +180,7 @@ pub(super) const MSG: &[(&str, u64)] = &[
     ("MSG_CMSG_CLOEXEC", 0x4000_0000),
 ];
 pub(super) const PRCTL: Names = names!(prctl: PR_SET_PDEATHSIG PR_GET_PDEATHSIG PR_GET_DUMPABLE PR_SET_DUMPABLE PR_GET_KEEPCAPS PR_SET_KEEPCAPS PR_SET_NAME PR_GET_NAME PR_GET_SECCOMP PR_SET_SECCOMP PR_CAPBSET_READ PR_CAPBSET_DROP PR_GET_SECUREBITS PR_SET_SECUREBITS PR_SET_TIMERSLACK PR_GET_TIMERSLACK PR_SET_MM PR_SET_CHILD_SUBREAPER PR_GET_CHILD_SUBREAPER PR_SET_NO_NEW_PRIVS PR_GET_NO_NEW_PRIVS PR_SET_THP_DISABLE PR_GET_THP_DISABLE PR_CAP_AMBIENT PR_SET_VMA);
+pub(super) const PTRACE: Names = names!(ptrace: PTRACE_TRACEME PTRACE_PEEKTEXT PTRACE_PEEKDATA PTRACE_PEEKUSR PTRACE_POKETEXT PTRACE_POKEDATA PTRACE_POKEUSR PTRACE_CONT PTRACE_KILL PTRACE_SINGLESTEP PTRACE_GETREGS PTRACE_SETREGS PTRACE_GETFPREGS PTRACE_SETFPREGS PTRACE_ATTACH PTRACE_DETACH PTRACE_SYSCALL PTRACE_SETOPTIONS PTRACE_GETEVENTMSG PTRACE_GETSIGINFO PTRACE_SETSIGINFO PTRACE_GETREGSET PTRACE_SETREGSET PTRACE_SEIZE PTRACE_INTERRUPT PTRACE_LISTEN PTRACE_PEEKSIGINFO PTRACE_GETSIGMASK PTRACE_SETSIGMASK PTRACE_GET_SYSCALL_INFO);
 pub(super) const ARCH_PRCTL: &[(&str, u64)] = &[
     ("ARCH_SET_GS", 0x1001),
     ("ARCH_SET_FS", 0x1002),

@@ -4,11 +4,12 @@
 use super::action::{Action, ActionFlags, SIG_DFL, SIG_IGN};
 use super::info::SignalInfo;
 use super::number::{DefaultAction, SIGSEGV};
-use super::state::{Restart, Stop, refresh, set_mask, take_next};
+use super::state::{Restart, refresh, set_mask, take_next};
 use super::{frame, job, send};
 use crate::errno::{Errno, Result};
 use crate::task::current;
 use crate::task::exit;
+use crate::task::ptrace;
 use crate::task::status::WaitStatus;
 use crate::task::thread::Thread;
 use alloc::boxed::Box;
@@ -30,6 +31,17 @@ pub fn work_pending() -> bool {
 /// The system call of `thread` gave an `ERESTART...` error.
 pub fn note_interrupted_call(thread: &Thread) {
     thread.signals.interrupted_call.set(true);
+}
+
+/// A tracer has set the registers of `thread`: as on Linux they alone say whether a system call was interrupted.
+pub fn note_registers(thread: &Thread) {
+    let regs = thread.state.regs();
+    let error = Errno(regs.rax.cast_signed().saturating_neg().try_into().unwrap_or(0));
+    let restarts = matches!(
+        error,
+        Errno::ERESTARTSYS | Errno::ERESTARTNOINTR | Errno::ERESTARTNOHAND | Errno::ERESTART_RESTARTBLOCK
+    );
+    thread.signals.interrupted_call.set(restarts && regs.orig_rax.cast_signed() >= 0);
 }
 
 /// Says how restart_syscall(2) goes on with the current thread's call; the error for it to give.
@@ -57,12 +69,17 @@ pub fn restart_call() -> Result<u64> {
 pub fn deliver() {
     exit::leave_if_dying();
     let me = current();
-    if me.process.signals.stop.get() != Stop::Running {
+    if me.signals.stop_due.get() && !ptrace::takes_over_stop(&me) {
         job::take_part(&me);
+        return;
+    }
+    if ptrace::stop_if_due(&me) {
         return;
     }
     while let Some(info) = take_next(&me, !me.signals.blocked()) {
         refresh(&me);
+        me.signals.stop_allowed.set(true);
+        let Some(info) = ptrace::show_signal(&me, info) else { return };
         let action = me.process.signals.actions().get(info.signal);
         trace(&me, &info, &action);
         match action.handler {
@@ -92,7 +109,7 @@ fn by_default(me: &Rc<Thread>, info: &SignalInfo) -> bool {
         return false;
     }
     if action == DefaultAction::Stop {
-        if !job::may_stop(&me.process, info.signal) {
+        if !job::may_stop(&me.process, info.signal) || !me.signals.stop_allowed.get() {
             return false;
         }
         job::begin_stop(&me.process, info.signal);
@@ -109,7 +126,8 @@ fn handle(me: &Rc<Thread>, info: &SignalInfo, action: &Action) {
     if action.flags.contains(ActionFlags::RESETHAND) {
         me.process.signals.actions().set(info.signal, Action { handler: SIG_DFL, ..*action });
     }
-    let before = me.signals.saved.get().unwrap_or(me.signals.blocked());
+    let stepped = ptrace::end_step(me);
+    let before = me.signals.own_mask();
     if frame::build(me, info, action, before).is_err() {
         // The stack is not there: SIGSEGV, whose own handler would need the same stack.
         let actions = me.process.signals.actions();
@@ -125,6 +143,9 @@ fn handle(me: &Rc<Thread>, info: &SignalInfo, action: &Action) {
         mask = mask.with(info.signal);
     }
     set_mask(me, mask);
+    if stepped {
+        ptrace::stepped_into_handler(me);
+    }
 }
 
 /// Decides what becomes of an interrupted system call: `handler` is the disposition of the handler that runs first.

@@ -1,9 +1,11 @@
-//! Extended processor state (x87, vectors, masks) of the current thread, as bytes of an XSAVE area in the standard format.
+//! Extended processor state (x87, vectors, masks) of a thread, as bytes of an XSAVE area in the standard format.
 
 /// Offset of the bytes within the legacy region that are software's (struct _fpx_sw_bytes).
-pub(super) const SOFTWARE_OFFSET: usize = 464;
+pub(in crate::task) const SOFTWARE_OFFSET: usize = 464;
+/// Offset of MXCSR.
+pub(in crate::task) const MXCSR_OFFSET: usize = 24;
 /// Offset of the XSAVE header.
-pub(super) const HEADER_OFFSET: usize = 512;
+pub(in crate::task) const HEADER_OFFSET: usize = 512;
 /// Bytes of the legacy region and the header.
 pub(super) const MINIMUM_BYTES: usize = 576;
 
@@ -21,8 +23,8 @@ mod backend {
             Self(ExtendedState::initial())
         }
 
-        pub(crate) fn current(thread: &Thread) -> Self {
-            Self(thread.state.current_extended())
+        pub(crate) fn of(thread: &Thread) -> Self {
+            Self(thread.state.extended())
         }
 
         pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
@@ -59,7 +61,7 @@ mod backend {
             Self(area)
         }
 
-        pub(crate) fn current(thread: &Thread) -> Self {
+        pub(crate) fn of(thread: &Thread) -> Self {
             let mut area = Self::initial();
             let regs = thread.state.regs();
             area.0[24..28].copy_from_slice(&(regs.mxcsr as u32).to_le_bytes());
@@ -89,4 +91,5 @@ mod backend {
     }
 }
 
-pub(super) use backend::{Area, area_bytes, enabled};
+pub(super) use backend::area_bytes;
+pub(in crate::task) use backend::{Area, enabled};

@@ -146,7 +146,7 @@ pub(super) fn build(thread: &Thread, info: &SignalInfo, action: &Action, mask: S
 }
 
 fn write_extended(thread: &Thread, at: u64) -> Result<()> {
-    let mut area = Area::current(thread);
+    let mut area = Area::of(thread);
     let bytes = area.bytes_mut();
     let size = bytes.len() as u32;
     // Old readers take the legacy region as valid whatever the header says.

@@ -148,7 +148,7 @@ pub fn force(fault: &Fault) {
 }
 
 /// As [`force`], with what the handler is told made by the caller.
-pub(super) fn force_info(thread: &Rc<Thread>, info: SignalInfo) {
+pub(in crate::task) fn force_info(thread: &Rc<Thread>, info: SignalInfo) {
     let signal = info.signal;
     let actions = thread.process.signals.actions();
     let blocked = thread.signals.blocked().has(signal);
@@ -178,7 +178,8 @@ fn prepare(process: &Rc<Process>, thread: &Thread, signal: Signal) -> bool {
 }
 
 fn ignored(process: &Process, thread: &Thread, signal: Signal) -> bool {
-    if thread.signals.blocked().has(signal) {
+    // A tracer wants to see also what is ignored.
+    if thread.signals.blocked().has(signal) || thread.ptrace.is_traced() && signal != SIGKILL {
         return false;
     }
     process.signals.actions().get(signal).ignores(signal)
@@ -221,13 +222,21 @@ fn charge(thread: &Thread, info: &SignalInfo) -> Option<Charge> {
     Charge::new(thread.creds().uid, limit)
 }
 
+/// Makes a signal pending for a thread that has not run yet, without the effects of sending it.
+pub(in crate::task) fn add_pending(thread: &Thread, signal: Signal) {
+    // A standard signal needs no room for its information.
+    let _ = thread.signals.own.borrow_mut().put(SignalInfo::lost(signal), || None);
+    super::state::refresh(thread);
+}
+
 /// Finds a thread that takes the signal now and wakes it; a signal that ends the process does so at once.
 fn tell(process: &Rc<Process>, candidates: &[Rc<Thread>], signal: Signal) {
     process.signals.arrivals.wake(Events::IN);
     let Some(thread) = candidates.iter().find(|thread| wants(thread, signal)) else { return };
     let action = process.signals.actions().get(signal);
     let deadly = matches!(signal.default_action(), DefaultAction::Terminate | DefaultAction::Core);
-    if action.handler == SIG_DFL && deadly && !thread.signals.blocked().has(signal) {
+    let shown_first = thread.ptrace.is_traced() && signal != SIGKILL;
+    if action.handler == SIG_DFL && deadly && !thread.signals.blocked().has(signal) && !shown_first {
         exit::exit_group(process, WaitStatus::signaled(signal.number(), false));
         return;
     }
@@ -242,7 +251,8 @@ fn wants(thread: &Thread, signal: Signal) -> bool {
     if signal == SIGKILL {
         return true;
     }
-    !thread.signals.stopped.get() && (core::ptr::eq(&raw const *current(), thread) || !thread.signals.attention.get())
+    let stopped = thread.signals.stopped.get() || thread.ptrace.in_stop();
+    !stopped && (core::ptr::eq(&raw const *current(), thread) || !thread.signals.attention.get())
 }
 
 #[cfg(test)]

@@ -42,15 +42,21 @@ pub struct ThreadSignals {
     pub(super) restart: RefCell<Option<Restart>>,
     pub(super) stack: Cell<AltStack>,
     pub(super) last_fault: Cell<LastFault>,
-    /// Takes part in a stop of its process.
+    /// Sleeps in a stop of its process.
     pub(super) stopped: Cell<bool>,
+    /// Has not taken part yet in the stop of its process.
+    pub(in crate::task) stop_due: Cell<bool>,
+    /// What its process was stopped by last.
+    pub(in crate::task) stop_signal: Cell<Option<Signal>>,
+    /// No SIGCONT has come since it took the signal that it handles now: if that is a stop signal, the process stops.
+    pub(in crate::task) stop_allowed: Cell<bool>,
 }
 
 impl ThreadSignals {
     /// What a new thread starts with: its maker's mask, nothing pending.
     #[must_use]
     pub fn inherit(maker: &ThreadSignals) -> Self {
-        Self { blocked: Cell::new(maker.saved.get().unwrap_or(maker.blocked.get())), ..Self::default() }
+        Self { blocked: Cell::new(maker.own_mask()), ..Self::default() }
     }
 
     /// Whether an unblocked signal (its own or the process's), or a stop, waits for this thread.
@@ -67,6 +73,18 @@ impl ThreadSignals {
 
     pub(super) fn put_blocked(&self, mask: SignalSet) {
         self.blocked.set(mask.blockable());
+    }
+
+    /// The mask that the program has set: not one that ppoll(2) and its kind have put in its place for their time.
+    #[must_use]
+    pub fn own_mask(&self) -> SignalSet {
+        self.saved.get().unwrap_or(self.blocked.get())
+    }
+
+    /// Sets the mask of a thread that does not run, which looks at its signals before it goes on.
+    pub fn replace_mask(&self, mask: SignalSet) {
+        self.saved.set(None);
+        self.put_blocked(mask);
     }
 
     /// What is not delivered now: the mask, without what is waited for.
@@ -91,7 +109,7 @@ impl ThreadSignals {
         self.stack.set(stack);
     }
 
-    /// Whether the thread is stopped.
+    /// Whether the thread sleeps in a stop of its process.
     #[must_use]
     pub fn stopped(&self) -> bool {
         self.stopped.get()
@@ -169,6 +187,12 @@ impl ProcessSignals {
         self.shared.borrow().set()
     }
 
+    /// Whether it stops or has stopped.
+    #[must_use]
+    pub fn stopping(&self) -> bool {
+        self.stop.get() != Stop::Running
+    }
+
     /// Whether all its threads have stopped, and by what.
     #[must_use]
     pub fn stopped(&self) -> Option<Signal> {
@@ -196,11 +220,11 @@ impl ProcessSignals {
 }
 
 /// Recomputes whether the thread has something to deliver (its mask or the queues have changed).
-pub(super) fn refresh(thread: &Thread) {
+pub(in crate::task) fn refresh(thread: &Thread) {
     let process = &thread.process.signals;
     let ready = thread.signals.own_pending() | process.shared_pending();
     let ready = !(ready & !thread.signals.not_wanted()).is_empty();
-    let stop = process.stop.get() != Stop::Running && !thread.signals.stopped.get();
+    let stop = thread.signals.stop_due.get() || thread.ptrace.trap_due();
     thread.signals.attention.set(ready || stop);
 }
 
