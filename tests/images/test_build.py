@@ -117,6 +117,29 @@ DOCKERFILE = """\
     """
 
 
+def test_home_is_that_of_the_user(store: ImageStore, build: Build) -> None:
+    build("""\
+        FROM base:1
+        RUN echo $HOME > /tmp/unlisted
+        COPY passwd /etc/
+        RUN echo $HOME > /tmp/root
+        USER app
+        RUN echo $HOME > /tmp/app
+        USER 4321
+        RUN echo $HOME > /tmp/number
+        ENV HOME=/given
+        RUN echo $HOME > /tmp/given
+        """, {"passwd": "root:x:0:0::/root:/bin/sh\napp:x:7:7::/home/app:/bin/sh\n"})  # fmt: skip
+    found = listing(store, "app")
+    homes = {
+        name: found[f"tmp/{name}"].decode().strip()
+        for name in ("unlisted", "root", "app", "number", "given")
+    }
+    assert homes == {
+        "unlisted": "/", "root": "/root", "app": "/home/app", "number": "/", "given": "/given"
+    }  # fmt: skip
+
+
 def test_a_dockerfile_becomes_an_image(store: ImageStore, build: Build) -> None:
     files = {"file": "1", "a.txt": "a", "b.log": "b"}
     digest = build(DOCKERFILE, files, build_args={"GREETING": "hi"})
