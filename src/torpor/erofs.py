@@ -19,8 +19,8 @@ def make_erofs(directory: Path, image: Path) -> None:
     """Pack `directory` into the EROFS file `image`: uncompressed, no inline data, reproducible.
 
     File contents then lie page-aligned in the image and can be mapped as they are. Owners, modes,
-    times (1969's last second becomes the one before) and extended attributes are kept. `image` is overwritten; on failure PackError is raised
-    and what `image` holds is undefined.
+    times (1969's last second becomes the one before) and extended attributes are kept. `image` is
+    overwritten; on failure PackError is raised and what `image` holds is undefined.
     """
     try:
         done = subprocess.run(

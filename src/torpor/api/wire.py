@@ -194,7 +194,7 @@ class MetricsAnswer(Item):
     nreqs: int | None = None
     """Requests in flight."""
     nqueued: int | None = None
-    """Requests and connections that wait for it, or for whichever of its service group takes them."""
+    """Requests and connections that wait for it, or for any instance of its service group."""
     ntotal: int | None = None
     """Requests and connections that it was sent in all."""
     wakeup_latency: list[LatencyBucket] | None = None
