@@ -9,16 +9,18 @@ from torpor.errors import PackError
 # One identity for all images: what distinguishes them is their content.
 _FS_UUID = "00000000-0000-4000-8000-746f72706f72"
 # mkfs.erofs writes the time of the run into the superblock unless told otherwise, and clamps file
-# times to this value: a moment (2100-01-01) later than any real one, so that file times stay.
-_BUILD_TIME_S = 4102444800
+# times to this value. It compares without a sign, so that times before 1970 are the latest there
+# are; this is two seconds before 1970, which leaves all but the last of those as they are. -1 is
+# no value to it.
+_BUILD_TIME_S = (1 << 64) - 2
 
 
 def make_erofs(directory: Path, image: Path) -> None:
     """Pack `directory` into the EROFS file `image`: uncompressed, no inline data, reproducible.
 
     File contents then lie page-aligned in the image and can be mapped as they are. Owners, modes,
-    times and extended attributes are kept. `image` is overwritten; on failure PackError is raised
-    and what `image` holds is undefined.
+    times (1969's last second becomes the one before) and extended attributes are kept. `image` is
+    overwritten; on failure PackError is raised and what `image` holds is undefined.
     """
     try:
         done = subprocess.run(

@@ -281,6 +281,36 @@ async def test_warnings_reach_users_of_the_sdk(sdk: Any) -> None:
         await sdk.instances.create(name="web", image="web", sched_priority="high")
 
 
+async def test_what_waits_is_counted_by_instance_and_group(
+    server: Service, sdk: Any, http: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = {"services": [{"port": 443}, {"port": 5432, "handlers": []}]}
+    service["domains"] = [{"name": "web"}]
+    made = await sdk.instances.create(name="web", image="web", service_group=service)
+    alone = await sdk.instances.create(name="alone", image="web")
+    asked = []
+
+    async def stats(after: str | None) -> dict[str, Any]:  # noqa: ARG001
+        return {"links": [], "wakes": 0, "wake_us": [], "waiting": 3}
+
+    async def waiting(instance: str, hosts: tuple[str, ...]) -> int:
+        asked.append((instance, hosts))
+        return len(hosts)
+
+    async def queued() -> list[int | None]:
+        path, json_type = "/v1/instances/metrics?name=web&name=alone", "application/json"
+        answer = (await http.get(path, headers={"Accept": json_type})).json()
+        return [each.get("nqueued") for each in answer["data"]["instances"]]
+
+    assert await queued() == [None, None]  # without a proxy nobody knows
+    monkeypatch.setattr(server.controller.links, "stats", stats)
+    monkeypatch.setattr(server.controller.links, "waiting", waiting)
+    assert await queued() == [2, 0]
+    assert asked == [(made.uuid, ("web.localhost", ":5432")), (alone.uuid, ())]
+    text = (await http.get("/v1/instances/metrics?name=web")).text
+    assert f'instance_nqueued{{instance_uuid="{made.uuid}"}} 2\n' in text
+
+
 async def test_wakes_are_counted_by_how_long_they_took(sdk: Any, http: Any) -> None:
     made = await sdk.instances.create(name="web", image="web", autostart=True)
     handle = sdk.instances.get(name="web")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import TORPOR, Result, run_command
+from tests.harness import TORPOR, Result, run_command, run_native
 from tests.kvm import kvm_problem
 from tests.rootfs.build import make_root, root_image
 from torpor.erofs import make_erofs
@@ -258,11 +258,22 @@ class TestWithKvm:
         assert_refused(result, 126, "/etc/passwd", "not a directory")
 
     def test_too_many_arguments(self) -> None:
-        arguments = ["x" * 100_000] * 10
-        result = vm(root_image("busybox"), "sh", "-c", 'echo "$*" | wc -c', "sh", *arguments)
-        assert result == Result(0, b"1000010\n", b"")
-        result = vm(root_image("busybox"), "true", *arguments, *arguments[:1])
-        assert_refused(result, 125, "arguments and environment")
+        """As many as execve(2) takes, with a program that has 2 MiB for them."""
+        program = ("sh", "-c", 'echo "$*" | wc -c', "sh", *["x" * 100_000] * 20)
+        assert vm(root_image("busybox"), *program) == Result(0, b"2000020\n", b"")
+        assert run_native("busybox", *program) == Result(0, b"2000020\n", b"")
+
+    @pytest.mark.parametrize("stack", ["8192", "unlimited"])
+    @pytest.mark.parametrize("variables", [["x" * 128_000] * 17, ["x" * 131_070]])
+    def test_too_large_an_environment(
+        self, tmp_path: Path, stack: str, variables: list[str]
+    ) -> None:
+        """With more than execve(2) passes on here, and with what only the VM has no room for."""
+        lines = [f"{number:x}={value}" for number, value in enumerate(variables)]
+        (tmp_path / "env").write_text("".join(f"{line}\n" for line in lines))
+        run = f"ulimit -s {stack} && exec {TORPOR} vm run --env-file {tmp_path}/env"
+        result = run_command(["sh", "-c", f"{run} {root_image('busybox')} true"])
+        assert_refused(result, 125, "environment", "standard input or the image")
 
     def test_damaged_root_directory(self, tmp_path: Path) -> None:
         content = image_without_checksum()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest_http import ANSWERING
-from tests.images.standins import add_root
+from tests.images.standins import add_bases, add_root
 from tests.server import Server
 from torpor.images.store import ImageStore
 
@@ -66,6 +66,30 @@ def test_another_port_under_the_same_name(tmp_path: Path) -> None:
         assert len(groups) == 1
     assert {status for status, _ in seen} == {200}, [one for one in seen if one[0] != 200][:5]
     assert {body for _, body in seen} == {b"v1", b"v2", b"v3"}
+
+
+def test_a_directory_is_known_by_the_name_of_its_image(tmp_path: Path) -> None:
+    """With the digest, as another directory of that name may be built later."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    images = ImageStore(data)
+    add_bases(images, tmp_path, ["busybox:1"])
+    made: dict[str, str] = {}
+    with Server(data) as server:
+        for version in ("v1", "v2"):
+            directory = tmp_path / version / "shop"
+            directory.mkdir(parents=True)
+            (directory / "index.html").write_text(version)
+            (directory / "Dockerfile").write_text(
+                "FROM busybox:1\nCOPY index.html /www/\nEXPOSE 8080\n"
+                'CMD ["busybox", "httpd", "-f", "-p", "8080", "-h", "/www"]\n'
+            )
+            assert server.get(server.deploy("-n", version, str(directory)))[1] == version.encode()
+            digest = images.resolve("shop").digest
+            made[version] = f"shop:latest@{digest}"
+            assert f"shop:latest@{digest[:19]} " in server.torpor("instance", "list")
+            assert f"shop:latest  {digest[7:19]} " in server.torpor("image", "list")
+        assert {name: one["image"] for name, one in server.instances().items()} == made
 
 
 def test_what_listens_elsewhere_first_is_not_ready(tmp_path: Path) -> None:

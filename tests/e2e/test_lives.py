@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.images.standins import add_root
-from tests.server import Server
+from tests.server import TIMEOUT_S, Server
 from torpor.images.store import ImageStore
 
 pytestmark = pytest.mark.kvm
@@ -66,6 +66,33 @@ def count(server: Server, host: str) -> int:
 def one(server: Server, name: str) -> dict[str, Any]:
     (found,) = server.api(f"/v1/instances?name={name}&details=true")["instances"]
     return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("user", "env", "home"),
+    [
+        ("", {}, "/root"),
+        ("app", {}, "/home/app"),
+        ("1000", {}, "/home/app"),
+        ("4321:7", {}, "/"),
+        ("app", {"HOME": "/given"}, "/given"),
+    ],
+)
+def test_home_is_that_of_the_user(
+    server: Server, user: str, env: dict[str, str], home: str
+) -> None:
+    """As the image's /etc/passwd says, like container engines."""
+    name = f"home-{len(server.instances())}"
+    add_root(ImageStore(server.data), "busybox", name, ("sh", "-c", "echo $HOME"), user=user)
+    spec = {"name": name, "image": name, "memory_mb": 128, "env": env, "autostart": True}
+    (made,) = server.api("/v1/instances", [spec], "POST")["instances"]
+    assert made["status"] == "success", made
+    said = ""
+    ends_s = time.monotonic() + TIMEOUT_S
+    while not said and time.monotonic() < ends_s:
+        (log,) = server.api("/v1/instances/log", [{"name": name}])["instances"]
+        said = base64.b64decode(log["output"]).decode()
+    assert said == f"{home}\n"
 
 
 def test_a_stop_is_a_sigterm(server: Server) -> None:

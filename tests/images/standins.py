@@ -33,13 +33,21 @@ def add_bases(store: ImageStore, directory: Path, names: Iterable[str]) -> None:
 
 
 def add_root(
-    store: ImageStore, root: str, name: str, cmd: tuple[str, ...], ports: tuple[str, ...] = ()
+    store: ImageStore,
+    root: str,
+    name: str,
+    cmd: tuple[str, ...],
+    ports: tuple[str, ...] = (),
+    user: str = "",
 ) -> str:
     """Adds one of the root file systems as an image that runs `cmd`; its digest."""
     with store.staging() as staging:
         erofs = staging / "root.erofs"
         shutil.copyfile(root_image(root), erofs)
         config = ImageConfig(
-            cmd=cmd, env=(f"PATH={DEFAULT_ENVIRONMENT['PATH']}",), exposed_ports=ports
+            cmd=cmd,
+            env=(f"PATH={DEFAULT_ENVIRONMENT['PATH']}",),
+            exposed_ports=ports,
+            user=user,
         )
         return store.add(NewImage(erofs, config, 1, 1), parse_reference(name))

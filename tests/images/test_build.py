@@ -117,6 +117,29 @@ DOCKERFILE = """\
     """
 
 
+def test_home_is_that_of_the_user(store: ImageStore, build: Build) -> None:
+    build("""\
+        FROM base:1
+        RUN echo $HOME > /tmp/unlisted
+        COPY passwd /etc/
+        RUN echo $HOME > /tmp/root
+        USER app
+        RUN echo $HOME > /tmp/app
+        USER 4321
+        RUN echo $HOME > /tmp/number
+        ENV HOME=/given
+        RUN echo $HOME > /tmp/given
+        """, {"passwd": "root:x:0:0::/root:/bin/sh\napp:x:7:7::/home/app:/bin/sh\n"})  # fmt: skip
+    found = listing(store, "app")
+    homes = {
+        name: found[f"tmp/{name}"].decode().strip()
+        for name in ("unlisted", "root", "app", "number", "given")
+    }
+    assert homes == {
+        "unlisted": "/", "root": "/root", "app": "/home/app", "number": "/", "given": "/given"
+    }  # fmt: skip
+
+
 def test_a_dockerfile_becomes_an_image(store: ImageStore, build: Build) -> None:
     files = {"file": "1", "a.txt": "a", "b.log": "b"}
     digest = build(DOCKERFILE, files, build_args={"GREETING": "hi"})
@@ -145,6 +168,66 @@ def test_a_dockerfile_becomes_an_image(store: ImageStore, build: Build) -> None:
     assert build(DOCKERFILE, files, build_args={"GREETING": "hi"}) == digest
     build(DOCKERFILE, files, tag="stage", target="first")
     assert "of-base" not in listing(store, "stage")
+
+
+def test_variables_in_a_copied_here_document(store: ImageStore, build: Build) -> None:
+    build("""\
+        ARG VERSION=1
+        FROM base:1 AS first
+        ENV NAME="two words"
+        FROM first
+        ARG VERSION
+        ARG GIVEN
+        COPY <<EOF /document
+        $NAME $FROM_BASE ${VERSION}.${GIVEN:-none} "\\$NAME" ${UNSET:-}.
+        EOF
+        """, build_args={"GIVEN": "3"})  # fmt: skip
+    assert listing(store, "app")["document"] == b'two words yes 1.3 "$NAME" .\n'
+
+
+OFFLINE_DOCKERFILE = """\
+    FROM base:1 AS tools
+    RUN echo tool > /tool && cat /proc/net/dev > /net-before
+    FROM base:1 AS app
+    ARG GREETING=hello
+    ONBUILD RUN touch /triggered
+    CMD ["sh"]
+    RUN --network=none cat /proc/net/dev /proc/net/fib_trie > /net-none && echo $GREETING > /said
+    COPY --from=tools /tool /net-before /
+    RUN --network=none --mount=type=bind,from=base:1,target=/m \\
+        cat /proc/net/dev /m/of-base > /net-again
+    RUN cat /proc/net/dev > /net-after && echo $GREETING >> /said
+    ENTRYPOINT ["echo"]
+    FROM app
+    COPY --from=app /tool /copied
+    """
+
+
+def test_a_step_without_network(store: ImageStore, build: Build) -> None:
+    def interfaces(name: str) -> set[str]:
+        lines = listing(store, "app")[name].decode().splitlines()
+        # Heading, name and colon: proc_pid_net(5).
+        return {line.partition(":")[0].strip() for line in lines if line.count(" 0 ") > 3}
+
+    first = build(OFFLINE_DOCKERFILE, build_args={"GREETING": "hi"})
+    found = listing(store, "app")
+    assert interfaces("net-none") == interfaces("net-again") == {"lo"}
+    assert interfaces("net-before") == interfaces("net-after") != {"lo"}
+    assert b"127.0.0.1" in found["net-none"], "its loopback interface is not up"
+    assert found["net-again"].endswith(b"base")
+    assert found["said"] == b"hi\nhi\n"
+    assert found["copied"] == b"tool\n"
+    assert "triggered" in found
+    config = store.resolve("app").config
+    assert (config.entrypoint, config.cmd) == (("echo",), ("sh",))
+    lines = build.lines  # type: ignore[attr-defined]
+    told = [line for line in lines if line.startswith("[")]
+    assert sorted(line.split("]")[0] for line in told) == [
+        *(f"[stage 1/3 {step}/2" for step in (1, 2)),
+        *(f"[stage 2/3 {step}/9" for step in range(1, 10)),
+        *(f"[stage 3/3 {step}/2" for step in (1, 2)),
+    ]
+    assert build(OFFLINE_DOCKERFILE, build_args={"GREETING": "hi"}) == first
 
 
 def test_triggers_of_a_stored_base_run(store: ImageStore, build: Build) -> None:
@@ -203,6 +286,11 @@ BAD_DOCKERFILES = [
     ("FROM base:1\nRUN no-such-command", r"Dockerfile:2: RUN: .*exit status 127"),
     ("FROM base:1\nCOPY --from=nothing:1 / /", r"nothing:1"),
     ("FROM base:1\nBAD x", r"Dockerfile:2: unknown instruction BAD"),
+    (
+        "FROM base:1\nRUN echo a\nRUN --network=none false",
+        r"Dockerfile:3: RUN: .*exit status 1\n.*\n.*\n>    3 ",
+    ),
+    ("FROM base:1\nRUN --network=none true\nRUN false", r"Dockerfile:3: RUN: .*exit status 1"),
 ]
 
 

@@ -15,15 +15,17 @@ from torpor.images.translate import Translation, translate
 PATH = Path("Dockerfile")
 
 
-def translated(text: str) -> tuple[Translation, list[str]]:
+def translated(text: str, **build_args: str) -> tuple[Translation, list[str]]:
     documents: list[str] = []
 
     def keep(document: str) -> tuple[str, str]:
         documents.append(document)
         return "docs", str(len(documents) - 1)
 
-    dockerfile = parse_dockerfile(text, PATH, {})
-    found = translate(dockerfile, lambda name: f"local/{name}", {"X": "/x"}, keep)
+    dockerfile = parse_dockerfile(text, PATH, build_args)
+    found = translate(
+        dockerfile, lambda name: f"local/{name}", {"X": "/x"}, keep, lambda name: {"BASE": name}
+    )
     return found, documents
 
 
@@ -104,6 +106,54 @@ def test_here_documents() -> None:
     assert documents == ["$HOME\n", "plain text\n"]
 
 
+def test_variables_in_here_documents_are_those_of_the_instruction() -> None:
+    _, documents = translated(
+        'ARG GLOBAL=g\nARG GIVEN=no\nFROM a AS one\nARG GLOBAL\nARG GIVEN=default OWN="o $GLOBAL"\n'
+        "ENV A=1 B='$A' C=\"$A\\$\" D=x\\ y\nENV A=2 E=$A\nENV OLD form  of\\ it\n"
+        "COPY <<E /f\n$GLOBAL ${GIVEN} [$OWN] $A$B$C $D $E $OLD; $BASE $TARGETARCH\nE\n"
+        "ARG D=no TARGETARCH\nENV GLOBAL=env\n"
+        "COPY <<E /f\n$D $GLOBAL $TARGETARCH ${NO:-or $A} ${A:+and} ${NO-} ${A+x} "
+        "\\$A \"'$A'\" \\\\ $\nE\n"
+        "COPY <<'E' /f\n$A\nE\n"
+        "FROM one\nCOPY <<E /f\n$A|$OWN|$BASE\nE\n",
+        GIVEN="given",
+    )
+    assert documents == [
+        "g given [o g] 2$A$ x y 1 form  of it; local/a \n",
+        "x y env amd64 or 2 and  x $A \"'2'\" \\ $\n",
+        "$A\n",
+        "2||local/a\n",
+    ]
+
+
+def test_a_step_without_network_is_built_by_itself() -> None:
+    found, _ = translated(
+        'ARG V=1\nFROM a AS tools\nRUN t\nFROM a AS app\nARG V=2 W\nONBUILD RUN later\nCMD ["c"]\n'
+        'RUN one\nRUN --network=none --mount=type=bind,from=t:1,target=/t two\nENV X="$V"\n'
+        'ENTRYPOINT ["e"]\nFROM app\nCOPY --from=app /x /x\n'
+    )
+    assert found.split(1) is None
+    split = found.split(2)
+    assert split is not None
+    head = "# escape=\\\nARG V=1\n"
+    tools = "FROM local/a AS tools\nARG X=/x\nRUN t\n"
+    again = 'ARG X=/x\nARG V="2"\nARG W\n'
+    assert split.before.text == (
+        f'{head}{tools}FROM local/a AS app\nARG X=/x\nARG V=2 W\nCMD ["c"]\nRUN one\n'
+    )
+    assert split.step("i").text == (
+        f"# escape=\\\nFROM i\n{again}RUN --mount=type=bind,from=local/t:1,target=/t two\n"
+    )
+    rest = split.rest("j")
+    assert rest.text == (
+        f'{head}{tools}FROM j AS app\n{again}CMD ["c"]\nONBUILD RUN later\nENV X="$V"\n'
+        'ENTRYPOINT ["e"]\nFROM app\nARG X=/x\nCOPY --from=app /x /x\n'
+    )
+    assert rest.split(3) is None
+    steps = [[step.line if step else None for step in stage] for stage in rest.steps]
+    assert steps[1] == [4, None, None, None, None, 6, 10, 11]
+
+
 def test_here_documents_run_in_the_shell_of_their_stage() -> None:
     found, _ = translated(
         'FROM a AS one\nSHELL ["/bin/bash", "-ec"]\nRUN <<E\nx\nE\n'
@@ -139,7 +189,15 @@ def test_from_knows_the_platform() -> None:
         ("FROM $NOTHING", "must be FROM IMAGE"),
         ("FROM --platform=linux/arm64 a", "only linux/amd64"),
         ("FROM a\nRUN <<EOF\nx", "here-document EOF has no end"),
-        ("FROM a\nCOPY <<E /f\n$X\nE\n", "variables in a here-document"),
+        ("FROM a\nCOPY <<E /f\n${X\nE\n", r"2: here-document E: \${X is not understood"),
+        ("FROM a\nCOPY <<E /f\n${X#y}\nE\n", r"\${X# is not understood"),
+        ("FROM a\nCOPY <<E /f\n${}\nE\n", r"\${} names no variable"),
+        ("FROM a\nCOPY <<E /f\n${X:?y}\nE\n", "2: here-document E: X: y"),
+        ("FROM a\nCOPY <<E /f\n${X:-y\nE\n", "} is missing"),
+        (
+            "FROM a AS t\nFROM a\nRUN --network=none --mount=type=bind,from=t,target=/t x\n",
+            "Dockerfile:3: a step with --network=none cannot mount stage t; COPY --from=t",
+        ),
         ("FROM a\nCOPY <<'E' <<'F' /f\nE\nF\n", "target/"),
     ],
 )

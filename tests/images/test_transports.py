@@ -47,6 +47,7 @@ FILES = [
     hardlink("bin/y", "bin/x"),
     symlink("z", "/bin/x"),
     Member("nanoseconds", pax={"mtime": "1234567890.123456789"}),
+    Member("before-1970", pax={"mtime": "-1234567890.123456789"}),
 ]
 
 

@@ -117,7 +117,7 @@ def test_everything_about_a_file_is_kept(store: ImageStore, add_layers: AddTar) 
             Member("null", type=tarfile.CHRTYPE, device=(1, 3), mode=0o666),
             Member("big", type=tarfile.BLKTYPE, device=(259, 70_000), mode=0o660),
             Member("pipe", type=tarfile.FIFOTYPE, mode=0o600),
-            Member("before-1970", mtime=-5),
+            Member("before-1970", pax={"mtime": "-5.25"}),
             Member("large", bytes(range(256)) * 500),
             Member("empty"),
         ])
@@ -136,7 +136,7 @@ def test_everything_about_a_file_is_kept(store: ImageStore, add_layers: AddTar) 
     assert (inodes["same"].nid, program.links) == (program.nid, 2)
     assert (inodes["null"].device, inodes["big"].device) == ((1, 3), (259, 70_000))
     assert stat.S_ISFIFO(inodes["pipe"].mode)
-    assert inodes["before-1970"].mtime_ns == 0
+    assert inodes["before-1970"].mtime_ns == -5_250_000_000
     assert inodes["empty"].mtime_ns == 10**18
 
 

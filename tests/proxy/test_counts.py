@@ -2,11 +2,14 @@
 
 import contextlib
 import socket
+import threading
+import time
 import uuid
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from tests.proxy.client import Client, get
+from tests.proxy.client import TIMEOUT_S, Client, get
 from tests.proxy.daemon import Proxy, Refusal, Torpord
 from tests.proxy.guest import Connection, Guest, answer, echo, read_request
 
@@ -15,6 +18,17 @@ HOST = "app.localhost"
 
 def stopped(fields: dict[str, Any]) -> dict[str, Any]:
     raise Refusal("stopped", f"{fields} is to be deleted")
+
+
+def request(host: str) -> bytes:
+    return f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    ends_s = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < ends_s
+        time.sleep(0.01)
 
 
 def used_up(torpord: Torpord) -> list[int]:
@@ -40,6 +54,58 @@ def test_what_went_over_a_link_is_told_when_it_is_silent(proxy: Proxy, torpord: 
     (link,) = torpord.ask("stats")["links"]
     for count in ("requests", "rx_bytes", "tx_bytes"):
         assert link[count] == told[-1][count]
+
+
+def test_who_waits_is_counted_for_whoever_may_take_it(proxy: Proxy, torpord: Torpord) -> None:
+    guest, instance, other = Guest(echo), str(uuid.uuid4()), str(uuid.uuid4())
+    group = torpord.group([HOST])
+    may_wake = threading.Event()
+
+    def wake(fields: dict[str, Any]) -> dict[str, Any]:
+        assert may_wake.wait(TIMEOUT_S)
+        if fields["host"] != HOST:
+            raise Refusal("unknown", "nobody has it")
+        torpord.attach(guest, group, instance)
+        return {"group": group, "instance": instance, "generation": guest.generation}
+
+    def waiting(which: str, *hosts: str) -> int:
+        return int(torpord.ask("waiting", instance=which, hosts=list(hosts))["requests"])
+
+    torpord.on["wake"] = wake
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(proxy.address)) for _ in range(3)]
+        for client, host in zip(clients, (HOST, HOST, "other.localhost"), strict=True):
+            client.send(request(host))
+        wait_until(lambda: torpord.ask("stats")["waiting"] == 3)
+        assert waiting(instance, HOST) == 2
+        assert waiting(instance, HOST.upper(), "none.localhost") == 2
+        assert waiting(other, "other.localhost.") == 1
+        assert waiting(other, "*.localhost") == 3
+        assert waiting(other) == 0
+        may_wake.set()
+        assert [client.answer().status for client in clients] == [200, 200, 404]
+        assert (torpord.ask("stats")["waiting"], waiting(instance, HOST)) == (0, 0)
+
+
+def test_who_waits_for_a_slot_is_counted(proxy: Proxy, torpord: Torpord) -> None:
+    may_answer = threading.Event()
+
+    def program(connection: Connection) -> None:
+        read_request(connection)
+        assert may_answer.wait(TIMEOUT_S)
+        answer(connection, b"done")
+
+    torpord.on["wake"] = stopped
+    group = torpord.group([HOST], soft_limit=1, hard_limit=1)
+    instance = torpord.attach(Guest(program), group)
+    with Client(proxy.address) as first, Client(proxy.address) as second:
+        first.send(request(HOST))
+        wait_until(lambda: torpord.ask("stats")["links"][0]["in_flight"] == 1)
+        second.send(request(HOST))
+        wait_until(lambda: torpord.ask("stats")["waiting"] == 1)
+        assert torpord.ask("waiting", instance=instance, hosts=[HOST]) == {"requests": 1}
+        may_answer.set()
+        assert (first.answer().status, second.answer().status) == (200, 200)
 
 
 def test_it_takes_no_more_than_it_may(proxy: Proxy, torpord: Torpord) -> None:

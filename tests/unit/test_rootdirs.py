@@ -12,6 +12,7 @@ import pytest
 
 from torpor import rootdirs
 from torpor.errors import PackError
+from torpor.images.erofs import ErofsReader
 from torpor.rootdirs import fingerprint_directory, packed_root
 
 
@@ -86,6 +87,17 @@ def test_packed_once_and_again_after_a_change(tree: Path, tmp_path: Path) -> Non
     (tree / "file").write_text("changed")
     assert packed_root(tree, data) != first
     assert subprocess.run(["fsck.erofs", first], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("date_s", [-0x7FFF_FFFF, -86_400, -3, 0, 4_102_444_801, 0x3_7FFF_FFFE])
+def test_dates_are_kept_whatever_they_are(tree: Path, tmp_path: Path, date_s: int) -> None:
+    time_ns = date_s * 1_000_000_000 + 250_000_000
+    for path in (tree / "file", tree / "sub"):
+        os.utime(path, ns=(time_ns, time_ns))
+    with ErofsReader(packed_root(tree, tmp_path / "data")) as reader:
+        found = {path: inode.mtime_ns for path, inode in reader.walk()}
+    assert found[(b"file",)] == (tree / "file").stat().st_mtime_ns == time_ns
+    assert found[(b"sub",)] == time_ns
 
 
 def test_equal_content_is_one_image(tmp_path: Path) -> None:

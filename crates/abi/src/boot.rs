@@ -3,12 +3,12 @@
 /// First word of [`BootInfo`]: "TORPORBI".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TORPORBI");
 /// Changes whenever anything in this crate changes its layout or meaning.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// How many ports [`BootInfo::ready_ports`] can name.
 pub const READY_PORTS_MAX: usize = 16;
 
-/// A byte string at [`crate::layout::BOOT_STRINGS_GPA`].
+/// A byte string at [`BootInfo::strings_gpa`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Span {
@@ -39,6 +39,11 @@ pub struct BootInfo {
     pub kernel_end_gpa: u64,
     /// Root of the boot page tables.
     pub pml4_gpa: u64,
+    /// Guest-physical address of the strings: [`crate::layout::BOOT_STRINGS_GPA`], or in RAM above all that is in use before
+    /// the kernel has read them and given the pages back.
+    pub strings_gpa: u64,
+    /// Their length in all.
+    pub strings_bytes: u64,
     /// XCR0 as set for the vCPU.
     pub xcr0: u64,
     /// Frequency of the guest's TSC.

@@ -73,10 +73,16 @@ pub const HANDOVER_LIST_GPA: u64 = 0xc_8000;
 pub const HANDOVER_LIST_MAX: u32 = 0x1_0000;
 /// End of the list.
 pub const HANDOVER_END_GPA: u64 = HANDOVER_LIST_GPA + HANDOVER_LIST_MAX as u64 * 16;
-/// The strings of [`crate::boot::BootInfo`], where the list is later: they are read before there is one.
+/// The strings of [`crate::boot::BootInfo`], where the list is later: they are read before there is one. More than fit are
+/// in RAM that nobody uses yet.
 pub const BOOT_STRINGS_GPA: u64 = HANDOVER_LIST_GPA;
-/// Room for them.
-pub const BOOT_STRINGS_MAX_BYTES: u64 = HANDOVER_END_GPA - HANDOVER_LIST_GPA;
+/// Room for them there.
+pub const BOOT_STRINGS_ROOM_BYTES: u64 = HANDOVER_END_GPA - HANDOVER_LIST_GPA;
+/// Room that arguments and environment have in all, with 8 bytes for a pointer to each: what Linux gives a program whose
+/// stack may have 8 MiB.
+pub const BOOT_STRINGS_MAX_BYTES: u64 = 2 << 20;
+/// The longest argument or variable, its NUL included (Linux's MAX_ARG_STRLEN).
+pub const STRING_MAX_BYTES: u64 = 128 << 10;
 /// Where the kernel image is loaded.
 pub const KERNEL_GPA: u64 = 0x20_0000;
 

@@ -55,9 +55,6 @@ pub fn resolve(spec: &[u8], passwd: &[u8], group: &[u8]) -> Result<Account, Stri
         groups: Vec::new(),
         home: entry.map_or_else(|| b"/".to_vec(), |f| f[5].to_vec()),
     };
-    if uid == 0 && entry.is_none() {
-        account.home = b"/root".to_vec();
-    }
     // name:password:GID:members
     let groups: Vec<_> = group.split(|b| *b == b'\n').map(fields).filter(|f| f.len() >= 4).collect();
     if let Some(wanted) = wanted_group {
@@ -97,6 +94,6 @@ mod tests {
         assert!(find("4294967295").is_err() && find("0:4294967295").is_err());
         assert!(find("nobody").is_err_and(|text| text.contains("nobody")));
         assert!(find("root:none").is_err_and(|text| text.contains("none")));
-        assert_eq!(resolve(b"", b"", b"").map(|a| a.home), Ok(b"/root".to_vec()));
+        assert_eq!(resolve(b"", b"", b"").map(|a| a.home), Ok(b"/".to_vec()));
     }
 }

@@ -31,15 +31,15 @@ use core::cell::RefCell;
 use linux_raw_sys::general::AT_FDCWD;
 use torpor_abi::boot::{BootInfo, MAGIC, Span, VERSION, flags};
 use torpor_abi::frame::{Header, kind, stream};
-use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_STRINGS_GPA, BOOT_STRINGS_MAX_BYTES, DIRECT_MAP_BASE, IMAGE_GPA};
+use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_STRINGS_GPA, DIRECT_MAP_BASE, IMAGE_GPA, PAGE_BYTES};
 
 /// The boot information, copied out and checked.
 pub struct Boot {
     info: BootInfo,
     /// Program and arguments.
-    pub argv: Vec<Vec<u8>>,
+    pub argv: Strings,
     /// Environment, `K=V`.
-    pub envp: Vec<Vec<u8>>,
+    pub envp: Strings,
     /// Empty for `/`.
     pub workdir: Vec<u8>,
     /// As for docker's `--user`; empty for root.
@@ -49,22 +49,28 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// Copies the strings to where the memory is set up by now.
+    /// Copies the strings to where the memory is set up by now. If they are in RAM they are gone afterwards: whoever gets
+    /// that takes it for zeros.
     fn read(info: BootInfo) -> Self {
-        let strings = (DIRECT_MAP_BASE + BOOT_STRINGS_GPA) as *const u8;
-        // SAFETY: mapped, and written by the VM process before the first instruction; nobody writes to them as long as this
-        // function borrows them.
-        let bytes = unsafe { core::slice::from_raw_parts(strings, BOOT_STRINGS_MAX_BYTES as usize) };
+        let strings = (DIRECT_MAP_BASE + info.strings_gpa) as *const u8;
+        // SAFETY: mapped, and written by the VM process before the first instruction; memory is given out from the bottom up,
+        // so that nobody writes to them as long as this borrows them.
+        let bytes = unsafe { core::slice::from_raw_parts(strings, info.strings_bytes as usize) };
+        let boot = Self::of_strings(info, bytes);
+        if info.strings_gpa != BOOT_STRINGS_GPA {
+            host::discard(Gpa(info.strings_gpa), info.strings_bytes.next_multiple_of(PAGE_BYTES));
+        }
+        boot
+    }
+
+    fn of_strings(info: BootInfo, bytes: &[u8]) -> Self {
         let span = |span: Span| {
             let end = span.offset.saturating_add(span.len) as usize;
             bytes.get(span.offset as usize..end).unwrap_or_else(|| panic!("boot information: {span:?} is outside"))
         };
-        let strings = |area: &[u8], count: u32| -> Vec<Vec<u8>> {
-            area.split(|b| *b == 0).take(count as usize).map(<[u8]>::to_vec).collect()
-        };
         Self {
-            argv: strings(span(info.argv), info.argc),
-            envp: strings(span(info.envp), info.envc),
+            argv: Strings::of_bytes(span(info.argv), info.argc as usize),
+            envp: Strings::of_bytes(span(info.envp), info.envc as usize),
             workdir: span(info.workdir).to_vec(),
             user: span(info.user).to_vec(),
             hostname: span(info.hostname).to_vec(),
@@ -254,14 +260,12 @@ fn find_program(name: &[u8], path: &[u8]) -> Result<(Location, Vec<u8>), Errno> 
 }
 
 fn run(boot: &Boot, account: &Account) -> Result<(), StartError> {
-    let mut argv = Strings::default();
-    boot.argv.iter().for_each(|a| argv.push(a));
-    let mut envp = Strings::default();
-    boot.envp.iter().for_each(|e| envp.push(e));
+    let argv = boot.argv.clone();
+    let mut envp = boot.envp.clone();
     if !boot.envp.iter().any(|e| e.starts_with(b"HOME=")) {
         envp.push(&[b"HOME=", &account.home[..]].concat());
     }
-    let name = boot.argv.first().cloned().unwrap_or_default();
+    let name = boot.argv.iter().next().unwrap_or_default().to_vec();
     let shown = String::from_utf8_lossy(&name).into_owned();
     let path = boot.envp.iter().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(b"/usr/bin:/bin");
     let fail = |errno: Errno| {

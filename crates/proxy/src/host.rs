@@ -62,6 +62,16 @@ impl Host {
         &self.0
     }
 
+    /// Whether it is what a group calls itself: this name, or `*.` before what lies behind its first label.
+    #[must_use]
+    pub fn is_named_by(&self, name: &str) -> bool {
+        let name = name.trim_end_matches('.');
+        match name.strip_prefix("*.") {
+            Some(suffix) => self.parent().is_some_and(|parent| parent.eq_ignore_ascii_case(suffix)),
+            None => self.as_str().eq_ignore_ascii_case(name),
+        }
+    }
+
     /// What lies behind its first label: `b.c` of `a.b.c`.
     #[must_use]
     pub fn parent(&self) -> Option<&str> {

@@ -262,12 +262,8 @@ impl Misses {
     }
 
     fn forget(&mut self, host: &str) {
-        let covers = |name: &Host| match host.strip_prefix("*.") {
-            Some(suffix) => name.parent() == Some(suffix),
-            None => name.as_str() == host,
-        };
-        self.known.retain(|(name, _)| !covers(name));
-        self.oldest.retain(|(name, _)| !covers(name));
+        self.known.retain(|(name, _)| !name.is_named_by(host));
+        self.oldest.retain(|(name, _)| !name.is_named_by(host));
     }
 }
 

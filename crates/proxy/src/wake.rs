@@ -57,22 +57,43 @@ type Key = (Target, Vec<Uuid>);
 pub struct Wakes {
     calls: RefCell<HashMap<Key, Rc<Call>>>,
     waiting: Cell<usize>,
+    /// The same by what they wait for.
+    waiting_for: RefCell<HashMap<Target, usize>>,
     asked: Cell<u64>,
 }
 
 /// One who waits; counted as long as it exists.
-struct Counted<'a>(&'a Cell<usize>);
+struct Waiter<'a> {
+    wakes: &'a Wakes,
+    target: Target,
+    /// The request to torpord, where it waits for that.
+    call: Option<Rc<Call>>,
+}
 
-impl<'a> Counted<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
+impl<'a> Waiter<'a> {
+    fn new(wakes: &'a Wakes, target: Target, call: Option<Rc<Call>>) -> Self {
+        wakes.waiting.set(wakes.waiting.get() + 1);
+        *wakes.waiting_for.borrow_mut().entry(target.clone()).or_default() += 1;
+        if let Some(call) = &call {
+            call.waiters.set(call.waiters.get() + 1);
+        }
+        Self { wakes, target, call }
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.wakes.waiting.set(self.wakes.waiting.get() - 1);
+        if let Some(call) = &self.call {
+            call.waiters.set(call.waiters.get() - 1);
+        }
+        let mut waiting_for = self.wakes.waiting_for.borrow_mut();
+        if let Some(count) = waiting_for.get_mut(&self.target) {
+            *count -= 1;
+            if *count == 0 {
+                waiting_for.remove(&self.target);
+            }
+        }
     }
 }
 
@@ -81,6 +102,17 @@ impl Wakes {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.get()
+    }
+
+    /// Those that an instance may take, for which they wait, or for one of these names.
+    #[must_use]
+    pub fn waiting_for(&self, instance: Uuid, hosts: &[String]) -> usize {
+        let may_take = |target: &Target| match target {
+            Target::Host(host, _) => hosts.iter().any(|name| host.is_named_by(name)),
+            Target::Instance(id) => *id == instance,
+        };
+        let waiting_for = self.waiting_for.borrow();
+        waiting_for.iter().filter(|(target, _)| may_take(target)).map(|(_, count)| count).sum()
     }
 
     /// Wakes that torpord was asked for.
@@ -94,7 +126,7 @@ impl Wakes {
     /// # Errors
     /// [`Failure`].
     pub async fn wake(&self, proxy: &Rc<Proxy>, target: Target, not: &[Uuid]) -> Result<Woken, Failure> {
-        let key = (target, not.to_vec());
+        let key = (target.clone(), not.to_vec());
         let known = self.calls.borrow().get(&key).cloned();
         let call = known.unwrap_or_else(|| {
             let call = Rc::new(Call {
@@ -110,7 +142,7 @@ impl Wakes {
         if call.waiters.get() >= WAITING_PER_HOST_MAX || self.waiting.get() >= WAITING_MAX {
             return Err(Failure::Busy("too many requests wait for it"));
         }
-        let _counted = (Counted::new(&call.waiters), Counted::new(&self.waiting));
+        let _waits = Waiter::new(self, target, Some(call.clone()));
         loop {
             let done = call.done.notified();
             if let Some(result) = &*call.result.borrow() {
@@ -128,7 +160,7 @@ impl Wakes {
         if self.waiting.get() >= WAITING_MAX {
             return false;
         }
-        let _counted = Counted::new(&self.waiting);
+        let _waits = Waiter::new(self, Target::Host(host.clone(), port), None);
         let mut pause = SLOT_PAUSE.0;
         while !proxy.has_slot(host, port) {
             if Instant::now() >= until {

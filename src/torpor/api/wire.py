@@ -193,6 +193,8 @@ class MetricsAnswer(Item):
     """Connections that are open and not HTTP."""
     nreqs: int | None = None
     """Requests in flight."""
+    nqueued: int | None = None
+    """Requests and connections that wait for it, or for any instance of its service group."""
     ntotal: int | None = None
     """Requests and connections that it was sent in all."""
     wakeup_latency: list[LatencyBucket] | None = None

@@ -172,7 +172,7 @@ def _url(host: str, service: dict[str, Any], public_ports: dict[str, int]) -> st
 
 
 def _built(store: ImageStore, directory: Path) -> str:
-    """Builds a directory's image; its digest."""
+    """Builds a directory's image; its name, with the digest that the name has now."""
     from torpor.images.build import Builder, BuildOptions
     from torpor.images.settings import load_settings
     from torpor.images.transports import Access
@@ -186,7 +186,9 @@ def _built(store: ImageStore, directory: Path) -> str:
         )
     tag = parse_reference(f"{directory.resolve().name.lower()}:latest")
     builder = Builder(store, load_settings(store.data_dir), Access("", None, False), say)
-    return builder.build(BuildOptions(directory=directory, tags=(tag,)))
+    digest = builder.build(BuildOptions(directory=directory, tags=(tag,)))
+    # The name alone may mean another image as soon as another directory of that name is built.
+    return f"{tag.familiar}@{digest}"
 
 
 def _milliseconds(text: str) -> int:

@@ -3,6 +3,7 @@
 Parsed by hand from one table, as the whole command costs less than importing an option parser.
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -324,6 +325,11 @@ def become_vmm(arguments: list[str], interactive: bool) -> int:
     try:
         os.execv(vmm, [str(vmm), *arguments])
     except OSError as error:
+        if error.errno == errno.E2BIG:
+            raise TorporError(
+                "arguments and environment are longer than this machine passes to a program: pass "
+                "large data through standard input or the image"
+            ) from error
         raise TorporError(f"cannot run {vmm}: {error.strerror}") from error
 
 

@@ -111,6 +111,9 @@ class Links(Protocol):
     async def stats(self, after: str | None) -> dict[str, Any] | None:
         """A page of the proxy's counters, that behind an instance; None where there is no proxy."""
 
+    async def waiting(self, instance: str, hosts: Sequence[str]) -> int:
+        """How many wait at the proxy for an instance, or for whoever has one of these hosts."""
+
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """A link."""
@@ -161,3 +164,6 @@ class NoLinks:
 
     async def stats(self, after: str | None) -> dict[str, Any] | None:  # noqa: ARG002
         return None
+
+    async def waiting(self, instance: str, hosts: Sequence[str]) -> int:  # noqa: ARG002
+        return 0

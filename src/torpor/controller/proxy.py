@@ -481,6 +481,13 @@ class ProxyClient:
             return await self.ask("stats", {} if after is None else {"after": after})
         return None
 
+    async def waiting(self, instance: str, hosts: Sequence[str]) -> int:
+        """See Links."""
+        with contextlib.suppress(ProxyGoneError, TimeoutError):
+            answer = await self.ask("waiting", {"instance": instance, "hosts": list(hosts)})
+            return int(answer["requests"])
+        return 0
+
 
 def _check_user(connection: socket.socket) -> None:
     """The proxy is of torpord's own user. Raises PermissionError."""

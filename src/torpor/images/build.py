@@ -21,6 +21,7 @@ from torpor.images.dockerfile import (
     Instruction,
     base_images,
     parse_dockerfile,
+    stages_to,
 )
 from torpor.images.errors import BuildError, RegistryUnreachableError
 from torpor.images.exporting import write_dir_image
@@ -128,10 +129,13 @@ class Builder:
             return "torpor-heredocs", name
 
         translation = translate(
-            dockerfile, lambda image: names.get(image, image), variables, heredoc_file
+            dockerfile,
+            lambda image: names.get(image, image),
+            variables,
+            heredoc_file,
+            buildah.environment,
         )
         translated = staging / "Dockerfile"
-        translated.write_text(translation.text)
         iid_file = staging / "iid"
         arguments = [
             f"--file={translated}",
@@ -141,19 +145,29 @@ class Builder:
         ]
         arguments += [f"--build-arg={name}={value}" for name, value in options.build_args.items()]
         arguments += [f"--secret={secret}" for secret in options.secrets]
-        if options.target:
-            arguments.append(f"--target={options.target}")
         if options.no_cache:
             arguments.append("--no-cache")
         if os.environ.get("SOURCE_DATE_EPOCH"):
             arguments.append(f"--timestamp={os.environ['SOURCE_DATE_EPOCH']}")
-        steps = _Steps(translation, self._progress)
-        finished = buildah.build([*arguments, os.fspath(options.directory.absolute())], steps.line)
-        if finished.status != 0:
-            raise_if_disk_full(finished)
-            raise _build_error(finished, dockerfile, steps.current)
-        steps.finish()
-        return image_id_of(iid_file)
+        steps = _Steps(dockerfile, self._progress)
+
+        def built(part: Translation, *more: str, offline: bool = False) -> str:
+            translated.write_text(part.text)
+            steps.translation = part
+            words = [*arguments, *more, os.fspath(options.directory.absolute())]
+            finished = buildah.build(words, steps.line, offline=offline)
+            if finished.status != 0:
+                raise_if_disk_full(finished)
+                raise _build_error(finished, dockerfile, steps.current)
+            steps.finish()
+            return image_id_of(iid_file)
+
+        # buildah has one network for all steps of a build.
+        while split := translation.split(len(stages_to(dockerfile, options.target))):
+            image = built(split.before).removeprefix("sha256:")
+            image = built(split.step(image), offline=True).removeprefix("sha256:")
+            translation = split.rest(image)
+        return built(translation, *([f"--target={options.target}"] if options.target else []))
 
     def _provide_base(
         self, buildah: Buildah, staging: Path, image: str, options: BuildOptions
@@ -192,11 +206,19 @@ class Builder:
 
 
 class _Steps:
-    """Turns buildah's output into progress, and knows which instruction it is at."""
+    """Turns buildah's output into progress, and knows which instruction it is at.
 
-    def __init__(self, translation: Translation, progress: Progress) -> None:
-        self._translation = translation
+    Where a build has several parts, `translation` is the one that is built, and what it repeats of
+    those before is not told again.
+    """
+
+    def __init__(self, dockerfile: Dockerfile, progress: Progress) -> None:
+        self.translation = Translation((), ())
+        self._dockerfile = dockerfile
         self._progress = progress
+        self._told: set[int] = set()
+        self._is_told = False
+        """The step that is under way was told of, and its end is to be."""
         self._began_s = time.monotonic()
         self._cached = False
         self.current: Instruction | None = None
@@ -213,8 +235,9 @@ class _Steps:
 
     def finish(self) -> None:
         """Ends the last step."""
-        if self.current is None:
+        if not self._is_told:
             return
+        self._is_told = False
         took_s = time.monotonic() - self._began_s
         if self._cached:
             self._progress("  CACHED")
@@ -222,7 +245,7 @@ class _Steps:
             self._progress(f"  done in {took_s:.1f} s")
 
     def _step(self, stage_number: int, step_number: int) -> None:
-        steps = self._translation.steps
+        steps = self.translation.steps
         found = None
         if stage_number < len(steps) and step_number < len(steps[stage_number]):
             found = steps[stage_number][step_number]
@@ -232,12 +255,18 @@ class _Steps:
         self.current = found
         self._cached = False
         self._began_s = time.monotonic()
-        numbered = [step for step in steps[stage_number] if step is not None]
-        own = list(dict.fromkeys(id(step) for step in numbered))
-        where = f"{own.index(id(found)) + 1}/{len(own)}"
-        if len(steps) > 1:
-            where = f"stage {stage_number + 1}/{len(steps)} {where}"
-        self._progress(f"[{where}] {found.keyword} {' '.join(found.rest.split())}")
+        if id(found) in self._told:
+            return
+        self._told.add(id(found))
+        self._is_told = True
+        stages = self._dockerfile.stages
+        for number, stage in enumerate(stages, 1):
+            own = [id(instruction) for instruction in stage.instructions]
+            if id(found) in own:
+                where = f"{own.index(id(found)) + 1}/{len(own)}"
+                if len(stages) > 1:
+                    where = f"stage {number}/{len(stages)} {where}"
+                self._progress(f"[{where}] {found.keyword} {' '.join(found.rest.split())}")
 
 
 def build_args_from(words: tuple[str, ...], env: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -9,6 +9,7 @@ tree at every step. `--isolation chroot` needs no container runtime and is no bo
 """
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -67,8 +68,25 @@ class Buildah:
             run_tool(self._command("inspect", "--type", "image", name), env=self.env()).status == 0
         )
 
-    def build(self, arguments: Sequence[str], on_output: Callable[[str], None]) -> Finished:
-        """Runs `buildah build` with the cache of layers, never fetching an image by itself."""
+    def environment(self, name: str) -> dict[str, str]:
+        """The variables that an image of this storage sets."""
+        words = self._command("inspect", "--type", "image", name)
+        lines: list[str] = []
+        finished = run_tool(words, env=self.env(), on_output=lines.append)
+        if finished.status != 0:
+            raise ImageError(f"the variables of image {name}: {finished.output.strip()}")
+        # What it has to complain about stands before its answer.
+        document = json.loads("\n".join(lines[lines.index("{") :]))
+        variables = document["OCIv1"].get("config", {}).get("Env") or ()
+        return dict(variable.split("=", 1) for variable in variables if "=" in variable)
+
+    def build(
+        self, arguments: Sequence[str], on_output: Callable[[str], None], *, offline: bool = False
+    ) -> Finished:
+        """Runs `buildah build` with the cache of layers, never fetching an image by itself.
+
+        With `offline` its steps have no network.
+        """
         options = [
             "--isolation=chroot",
             "--format=docker",
@@ -79,7 +97,10 @@ class Buildah:
         options += ["--identity-label=false"]
         options += [f"--signature-policy={self._directory / 'policy.json'}"]
         return run_tool(
-            self._command("build", *options, *arguments), env=self.env(), on_output=on_output
+            self._command("build", *options, *arguments),
+            env=self.env(),
+            on_output=on_output,
+            offline=offline,
         )
 
     def push(self, image_id: str, target: str) -> None:

@@ -73,6 +73,9 @@ class Dockerfile:
     escape: str
     head: tuple[Instruction, ...]
     stages: tuple[Stage, ...]
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    """What `head` sets, and the platform."""
+    build_args: Mapping[str, str] = field(default_factory=dict)
 
     def excerpt(self, first: int, last: int) -> str:
         """The lines around an instruction, the instruction's own marked, for an error message."""
@@ -109,14 +112,14 @@ def parse_dockerfile(text: str, path: Path, build_args: Mapping[str, str]) -> Do
             raise error_at(path, lines, instruction, f"{instruction.keyword} before the first FROM")
     if not stages:
         raise BuildError(f"{path}: no FROM: a Dockerfile begins with the image it builds on")
-    return Dockerfile(path, tuple(lines), escape, tuple(head), tuple(stages))
+    return Dockerfile(path, tuple(lines), escape, tuple(head), tuple(stages), arguments, build_args)
 
 
 def base_images(dockerfile: Dockerfile, target: str = "") -> list[str]:
     """The images that the stages up to `target` need from elsewhere, each once, in order."""
     images: dict[str, None] = {}
     names: set[str] = set()
-    for number, stage in enumerate(_stages_to(dockerfile, target)):
+    for number, stage in enumerate(stages_to(dockerfile, target)):
         for used in (stage.base, *_copied_from(stage)):
             if (
                 used.lower() not in names
@@ -129,7 +132,7 @@ def base_images(dockerfile: Dockerfile, target: str = "") -> list[str]:
     return list(images)
 
 
-def _stages_to(dockerfile: Dockerfile, target: str) -> tuple[Stage, ...]:
+def stages_to(dockerfile: Dockerfile, target: str) -> tuple[Stage, ...]:
     if not target:
         return dockerfile.stages
     for number, stage in enumerate(dockerfile.stages, 1):

@@ -75,7 +75,7 @@ class ErofsReader:
             _blocks,
             self._meta_block,
             self._xattr_block,
-        ) = struct.unpack("<IIIBBHQQIIII", self._read(_SUPERBLOCK_OFFSET, 48))
+        ) = struct.unpack("<IIIBBHQqIIII", self._read(_SUPERBLOCK_OFFSET, 48))
         (incompatible,) = struct.unpack("<I", self._read(_SUPERBLOCK_OFFSET + 80, 4))
         self.build_mtime_ns = build_time_s * 1_000_000_000 + build_time_ns
         if magic != _MAGIC or block_bits != 12 or incompatible:
@@ -113,7 +113,7 @@ class ErofsReader:
         layout = format_ >> 1 & 7
         if format_ & 1:
             (size, union, _ino, uid, gid, mtime_s, mtime_ns, links) = struct.unpack_from(
-                "<QIIIIQII", raw, 8
+                "<QIIIIqII", raw, 8
             )
             inode_bytes, time_ns = 64, mtime_s * 1_000_000_000 + mtime_ns
         else:

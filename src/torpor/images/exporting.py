@@ -177,15 +177,17 @@ def _tar_entry(name: bytes, inode: Inode) -> tarfile.TarInfo:
     entry.type = _TYPES[stat.S_IFMT(inode.mode)]
     entry.mode = stat.S_IMODE(inode.mode)
     entry.uid, entry.gid = inode.uid, inode.gid
-    seconds, nanoseconds = divmod(inode.mtime_ns, 1_000_000_000)
-    entry.mtime = seconds
+    # From 1970 in both directions, as it is written: floors have another fraction before 1970.
+    seconds, nanoseconds = divmod(abs(inode.mtime_ns), 1_000_000_000)
+    sign = -1 if inode.mtime_ns < 0 else 1
+    entry.mtime = sign * seconds
     entry.devmajor, entry.devminor = inode.device
     entry.pax_headers = {
         f"SCHILY.xattr.{_text(key)}": _text(value) for key, value in sorted(inode.xattrs.items())
     }
     if nanoseconds:
         # As text: a float has no room for nanoseconds.
-        entry.pax_headers["mtime"] = f"{seconds}.{nanoseconds:09}"
+        entry.pax_headers["mtime"] = f"{'-' * (sign < 0)}{seconds}.{nanoseconds:09}"
     return entry
 
 

@@ -17,8 +17,9 @@ from torpor.images.limits import Budget
 from torpor.images.streams import CHUNK_BYTES, Reader
 
 BLOCK_BYTES = 512
+MIN_MTIME_NS = -0x8000_0000 * 1_000_000_000
 MAX_MTIME_NS = 0x3_7FFF_FFFF * 1_000_000_000
-"""The year 2446, as far as ext4 counts; EROFS counts from 1970, so times before are 1970."""
+"""The years 1901 and 2446, between which ext4 counts."""
 
 _XATTR = b"SCHILY.xattr."
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
@@ -308,4 +309,4 @@ class TarReader:
             mtime_ns = int(digits) * 1_000_000_000 + int((fraction + b"0" * 9)[:9])
             if whole.startswith(b"-"):
                 mtime_ns = -mtime_ns
-        return min(max(mtime_ns, 0), MAX_MTIME_NS)
+        return min(max(mtime_ns, MIN_MTIME_NS), MAX_MTIME_NS)

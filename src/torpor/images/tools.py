@@ -6,6 +6,7 @@ import selectors
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -67,19 +68,23 @@ def run_tool(
     stall_s: float | None = None,
     max_file_bytes: int | None = None,
     cwd: Path | None = None,
+    offline: bool = False,
 ) -> Finished:
     """Runs a tool to its end and returns its status; it dies with this process.
 
     What it mounts ends with it too: it has a mount namespace of its own where it is root.
     `on_output` sees each line as it comes. With `watch` and `stall_s`, a tool that neither writes
     a line nor makes the directory `watch` grow for so long is ended with RegistryUnreachableError.
-    `max_file_bytes` bounds every file that it writes.
+    `max_file_bytes` bounds every file that it writes. `offline` needs root: there is no network but
+    a loopback interface of its own.
     """
     command = [find_tool("setpriv"), "--pdeathsig", "KILL", "--"]
     if os.geteuid() == 0:
-        command += [find_tool("unshare"), "--mount", "--"]
+        command += [find_tool("unshare"), "--mount", *(["--net"] if offline else []), "--"]
     if max_file_bytes is not None:
         command += [find_tool("prlimit"), f"--fsize={max_file_bytes}", "--"]
+    if offline:
+        command += [sys.executable, "-m", "torpor.images.loopback"]
     command += [find_tool(arguments[0]), *arguments[1:]]
     process = subprocess.Popen(
         command,

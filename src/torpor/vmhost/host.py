@@ -54,10 +54,8 @@ WANT_S = 0.05
 """Between two looks for instances that could make room."""
 MEMORY_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Between attempts to make a VM for which the host's kernel has no memory."""
-DEFAULT_ENV = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
-}
+DEFAULT_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+"""What an image need not say. HOME is the guest's to add, which knows the users in the image."""
 
 
 class Host:

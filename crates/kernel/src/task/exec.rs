@@ -25,7 +25,7 @@ const HEAD_BYTES: usize = 256;
 /// How many interpreters of scripts may be scripts themselves.
 const MAX_INTERPRETERS: usize = 5;
 /// The longest argument or variable, its NUL included (MAX_ARG_STRLEN).
-pub const MAX_STRING_BYTES: usize = 128 << 10;
+pub const MAX_STRING_BYTES: usize = torpor_abi::layout::STRING_MAX_BYTES as usize;
 /// Arguments and environment together, whatever RLIMIT_STACK is: three quarters of 8 MiB.
 const MAX_STRINGS_BYTES: u64 = 6 << 20;
 /// What they may always have (ARG_MAX).

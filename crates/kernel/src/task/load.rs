@@ -28,6 +28,18 @@ pub struct Strings {
 }
 
 impl Strings {
+    /// The first `count` strings of `bytes`, each with its NUL.
+    #[must_use]
+    pub fn of_bytes(bytes: &[u8], count: usize) -> Self {
+        let end = bytes.split_inclusive(|b| *b == 0).take(count).map(<[u8]>::len).sum();
+        Self { bytes: bytes[..end].to_vec(), count }
+    }
+
+    /// The strings, without their NULs.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.split_inclusive(|b| *b == 0).map(|string| &string[..string.len() - 1])
+    }
+
     /// Adds a string at the end.
     pub fn push(&mut self, string: &[u8]) {
         self.bytes.extend_from_slice(string);

@@ -60,6 +60,8 @@ pub enum Ask {
     Links(Page),
     /// Counters.
     Stats(Page),
+    /// How many wait for an instance.
+    Waiting(Waiting),
 }
 
 /// What torpord tells.
@@ -378,6 +380,16 @@ pub struct Page {
     /// What is behind this instance.
     #[serde(default)]
     pub after: Option<Uuid>,
+}
+
+/// See the document.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Waiting {
+    /// For this one,
+    pub instance: Uuid,
+    /// or for whoever has one of these names, as those of a group.
+    pub hosts: Vec<String>,
 }
 
 /// The proxy's `wake`.

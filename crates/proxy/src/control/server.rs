@@ -208,6 +208,7 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
         }
         Ask::Links(page) => return connection.answer(id, Ok(known(proxy, page.after))),
         Ask::Stats(page) => Ok(count(proxy, &page)),
+        Ask::Waiting(names) => Ok(json!({"requests": proxy.wakes.waiting_for(names.instance, &names.hosts)})),
     };
     connection.answer(id, result);
 }
@@ -303,5 +304,10 @@ fn count(proxy: &Rc<Proxy>, page: &Page) -> Value {
             })
         })
         .collect();
-    json!({"links": links, "wakes": proxy.wakes.asked(), "wake_us": proxy.telemetry.wakes.borrow().counts})
+    json!({
+        "links": links,
+        "wakes": proxy.wakes.asked(),
+        "wake_us": proxy.telemetry.wakes.borrow().counts,
+        "waiting": proxy.wakes.waiting(),
+    })
 }

@@ -3,7 +3,9 @@
 use super::memory::{Gpa, GuestMemory, OutOfRange, bytes_of};
 use crate::error::Failure;
 use torpor_abi::boot::{BootInfo, MAGIC, READY_PORTS_MAX, Span, VERSION};
-use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_STRINGS_GPA, BOOT_STRINGS_MAX_BYTES};
+use torpor_abi::layout::{
+    BOOT_INFO_GPA, BOOT_STRINGS_GPA, BOOT_STRINGS_MAX_BYTES, BOOT_STRINGS_ROOM_BYTES, STRING_MAX_BYTES,
+};
 
 /// What the broker says about the program; the rest of [`BootInfo`] is the VM process's to know.
 #[derive(Debug, Default, Clone)]
@@ -50,6 +52,8 @@ pub struct Machine {
     pub tsc_hz: u64,
     /// See [`BootInfo`].
     pub seed: [u8; 64],
+    /// Where there is RAM for [`BOOT_STRINGS_MAX_BYTES`] that the kernel does not use before it has read the strings.
+    pub far_strings_gpa: u64,
 }
 
 /// The strings, one behind the other.
@@ -72,22 +76,29 @@ impl Strings {
     }
 }
 
-/// Refuses what would not fit, before anything is started.
+/// Refuses what execve(2) would, before anything is started.
 ///
 /// # Errors
 /// A [`Failure`] that says by how much.
 pub fn check_size(program: &Program) -> Result<(), Failure> {
-    let strings = |list: &[Vec<u8>]| list.iter().map(|s| s.len() + 1).sum::<usize>();
+    const POINTER_BYTES: usize = 8;
+    const REMEDY: &str = "pass large data through standard input or the image";
+    let (room, longest) = (BOOT_STRINGS_MAX_BYTES as usize, STRING_MAX_BYTES as usize - 1);
+    for (what, list) in [("an argument", &program.argv), ("a variable of the environment", &program.envp)] {
+        if let Some(string) = list.iter().find(|s| s.len() > longest) {
+            let len = string.len();
+            return Err(Failure::new(format!("{what} has {len} bytes, of {longest} that one may have: {REMEDY}")));
+        }
+    }
+    let strings = |list: &[Vec<u8>]| list.iter().map(|s| s.len() + 1 + POINTER_BYTES).sum::<usize>();
     let all = strings(&program.argv)
         + strings(&program.envp)
         + program.workdir.len()
         + program.user.len()
         + program.hostname.len();
-    let room = usize::try_from(BOOT_STRINGS_MAX_BYTES).expect("1 MiB");
     if all > room {
         return Err(Failure::new(format!(
-            "arguments and environment take {all} bytes, of {room} that there are: pass large data through standard \
-             input or the image"
+            "arguments and environment take {all} bytes, with {POINTER_BYTES} for each, of {room} that there are: {REMEDY}"
         )));
     }
     Ok(())
@@ -99,7 +110,7 @@ pub fn check_size(program: &Program) -> Result<(), Failure> {
 /// [`OutOfRange`] in a memory that has no room for a kernel either.
 pub(super) fn write(memory: &GuestMemory, program: &Program, machine: &Machine) -> Result<(), OutOfRange> {
     let (info, strings) = encode(program, machine);
-    memory.write(Gpa(BOOT_STRINGS_GPA), &strings)?;
+    memory.write(Gpa(info.strings_gpa), &strings)?;
     memory.write(Gpa(BOOT_INFO_GPA), bytes_of(&info))
 }
 
@@ -107,7 +118,7 @@ fn encode(program: &Program, machine: &Machine) -> (BootInfo, Vec<u8>) {
     let mut strings = Strings { bytes: Vec::new() };
     let argv: Vec<&[u8]> = program.argv.iter().map(Vec::as_slice).collect();
     let envp: Vec<&[u8]> = program.envp.iter().map(Vec::as_slice).collect();
-    let info = BootInfo {
+    let mut info = BootInfo {
         magic: MAGIC,
         version: VERSION,
         flags: program.flags,
@@ -116,6 +127,8 @@ fn encode(program: &Program, machine: &Machine) -> (BootInfo, Vec<u8>) {
         image_bytes: machine.image_bytes,
         kernel_end_gpa: machine.kernel_end_gpa,
         pml4_gpa: machine.pml4_gpa,
+        strings_gpa: BOOT_STRINGS_GPA,
+        strings_bytes: 0,
         xcr0: machine.xcr0,
         tsc_hz: machine.tsc_hz,
         seed: machine.seed,
@@ -135,6 +148,10 @@ fn encode(program: &Program, machine: &Machine) -> (BootInfo, Vec<u8>) {
         user: strings.span(&[&program.user], false),
         hostname: strings.span(&[program.hostname.as_bytes()], false),
     };
+    info.strings_bytes = strings.bytes.len() as u64;
+    if info.strings_bytes > BOOT_STRINGS_ROOM_BYTES {
+        info.strings_gpa = machine.far_strings_gpa;
+    }
     (info, strings.bytes)
 }
 
@@ -152,6 +169,7 @@ mod tests {
             xcr0: 7,
             tsc_hz: 8,
             seed: [9; 64],
+            far_strings_gpa: 10,
         }
     }
 
@@ -172,15 +190,25 @@ mod tests {
         assert_eq!(text(info.workdir), b"/tmp");
         assert_eq!(text(info.user), b"");
         assert_eq!(text(info.hostname), b"h");
+        assert_eq!((info.strings_gpa, info.strings_bytes), (BOOT_STRINGS_GPA, strings.len() as u64));
     }
 
     #[test]
     fn the_largest_that_passes_fits() {
-        let room = usize::try_from(BOOT_STRINGS_MAX_BYTES).expect("1 MiB");
-        let mut program = Program { argv: vec![vec![b'x'; room - 1]], ..Program::default() };
+        // With NUL and pointer 16 of these are 2 MiB.
+        let mut program = Program { argv: vec![vec![b'x'; (128 << 10) - 9]; 16], ..Program::default() };
         check_size(&program).expect("just fits");
-        assert_eq!(encode(&program, &machine()).1.len() as u64, BOOT_STRINGS_MAX_BYTES);
+        let (info, strings) = encode(&program, &machine());
+        assert_eq!((info.strings_gpa, info.strings_bytes), (10, strings.len() as u64));
+        assert!(info.strings_bytes <= BOOT_STRINGS_MAX_BYTES);
         program.hostname = "h".into();
-        assert!(check_size(&program).is_err());
+        assert!(check_size(&program).is_err_and(|error| error.message.contains("2097153 bytes")));
+    }
+
+    #[test]
+    fn one_string_has_a_limit_of_its_own() {
+        let program = |len| Program { envp: vec![vec![b'x'; len]], ..Program::default() };
+        check_size(&program((128 << 10) - 1)).expect("just fits");
+        assert!(check_size(&program(128 << 10)).is_err_and(|error| error.message.contains("131072 bytes")));
     }
 }

@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use torpor_abi::boot::flags;
-use torpor_abi::layout::{BOOT_TABLES_BYTES, BOOT_TABLES_GPA, PAGE_BYTES, ram_bytes};
+use torpor_abi::layout::{BOOT_STRINGS_MAX_BYTES, BOOT_TABLES_BYTES, BOOT_TABLES_GPA, PAGE_BYTES, ram_bytes};
 use torpor_streams::ledger::Ledger;
 use torpor_streams::link::{Message, report};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -131,6 +131,7 @@ pub(super) fn build(parts: Parts, program: &boot::Program) -> Result<Built, Fata
         xcr0: 0,
         tsc_hz: 0,
         seed,
+        far_strings_gpa: first_ram_bytes(ram_bytes).min(ram_bytes) - BOOT_STRINGS_MAX_BYTES,
     };
     let mut built = assemble(parts, memory, header.resume_entry, header.syscall_stub)?;
     about.xcr0 = built.features.xcr0;

@@ -40,7 +40,7 @@ SUSPEND_DRAIN_MAX_MS = 10_000
 """How long requests in flight are waited for at most, before a standby that was asked for."""
 _DEPRECATED = "'wait_timeout_ms' is deprecated: use 'timeout_s'"
 _NO_PRIORITY = "'sched_priority' is recorded, and has no effect: all instances run alike"
-_NO_PACKETS = "no packets, and not what waits (nqueued)"
+_NO_PACKETS = "no packets"
 
 PROPS = Literal[
     "image",
@@ -336,15 +336,15 @@ async def get_log(call: Call, item: LogItem) -> LogAnswer:
            note=_NO_PACKETS)  # fmt: skip
 async def get_metrics(call: Call) -> Any:
     named = listing.references(call)
-    links, _ = await traffic(call)
+    links, counters = await traffic(call)
     answers: list[Any] = []
     if named is None:  # all that run: a million that sleep use nothing
         lives = call.service.controller.lifecycle.lives.all()
         mine = [live.row for live in lives if live.row.owner_id == call.principal.owner.id]
-        answers = [await _metrics(call, row, links) for row in mine]
+        answers = [await _metrics(call, row, links, counters) for row in mine]
     for reference in named or ():
         try:
-            answers.append(await _metrics(call, find(call, reference), links))
+            answers.append(await _metrics(call, find(call, reference), links, counters))
         except ItemError as error:
             answers.append(failed(error, reference))
     if JSON in call.request.headers.get("accept", ""):
@@ -352,7 +352,12 @@ async def get_metrics(call: Call) -> Any:
     return Response(_prometheus(answers), media_type="text/plain; version=0.0.4")
 
 
-async def _metrics(call: Call, row: InstanceRow, links: dict[str, dict[str, int]]) -> MetricsAnswer:
+async def _metrics(
+    call: Call,
+    row: InstanceRow,
+    links: dict[str, dict[str, int]],
+    counters: dict[str, Any] | None,
+) -> MetricsAnswer:
     live = call.service.controller.lifecycle.lives.get(row.id)
     facts = facts_of(row.facts) if live is None else live.facts
     state = row.state if live is None else live.state
@@ -378,6 +383,8 @@ async def _metrics(call: Call, row: InstanceRow, links: dict[str, dict[str, int]
         traffic = Traffic(link["requests"], link["rx_bytes"], link["tx_bytes"])
     facts = counted(facts, traffic)
     answer.rx_bytes, answer.tx_bytes, answer.ntotal = facts.rx_bytes, facts.tx_bytes, facts.requests
+    if counters is not None:
+        answer.nqueued = await _queued(call, row) if counters["waiting"] else 0
     counts = [*facts.wakeups, *[0] * (len(WAKEUP_BUCKETS_MS) + 1 - len(facts.wakeups))]
     answer.wakeup_latency = [
         LatencyBucket(count=count, bucket_ms=bucket_ms)
@@ -385,6 +392,12 @@ async def _metrics(call: Call, row: InstanceRow, links: dict[str, dict[str, int]
     ]
     answer.wakeup_latency_sum = facts.wakeups_us // 1000
     return answer
+
+
+async def _queued(call: Call, row: InstanceRow) -> int:
+    controller = call.service.controller
+    hosts = () if row.service_id is None else controller.groups.hosts(row.service_id)
+    return await controller.links.waiting(row.uuid, hosts)
 
 
 _STATE_NUMBERS = {
@@ -398,7 +411,7 @@ _STATE_NUMBERS = {
     "deleted": 7,
 }
 _GAUGES = ("rss_bytes", "cpu_time_ms", "boot_time_us", "rx_bytes", "tx_bytes", "nconns", "nreqs",
-           "ntotal", "start_count", "uptime_ms")  # fmt: skip
+           "nqueued", "ntotal", "start_count", "uptime_ms")  # fmt: skip
 
 
 def _prometheus(answers: list[Any]) -> bytes:

@@ -213,7 +213,7 @@ extern "C" fn main() -> ! {
     // SAFETY: the VM process has put the arguments there.
     let arguments = unsafe {
         core::slice::from_raw_parts(
-            (DIRECT_MAP_BASE + BOOT_STRINGS_GPA + u64::from(info.argv.offset)) as *const u8,
+            (DIRECT_MAP_BASE + info.strings_gpa + u64::from(info.argv.offset)) as *const u8,
             info.argv.len as usize,
         )
     };
