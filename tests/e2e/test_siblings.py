@@ -82,3 +82,28 @@ def test_each_has_its_environment_and_little_disk(
         assert all(one.size_bytes * part <= min(sizes.values()) for one in found)
     finally:
         store.close()
+
+
+DRAWING = """
+const early = process.env.DRAWS ? crypto.randomUUID() : "none";
+Bun.serve({port: 8080, fetch: () => new Response(`${early} ${crypto.randomUUID()}`)});
+"""
+
+
+def test_those_that_draw_before_they_are_ready_have_no_secret_in_common(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    add_root(ImageStore(data), "bun", "environment", ("bun", "-e", DRAWING), ("8080",))
+    drawn: list[str] = []
+    with Server(data) as server:
+        # The second is the family's template, and draws nothing.
+        for number in range(6):
+            draws = {"DRAWS": "1"} if number > 2 else {}
+            wanted = spec(number) | {"env": {"USER_ID": f"user-{number}", **draws}}
+            server.api("/v1/instances", [wanted], "POST")
+            status, body = server.get(f"n{number}.localhost")
+            assert status == 200
+            early, later = body.decode().split()
+            assert (early == "none") == (number <= 2)
+            drawn += [one for one in (early, later) if one != "none"]
+    assert len(set(drawn)) == len(drawn) == 9, drawn

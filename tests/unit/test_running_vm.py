@@ -1,10 +1,17 @@
 """What a running VM says of itself."""
 
 import asyncio
+import fcntl
+import os
+from types import SimpleNamespace
 from typing import Any, cast
 
 from torpor.controller.vm import Usage
+from torpor.store import Base
 from torpor.vmhost.vm import RunningVm
+from torpor.vmprocess import Stored
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class Worker:
@@ -18,6 +25,29 @@ class Worker:
 
     def private_bytes(self) -> int:
         return 4096
+
+
+class Process:
+    """One that stores siblings, of which it says whether they drew random numbers."""
+
+    async def sibling(self, *_: object, **__: object) -> Stored:
+        file = os.memfd_create("delta", os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
+        return Stored(descriptor=file, bytes=0, pages={}, next_deadline_ns=None, drew_random=True)
+
+
+def test_a_sibling_says_that_it_drew_random_numbers() -> None:
+    worker = cast("Any", Worker())
+    worker.process = Process()
+
+    async def load(_: Base) -> Any:
+        return cast("Any", SimpleNamespace(file=SimpleNamespace(number=0))), 0
+
+    never = cast("Any", None)
+    vm = RunningVm(worker, "uuid", never, never, never, load)
+    base = Base(7, 1, b"", None, b"key", "image", b"", 1, "upper", 0, 0)
+    saved = asyncio.run(vm.sibling(base, 1))
+    assert saved.drew_random
 
 
 def test_processor_time_is_not_that_of_the_process_s_former_instances() -> None:

@@ -278,9 +278,9 @@ class Starter:
                     if live.beginning.is_stored_when_ready:
                         await self._goes_on_stored(live, runs=True)
                         return
-                except BusyError:
-                    continue  # its random numbers are still those of its siblings
-                except (ItemError, StoreError) as error:
+                except (ItemError, StoreError, OSError) as error:
+                    if isinstance(error, BusyError) and live.vm is vm:
+                        continue  # its random numbers are still those of its siblings
                     await self._failed(live, error)
                     return
                 self._ready(live)
@@ -297,12 +297,12 @@ class Starter:
                     await self._goes_on_stored(live)
                     return
                 await live.vm.go_on()
-            except (ItemError, StoreError) as error:
+            except (ItemError, StoreError, OSError) as error:
                 await self._failed(live, error)
                 return
             self._ready(live)
 
-    async def _failed(self, live: Live, error: TorporError) -> None:
+    async def _failed(self, live: Live, error: TorporError | OSError) -> None:
         """It cannot go on: the log says why, and what follows is as for any other end."""
         self._say(live.row, error)
         if live.vm is not None:

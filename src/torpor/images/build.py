@@ -133,7 +133,8 @@ class Builder:
             lambda image: names.get(image, image),
             variables,
             heredoc_file,
-            buildah.environment,
+            # Stages behind the one that is wanted are not built, nor are their bases there.
+            lambda image: buildah.environment(image) if image in names.values() else {},
         )
         translated = staging / "Dockerfile"
         iid_file = staging / "iid"

@@ -84,7 +84,7 @@ def run_tool(
     if max_file_bytes is not None:
         command += [find_tool("prlimit"), f"--fsize={max_file_bytes}", "--"]
     if offline:
-        command += [sys.executable, "-m", "torpor.images.loopback"]
+        command += [sys.executable, "-P", "-m", "torpor.images.loopback"]
     command += [find_tool(arguments[0]), *arguments[1:]]
     process = subprocess.Popen(
         command,

@@ -66,7 +66,10 @@ class Variables:
     def declarations(self) -> list[str]:
         """ARG instructions that set again what is declared."""
         return [
-            f"ARG {name}" if value is None else f"ARG {name}={self._quoted(value)}"
+            # What was given for the build is given again, whatever stands in it.
+            f"ARG {name}"
+            if value is None or name in self.build_args
+            else f"ARG {name}={self._quoted(value)}"
             for name, value in self.arguments.items()
         ]
 

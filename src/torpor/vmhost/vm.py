@@ -78,7 +78,7 @@ class RunningVm:
             memory=memory,
         )
         stored = await self._ask("be stored as a sibling", work)
-        return Saved(received(stored.descriptor), template)
+        return Saved(received(stored.descriptor), template, drew_random=stored.drew_random)
 
     async def _whole(self, generation: int) -> Saved:
         work = self.worker.process.template(_hex(self._uuid), generation)

@@ -16,6 +16,8 @@ from torpor.store import Base
 from torpor.vmprocess import Ended, Launched, Ready, Refused, Unlinked, VMProcess
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+TOUCH_S = 10.0
+"""How long that may take: a process that does not answer holds up those to be made."""
 KERNEL_BYTES = 1 << 20
 """What a VM costs the host's kernel besides its pages, with its process; rounded up."""
 
@@ -101,8 +103,9 @@ class Worker:
         """Makes the first wake in it shorter. Where that fails it is of no use any more."""
         self.is_fresh = False
         try:
-            await self.process.touch()
-        except (Refused, ConnectionError):
+            async with asyncio.timeout(TOUCH_S):
+                await self.process.touch()
+        except (Refused, ConnectionError, TimeoutError):
             self.kill()
 
     def kill(self) -> None:
