@@ -10,7 +10,7 @@ from tests.controller.conftest import running
 from tests.fake_vm import FakeHost
 from tests.proxy_peer import PeerLink, ProxyPeer, Refused
 from torpor.controller import Controller
-from torpor.controller.errors import ItemError
+from torpor.controller.errors import Code, ItemError
 from torpor.controller.lifecycle import UNLINKED_S
 from torpor.controller.model import Service, service_of
 from torpor.controller.requests import CreateInstance, ServiceGroupSpec
@@ -41,6 +41,21 @@ async def test_a_wake_by_name_attaches_before_it_answers(
     told = [fields for name, fields in peer.asked if name == "group"]
     assert told[-1]["hosts"] == ["web.localhost"]
     assert again.attachment["group"] == told[-1]["group"]
+
+
+async def test_a_port_that_cannot_be_opened_is_not_opened_later_either(
+    served: Controller, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(port: int, *, alone: bool) -> None:  # noqa: ARG001
+        raise ItemError(Code.CONFLICTING, f"port {port} of the host is taken")
+
+    monkeypatch.setattr(served.groups._links, "listen", refuse)
+    group = ServiceGroupSpec(services=[Service(port=9123, destination_port=8080)])
+    request = CreateInstance(image="web", name="taken", service_group=group)
+    (answer,) = await served.create(owner, [request])
+    assert isinstance(answer, ItemError), answer
+    assert "9123 of the host is taken" in str(answer)
+    assert served.store.services.listened() == []
 
 
 async def test_a_wake_that_fails_when_it_was_answered_is_answered_the_next_time(

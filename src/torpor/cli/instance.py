@@ -218,7 +218,9 @@ def wait(data: str | None, references: tuple[str, ...], state: str, timeout_s: i
 @instance.command()
 @references
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option("--tail", "tail_bytes", type=int, metavar="BYTES", help="The last BYTES only.")
+@click.option(
+    "--tail", "tail_bytes", type=click.IntRange(1), metavar="BYTES", help="The last BYTES only."
+)
 @click.pass_obj
 def logs(
     data: str | None, references: tuple[str, ...], follow: bool, tail_bytes: int | None
@@ -229,7 +231,7 @@ def logs(
         (named,) = await server.resolve("instance", [reference])
         item: dict[str, Any] = dict(named)
         if tail_bytes is not None:
-            item["offset"] = -abs(tail_bytes)
+            item["offset"] = -tail_bytes
         rest = b""
         while True:
             answer = await server.sdk.api.platform.instances.get_instance_logs(body=[item])

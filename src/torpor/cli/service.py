@@ -38,6 +38,11 @@ def parse_port(word: str) -> dict[str, Any]:
     service: dict[str, Any] = {"port": int(port), "destination_port": int(destination or port)}
     if handlers:
         service |= HANDLERS.get(handlers, {"handlers": handlers.split("+")})
+    if not {"http", "tls", "redirect"}.issuperset(service.get("handlers", ())):
+        raise UsageError(
+            f"option '-p' takes the handlers http, tls and redirect, joined by +, or tcp or "
+            f"passthrough, not '{handlers}'"
+        )
     return service
 
 

@@ -123,8 +123,16 @@ class ServiceGroups:
         """Opens ports where nobody listens yet, for whoever has them now. Raises ItemError."""
         for port in ports:
             if port not in (HTTP, HTTPS):
-                await self._store.services.listen(port)
-                await self._links.listen(port, alone=self._store.services.is_alone(port))
+                services = self._store.services
+                is_new = await services.listen(port)
+                try:
+                    await self._links.listen(port, alone=services.is_alone(port))
+                except ItemError:
+                    # Whoever has it may be gone, or be torpord itself, when the proxy is started
+                    # next, which is not to have it then.
+                    if is_new:
+                        await services.forget_port(port)
+                    raise
 
     # What the proxy knows -----------------------------------------------------------------------
 

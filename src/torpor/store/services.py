@@ -113,9 +113,16 @@ class Services:
         found = self._database.reader.execute("SELECT port FROM ports ORDER BY port")
         return [port for (port,) in found]
 
-    async def listen(self, port: int) -> None:
-        """Notes such a port."""
-        sql = "INSERT INTO ports VALUES(?) ON CONFLICT DO NOTHING"
+    async def listen(self, port: int) -> bool:
+        """Notes such a port; whether it is new."""
+        sql = "INSERT INTO ports VALUES(?) ON CONFLICT DO NOTHING RETURNING port"
+        return await self._database.write(
+            lambda connection: bool(connection.execute(sql, (port,)).fetchall())
+        )
+
+    async def forget_port(self, port: int) -> None:
+        """Takes that back: it could not be opened."""
+        sql = "DELETE FROM ports WHERE port = ?"
         await self._database.write(lambda connection: connection.execute(sql, (port,)))
 
     def is_alone(self, port: int) -> bool:
