@@ -68,16 +68,22 @@ async def test_no_template_is_made_of_what_would_repeat_secrets(
     )
 
 
-async def test_a_sibling_that_draws_boots_once_more_with_numbers_of_its_own(
-    controller: Controller, owner: Owner, host: FakeHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    boot, seeds = host.boot, []
+@pytest.fixture
+def booted(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> list[Machine]:
+    """What boots from now on, in that order."""
+    boot, machines = host.boot, list[Machine]()
 
     async def noting(machine: Machine, *rest: Any) -> FakeVm:
-        seeds.append(machine.seed)
+        machines.append(machine)
         return await boot(machine, *rest)
 
     monkeypatch.setattr(host, "boot", noting)
+    return machines
+
+
+async def test_a_sibling_that_draws_boots_once_more_with_numbers_of_its_own(
+    controller: Controller, owner: Owner, host: FakeHost, booted: list[Machine]
+) -> None:
     for number in range(3):
         await running(controller, owner, env={"N": str(number)}, args=["/bin/bun"])
     for number in range(3, 5):
@@ -86,6 +92,7 @@ async def test_a_sibling_that_draws_boots_once_more_with_numbers_of_its_own(
         assert host.running[row.uuid].memory["lives"] == 1
         assert b"no template is made" in controller.console.read(row.id, 0, 1 << 16)
     await running(controller, owner, env={"N": "5"}, args=["/bin/bun"])
+    seeds = [machine.seed for machine in booted]
     family = seeds[1]
     assert family is not None
     assert seeds == [None, family, family, family, None, family, None, family]
@@ -93,24 +100,13 @@ async def test_a_sibling_that_draws_boots_once_more_with_numbers_of_its_own(
 
 @pytest.mark.parametrize("program", ["srv", "bun"])
 async def test_what_differs_in_its_environment_alone_is_a_sibling(
-    controller: Controller,
-    owner: Owner,
-    host: FakeHost,
-    monkeypatch: pytest.MonkeyPatch,
-    program: str,
+    controller: Controller, owner: Owner, booted: list[Machine], program: str
 ) -> None:
-    boot, seeds = host.boot, []
-
-    async def noting(machine: Machine, *rest: Any) -> FakeVm:
-        seeds.append(machine.seed)
-        return await boot(machine, *rest)
-
-    monkeypatch.setattr(host, "boot", noting)
     args = [f"/bin/{program}"]
     rows = [
         await running(controller, owner, env={"N": str(number)}, args=args) for number in range(4)
     ]
-    assert [seed is not None for seed in seeds] == [False, True, True, True]
+    assert [machine.seed is not None for machine in booted] == [False, True, True, True]
     await running(controller, owner, env={"N": "1"}, args=["/bin/other"])
     for row in rows:
         await controller.lifecycle.suspend(controller.lifecycle.lives.current(row), "api")
@@ -124,15 +120,8 @@ async def test_what_differs_in_its_environment_alone_is_a_sibling(
 
 
 async def test_what_is_started_again_in_a_family_gets_a_template_of_its_own(
-    controller: Controller, owner: Owner, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+    controller: Controller, owner: Owner, booted: list[Machine]
 ) -> None:
-    boot, booted = host.boot, []
-
-    async def noting(machine: Machine, *rest: Any) -> FakeVm:
-        booted.append(machine.instance)
-        return await boot(machine, *rest)
-
-    monkeypatch.setattr(host, "boot", noting)
     args = ["/bin/srv"]
     for number in range(3):
         await running(controller, owner, env={"N": str(number)}, args=args)
@@ -143,7 +132,9 @@ async def test_what_is_started_again_in_a_family_gets_a_template_of_its_own(
     await controller.start(owner, current(controller, sibling))
     await controller.wait(sibling, "running", 30)
     repeated = [await running(controller, owner, env={"N": "4"}, args=args) for _ in range(3)]
-    assert booted[3:] == [sibling.uuid, sibling.uuid, repeated[0].uuid, repeated[1].uuid]
+    assert [machine.instance for machine in booted[3:]] == [
+        sibling.uuid, sibling.uuid, repeated[0].uuid, repeated[1].uuid
+    ]  # fmt: skip
 
     async def template_of(row: InstanceRow) -> int | None:
         await controller.lifecycle.suspend(controller.lifecycle.lives.current(row), "api")
