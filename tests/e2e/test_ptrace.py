@@ -18,7 +18,7 @@ def test_instructions_and_calls(name: str, options: tuple[str, ...]) -> None:
     assert compare("programs", f"trace_{name}", options=options).status == 0
 
 
-@pytest.mark.parametrize("name", ["attach", "forks", "signals", "threads"])
+@pytest.mark.parametrize("name", ["attach", "ends", "forks", "signals", "threads"])
 def test_tracing(name: str) -> None:
     assert compare("programs", f"trace_{name}").status == 0
 

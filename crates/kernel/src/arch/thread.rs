@@ -137,6 +137,13 @@ impl ThreadState {
         self.replaced.replace(false)
     }
 
+    /// Where the program goes on.
+    #[must_use]
+    pub fn instruction_pointer(&self) -> u64 {
+        // SAFETY: as for `regs`.
+        unsafe { (*self.regs_ptr()).rip }
+    }
+
     /// Sets the result of the system call.
     pub fn set_result(&self, rax: u64) {
         // SAFETY: as for `regs`.

@@ -161,6 +161,12 @@ fn before_return() {
             signal::deliver();
             continue;
         }
+        let at = task::current().state.instruction_pointer();
+        if at >= USER_END {
+            // A tracer, or a signal handler's frame, says so. `iretq` would fault within the kernel.
+            force(&fault_at(at));
+            continue;
+        }
         break;
     }
     announce_deadline(false);
@@ -210,6 +216,14 @@ fn page_fault(regs: &UserRegs, error: u64) {
         }
     };
     force(&Fault { signal, code, address, vector: 14, error: error & 0x17 | 4, cr2: address, rip: regs.rip });
+}
+
+/// The fault of a program that is sent to where it can't be: at the fetch, or at the `iretq` if the address is not canonical.
+fn fault_at(rip: u64) -> Fault {
+    let canonical = rip.cast_signed() << 16 >> 16 == rip.cast_signed();
+    let (code, address, vector) = if canonical { (signal::SEGV_MAPERR, rip, 14) } else { (signal::SI_KERNEL, 0, 13) };
+    let error = if canonical { 0x14 } else { 0 };
+    Fault { signal: signal::SIGSEGV, code, address, vector, error, cr2: address, rip }
 }
 
 fn force(fault: &Fault) {

@@ -6,6 +6,7 @@
 use super::creds::{Credentials, FileCapabilities, FilePrivileges};
 use super::elf::Elf;
 use super::load::{self, Identity, Loaded, Strings};
+use super::process::Process;
 use super::sched::{self, Sleep};
 use super::signal::SIGSEGV;
 use super::status::WaitStatus;
@@ -17,6 +18,7 @@ use crate::fs::context::Location;
 use crate::fs::file::{OpenFile, OpenFlags};
 use crate::fs::inode::{FileType, may_access};
 use crate::fs::mount::MountFlags;
+use crate::wait::Events;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
@@ -116,6 +118,7 @@ pub fn execute(mut program: Program<'_>) -> Result<()> {
         file = open(&location, &creds)?;
     }
     let elf = Elf::parse(|at, buffer| load::read_at(&file, at, buffer))?;
+    let executing = Executing::begin(&me.process);
     let no_new_privs = me.no_new_privs.get() || !ptrace::may_gain_privileges(&me);
     let (new_creds, secure) = creds.after_exec(&privileges(&location), no_new_privs)?;
     let identity =
@@ -132,8 +135,26 @@ pub fn execute(mut program: Program<'_>) -> Result<()> {
     let former_tid = me.tid();
     become_only_thread(&me)?;
     commit(&me, loaded, &name, location, new_creds, secure);
+    drop(executing);
     ptrace::executed(&me, former_tid);
     Ok(())
+}
+
+/// While it lives nobody attaches to the process (ptrace(2)): what execve(2) gives depends on who traces it.
+struct Executing(Rc<Process>);
+
+impl Executing {
+    fn begin(process: &Rc<Process>) -> Self {
+        process.executing.update(|threads| threads + 1);
+        Self(Rc::clone(process))
+    }
+}
+
+impl Drop for Executing {
+    fn drop(&mut self) {
+        self.0.executing.update(|threads| threads - 1);
+        self.0.own_events.wake_all(Events::empty());
+    }
 }
 
 /// Ends the process's other threads and takes the first one's id.

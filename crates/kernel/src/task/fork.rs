@@ -152,6 +152,7 @@ pub fn clone(args: &CloneArgs) -> Result<u32> {
 
     let mut regs = me.state.regs();
     regs.rax = 0;
+    regs.rflags = ptrace::own_flags(&me);
     if !args.stack.is_null() {
         regs.rsp = args.stack.0;
     }

@@ -84,6 +84,8 @@ pub struct Process {
     /// While a parent waits for this child of vfork(2) to let go of its memory.
     pub(super) vfork: RefCell<Option<Rc<WaitQueue>>>,
     pub(super) executed: Cell<bool>,
+    /// How many of its threads are in execve(2), beyond the decision what privileges it gives.
+    pub(super) executing: Cell<u32>,
     pub(super) ended_usage: Cell<Usage>,
     pub(super) children_usage: Cell<Usage>,
     /// PR_SET_CHILD_SUBREAPER.
@@ -173,6 +175,7 @@ impl Process {
             creator_tid: Cell::new(0),
             arguments: Cell::default(),
             vfork: RefCell::default(),
+            executing: Cell::new(0),
             executed: Cell::new(false),
             ended_usage: Cell::default(),
             children_usage: Cell::default(),

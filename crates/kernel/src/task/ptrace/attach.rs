@@ -59,12 +59,25 @@ pub(in crate::task) fn may_gain_privileges(thread: &Thread) -> bool {
     thread.ptrace.tracer().is_none_or(|tracer| tracer.creds().has(CAP_SYS_PTRACE))
 }
 
+/// The thread with an id, not in the middle of execve(2).
+fn settled(tid: u32) -> Result<Rc<Thread>> {
+    loop {
+        let Some(thread) = pid::thread(tid) else {
+            return Err(if pid::process(tid).is_some() { Errno::EPERM } else { Errno::ESRCH });
+        };
+        let process = &thread.process;
+        if process.executing.get() == 0 {
+            return Ok(thread);
+        }
+        let is_done = || (process.executing.get() == 0).then_some(());
+        sched::wait_until(&[&process.own_events], None, Sleep::Interruptible, is_done)
+            .map_err(|_| Errno::ERESTARTNOINTR)?;
+    }
+}
+
 fn begin(tid: i32, seized: bool, options: Options) -> Result<()> {
     let me = current();
-    let tid = u32::try_from(tid).map_err(|_| Errno::ESRCH)?;
-    let Some(thread) = pid::thread(tid) else {
-        return Err(if pid::process(tid).is_some() { Errno::EPERM } else { Errno::ESRCH });
-    };
+    let thread = settled(u32::try_from(tid).map_err(|_| Errno::ESRCH)?)?;
     if Rc::ptr_eq(&thread.process, &me.process) || thread.process.is_init() {
         return Err(Errno::EPERM);
     }

@@ -28,8 +28,8 @@ pub use user_area::{USER_BYTES, peek_user, poke_user};
 
 pub(super) use attach::{inherit, may_gain_privileges, tracer_ends};
 pub(super) use event::{Event, executed, exits, fork_event, report};
-pub(super) use step::{end_step, stepped_into_handler};
-pub(super) use stop::{note_job_change, show_signal, stop_if_due, takes_over_stop, tell_continued};
+pub(super) use step::{end_step, own_flags, stepped_into_handler};
+pub(super) use stop::{end_exit_stop, note_job_change, show_signal, stop_if_due, takes_over_stop, tell_continued};
 pub(super) use zombie::{claimant, forget_leader, leave_zombie, take_tracees_event, tell_of_end};
 
 use super::signal::USED_BYTES;

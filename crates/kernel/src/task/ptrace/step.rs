@@ -8,6 +8,13 @@ use alloc::rc::Rc;
 /// TF.
 pub(super) const TRAP_FLAG: u64 = 1 << 8;
 
+/// The program's own flags of a thread's.
+pub(in crate::task) fn own_flags(thread: &Thread) -> u64 {
+    let hidden = thread.ptrace.link().is_some_and(|link| link.trap_flag.get());
+    let flags = thread.state.regs().rflags;
+    if hidden { flags & !TRAP_FLAG } else { flags }
+}
+
 /// Lets the thread stop after its next instruction.
 pub(super) fn begin_step(tracee: &Thread) {
     let link = link_of(tracee);

@@ -1,12 +1,12 @@
 //! `struct user` (sys/user.h): general registers as a tracer reads and writes them, word by word.
 
-use super::{link_of, step::TRAP_FLAG};
+use super::link_of;
+use super::step::{self, TRAP_FLAG};
 use crate::arch::regs::UserRegs;
 use crate::errno::{Errno, Result};
 use crate::mm::addr::USER_END;
-use crate::task::signal::{self, SIGSEGV, SignalInfo};
+use crate::task::signal;
 use crate::task::thread::Thread;
-use alloc::rc::Rc;
 
 /// Bytes of the structure.
 pub const USER_BYTES: u64 = 928;
@@ -66,7 +66,7 @@ pub(super) fn register(tracee: &Thread, index: usize) -> u64 {
     match index {
         FS_BASE => tracee.state.fs_base(),
         GS_BASE => tracee.state.gs_base(),
-        FLAGS_AT if link_of(tracee).trap_flag.get() => tracee.state.regs().rflags & !TRAP_FLAG,
+        FLAGS_AT => step::own_flags(tracee),
         // What is left are segments that 64-bit programs do not use.
         _ => plain(&mut tracee.state.regs(), index).map_or(0, |register| *register),
     }
@@ -146,11 +146,4 @@ fn check(address: u64) -> Result<()> {
 
 fn debug_register(address: u64) -> Option<u64> {
     address.checked_sub(DEBUG_REGISTERS).map(|offset| offset / WORD).filter(|number| *number < 8)
-}
-
-/// The current thread faults at an instruction pointer that no program can be at, as it would itself.
-pub(super) fn check_instruction_pointer(me: &Rc<Thread>) {
-    if me.state.regs().rip >= USER_END {
-        signal::force_info(me, SignalInfo::kernel(SIGSEGV));
-    }
 }

@@ -180,9 +180,6 @@ pub(super) fn restore(thread: &Thread) -> Result<Restored> {
     for (n, register) in general(&mut regs).into_iter().enumerate() {
         *register = get(&frame, MCONTEXT + 8 * n);
     }
-    if regs.rip >= USER_END {
-        return Err(Errno::EFAULT);
-    }
     regs.rflags = UserRegs::sanitized_rflags(regs.rflags);
     // There is no other code or stack segment to return to.
     (regs.cs, regs.ss) = (u64::from(selector::USER_CODE), u64::from(selector::USER_DATA));
