@@ -54,6 +54,8 @@ class ProxyPeer:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.usage: dict[str, dict[str, Any]] = {}
         """What went over an instance's link, and whether it is quiet."""
+        self.ports: set[int] = set()
+        """Where it listens."""
         self.told: list[dict[str, Any]] = []
         self.connected = asyncio.Event()
         self.drain_may_end: asyncio.Event | None = None
@@ -194,7 +196,12 @@ class ProxyPeer:
             links = [
                 {"instance": i, "generation": g, **self.usage.get(i, {})} for i, g in self.links
             ]
-            return {"version": "test", "pid": os.getpid(), "links": links}
+            ports = sorted(self.ports)
+            return {"version": "test", "pid": os.getpid(), "ports": ports, "links": links}
+        if name == "listen":
+            self.ports.add(fields["port"])
+        if name == "close":
+            self.ports.discard(fields["port"])
         if name == "attach":
             (descriptor,) = descriptors
             end = socket.socket(fileno=descriptor)

@@ -58,6 +58,48 @@ async def test_a_port_that_cannot_be_opened_is_not_opened_later_either(
     assert served.store.services.listened() == []
 
 
+async def test_ports_of_no_group_are_closed(
+    served: Controller, owner: Owner, peer: ProxyPeer
+) -> None:
+    async def make(name: str, *ports: int) -> ServiceRow:
+        services = [Service(port=port, destination_port=8080) for port in ports]
+        planned = await served.groups.planned(name=name, services=services, domains=None)
+        return await served.groups.create(owner.id, planned)
+
+    async def until_open(*ports: int) -> None:
+        async with asyncio.timeout(30):
+            while peer.ports != set(ports):  # noqa: ASYNC110 -- filled by what torpord sends
+                await asyncio.sleep(0.01)
+
+    await make("web", 80)
+    one, two = await make("one", 9001, 9000, 900), await make("two", 9000)
+    await until_open(900, 9000, 9001)
+    assert served.store.services.listened() == [900, 9000, 9001]
+    with pytest.raises(ItemError, match="already exists"):
+        await make("two", 9002, 9000)
+    await until_open(900, 9000, 9001)
+    again = [{"port": 9003, "destination_port": 8080}]
+    one = await served.groups.update(one, "services", "set", again)
+    await until_open(9000, 9003)
+    peer.hang_up()
+    await peer.connected.wait()
+    await served.groups.remove(two)
+    await until_open(9003)
+    # What was deleted while nobody could tell the proxy.
+    peer.ports.add(9004)
+    peer.hang_up()
+    await until_open(9003)
+    request = CreateInstance(
+        image="web", name="refused", service_group=ServiceGroupSpec(services=[Service(port=9005)])
+    )
+    for _ in range(2):
+        (answer, *_) = await served.create(owner, [request])
+    assert isinstance(answer, ItemError), answer
+    await until_open(9003, 9005)
+    await served.groups.remove(one)
+    await until_open(9005)
+
+
 async def test_a_wake_that_fails_when_it_was_answered_is_answered_the_next_time(
     served: Controller, owner: Owner, peer: ProxyPeer, host: FakeHost
 ) -> None:

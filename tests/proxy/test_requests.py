@@ -1,6 +1,7 @@
 """Requests to instances that run."""
 
 import hashlib
+import http.client
 import socket
 import threading
 import time
@@ -301,6 +302,16 @@ def test_ports_are_opened_when_they_are_asked_for(torpord: Torpord) -> None:
         Guest(echo),
         torpord.group(["app.localhost"], services=[{"port": port, "destination_port": 99}]),
     )
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    for _ in range(2):
+        connection.request("GET", "/", headers={"Host": "app.localhost"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()[:5]) == (200, b"GET /"), "also behind the close"
+        torpord.ask("close", port=port)
+    connection.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    torpord.ask("listen", port=port)
     assert get(("127.0.0.1", port), "app.localhost").status == 200
 
 

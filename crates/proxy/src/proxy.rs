@@ -284,6 +284,20 @@ impl Proxy {
         self.accept_at(SocketAddr::new(self.address, port), port).map(|_| ())
     }
 
+    /// Accepts no more connections for a service port. Those that there are go on.
+    pub fn close(&self, port: u16) {
+        self.alone.borrow_mut().remove(&port);
+        if let Some(listener) = self.listeners.borrow_mut().remove(&port) {
+            listener.abort();
+        }
+    }
+
+    /// The ports that are listened on, other than 80 and 443.
+    #[must_use]
+    pub fn service_ports(&self) -> Vec<u16> {
+        self.listeners.borrow().keys().copied().filter(|port| ![HTTP_PORT, HTTPS_PORT].contains(port)).collect()
+    }
+
     /// Whether one group has a port alone.
     #[must_use]
     pub fn is_alone(&self, port: u16) -> bool {

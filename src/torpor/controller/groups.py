@@ -58,6 +58,7 @@ class ServiceGroups:
         try:
             row = await self._store.services.add(owner_id, new, quota)
         except StoreError as error:
+            self.close_unused(claim.port for claim in new.claims)
             raise from_store(error, name=new.name) from error
         await self.created([row])
         return row
@@ -123,16 +124,14 @@ class ServiceGroups:
         """Opens ports where nobody listens yet, for whoever has them now. Raises ItemError."""
         for port in ports:
             if port not in (HTTP, HTTPS):
-                services = self._store.services
-                is_new = await services.listen(port)
-                try:
-                    await self._links.listen(port, alone=services.is_alone(port))
-                except ItemError:
-                    # Whoever has it may be gone, or be torpord itself, when the proxy is started
-                    # next, which is not to have it then.
-                    if is_new:
-                        await services.forget_port(port)
-                    raise
+                alone = self._store.services.holding(port) == "alone"
+                await self._links.listen(port, alone=alone)
+
+    def close_unused(self, ports: Iterable[int]) -> None:
+        """Closes those of the ports that no group has."""
+        for port in ports:
+            if port not in (HTTP, HTTPS) and self._store.services.holding(port) is None:
+                self._links.close_port(port)
 
     # What the proxy knows -----------------------------------------------------------------------
 
@@ -199,12 +198,13 @@ class ServiceGroups:
             name = f"*.{rest}" if rest else ""
         return None
 
-    async def proxy_is_new(self) -> None:
-        """The proxy knows nothing: it is to listen again, and hears of groups when they wake."""
+    async def proxy_is_new(self, listening: Iterable[int]) -> None:
+        """The proxy may know nothing but where it listens: it hears of groups as they wake."""
         self._groups.clear()
+        self.close_unused(listening)
         for port in self._store.services.listened():
             with contextlib.suppress(ItemError):
-                await self._links.listen(port, alone=self._store.services.is_alone(port))
+                await self._listen([port])
 
     async def replacing(
         self,
@@ -231,10 +231,15 @@ class ServiceGroups:
         claims = _claims(config)
         await self._listen(claim.port for claim in claims)
         wanted = replace(wanted, document=encode(config))
-        written = await write(wanted, len(config.services), claims)
+        try:
+            written = await write(wanted, len(config.services), claims)
+        except StoreError:
+            self.close_unused(claim.port for claim in claims)
+            raise
         with contextlib.suppress(ItemError):  # it was possible before, and is done
             await self._listen(claim.port for claim in claims)
         former = _claims(service_of(row.document))
+        self.close_unused(claim.port for claim in former)
         self._changed(written, {*row.domains, *written.domains, *_alone((*former, *claims))})
         return written
 
@@ -251,7 +256,9 @@ class ServiceGroups:
         known = self._groups.pop(row.id, None)
         if known is not None and known.told:
             self._links.group({"group": row.uuid, "gone": True})
-        self._links.forget((*row.domains, *_alone(_claims(service_of(row.document)))))
+        claims = _claims(service_of(row.document))
+        self.close_unused(claim.port for claim in claims)
+        self._links.forget((*row.domains, *_alone(claims)))
 
     def _bound(self, known: dict[Any, Any]) -> None:
         """A dictionary that grows with what is asked for is begun anew when it is large."""

@@ -99,6 +99,9 @@ class Links(Protocol):
         With `alone` whatever comes there is for the one group that has it.
         """
 
+    def close_port(self, port: int) -> None:
+        """Has the proxy listen on a port no more. Connections that there are go on."""
+
     def group(self, document: dict[str, Any]) -> None:
         """Says what a service group is now."""
 
@@ -151,6 +154,9 @@ class NoLinks:
         return
 
     async def listen(self, port: int, *, alone: bool) -> None:  # noqa: ARG002
+        return
+
+    def close_port(self, port: int) -> None:  # noqa: ARG002
         return
 
     def group(self, document: dict[str, Any]) -> None:  # noqa: ARG002

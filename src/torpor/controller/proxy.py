@@ -131,8 +131,8 @@ class Handler(Protocol):
     async def link_lost(self, link: Link) -> None:
         """A VM has closed its end of a link that was in use, or broke the protocol on it."""
 
-    async def connected(self, links: list[Link], since_ns: int) -> None:
-        """There is a proxy now, and these are the links that it had.
+    async def connected(self, ports: list[int], links: list[Link], since_ns: int) -> None:
+        """There is a proxy now, these are the ports where it listens and the links that it had.
 
         Those that were attached since then (CLOCK_MONOTONIC) need not be among them.
         """
@@ -183,11 +183,12 @@ class ProxyClient:
                 continue
             try:
                 answer = await self.ask("hello", self._hello)
+                ports = msgspec.convert(answer.get("ports", []), list[int])
                 links = msgspec.convert(answer.get("links", []), list[Link])
                 while answer.get("more"):
                     answer = await self.ask("links", {"after": links[-1].instance})
                     links += msgspec.convert(answer["links"], list[Link])
-                await self._handler.connected(links, since_ns)
+                await self._handler.connected(ports, links, since_ns)
                 self.ready.set()
                 await self._lost.wait()
             except (OSError, ItemError, msgspec.ValidationError):
@@ -461,6 +462,10 @@ class ProxyClient:
         """See Links."""
         with contextlib.suppress(ProxyGoneError, TimeoutError):
             await self.ask("listen", {"port": port, "alone": alone})
+
+    def close_port(self, port: int) -> None:
+        """See Links."""
+        self.post("close", {"port": port})
 
     def group(self, document: dict[str, Any]) -> None:
         """See Links."""

@@ -149,9 +149,9 @@ class Router:
             self._console.output(row.id, data)
             self._events.notify(instance)
 
-    async def connected(self, links: list[Link], since_ns: int) -> None:
+    async def connected(self, ports: list[int], links: list[Link], since_ns: int) -> None:
         """See Handler."""
-        await self._groups.proxy_is_new()
+        await self._groups.proxy_is_new(ports)
         there = {(link.instance, link.generation) for link in links}
         # One that wakes just now may have been told to the proxy before.
         lives = [

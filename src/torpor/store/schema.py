@@ -234,7 +234,18 @@ CREATE TRIGGER expire_on_update AFTER UPDATE OF service_id ON instances
 END;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _TIMERS, _FAMILIES, _SERVICE_TOTALS, _AUTOKILL, _EPHEMERAL)
+# The ports that are listened on are those that groups have, which stand among the domains.
+_PORTS = "DROP TABLE ports;"
+
+MIGRATIONS: tuple[str, ...] = (
+    _FIRST,
+    _TIMERS,
+    _FAMILIES,
+    _SERVICE_TOTALS,
+    _AUTOKILL,
+    _EPHEMERAL,
+    _PORTS,
+)
 
 
 def migrate(connection: apsw.Connection) -> None:

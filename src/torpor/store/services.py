@@ -1,6 +1,6 @@
 """Service groups and the domains that lead to them."""
 
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import apsw
@@ -17,6 +17,10 @@ _COLUMNS = (
     "(SELECT group_concat(h.fqdn, ' ' ORDER BY h.fqdn) FROM domains h "
     "WHERE h.service_id = s.id AND h.fqdn NOT GLOB ':*')"
 )
+
+# How ports stand among the domains: `:PORT` where it is one group's alone, else `:PORT/ID` for
+# each that has it. What begins with ':PORT/' lies before ':PORT0'.
+_ALONE, _SHARED = "d.fqdn = ?1", "d.fqdn > ?1 || '/' AND d.fqdn < ?1 || '0'"
 
 
 class Services:
@@ -109,25 +113,26 @@ class Services:
         return (int(found[0]), int(found[1])) if found else (0, 0)
 
     def listened(self) -> list[int]:
-        """The ports other than 80 and 443 that a service ever had."""
-        found = self._database.reader.execute("SELECT port FROM ports ORDER BY port")
-        return [port for (port,) in found]
+        """The ports other than 80 and 443 that services have."""
+        sql = "SELECT fqdn FROM domains WHERE fqdn >= ? AND fqdn < ';' ORDER BY fqdn LIMIT 1"
+        ports: list[int] = []
+        after = ":"
+        while True:
+            found = self._database.reader.execute(sql, (after,)).fetchone()
+            if found is None:
+                return ports
+            ports.append(int(found[0][1:].partition("/")[0]))
+            # A million groups may share one.
+            after = f":{ports[-1]}0"
 
-    async def listen(self, port: int) -> bool:
-        """Notes such a port; whether it is new."""
-        sql = "INSERT INTO ports VALUES(?) ON CONFLICT DO NOTHING RETURNING port"
-        return await self._database.write(
-            lambda connection: bool(connection.execute(sql, (port,)).fetchall())
-        )
-
-    async def forget_port(self, port: int) -> None:
-        """Takes that back: it could not be opened."""
-        sql = "DELETE FROM ports WHERE port = ?"
-        await self._database.write(lambda connection: connection.execute(sql, (port,)))
-
-    def is_alone(self, port: int) -> bool:
-        """Whether a service group has this port alone."""
-        return self.by_domain(PortClaim(port, alone=True).host) is not None
+    def holding(self, port: int) -> Literal["alone", "shared"] | None:
+        """How service groups have a port other than 80 and 443, if any has it."""
+        sql = f"SELECT fqdn FROM domains d WHERE {_ALONE} OR {_SHARED} LIMIT 1"
+        host = PortClaim(port, alone=True).host
+        found = self._database.reader.execute(sql, (host,)).fetchone()
+        if found is None:
+            return None
+        return "alone" if found[0] == host else "shared"
 
     async def update(
         self, row: ServiceRow, ports: int, claims: tuple[PortClaim, ...]
@@ -229,12 +234,10 @@ def insert_service(
 def _set_claims(
     connection: apsw.Connection, service_id: int, owner_id: int, claims: tuple[PortClaim, ...]
 ) -> None:
-    """Records ports beside the domains: `:PORT` where it is one's alone, else `:PORT/ID`."""
+    """Records ports beside the domains."""
     sql = "SELECT s.name, s.owner_id FROM domains d JOIN services s ON s.id = d.service_id WHERE "
-    # What begins with ':PORT/' lies before ':PORT0'.
-    alone, shared = "d.fqdn = ?1", "d.fqdn > ?1 || '/' AND d.fqdn < ?1 || '0'"
     for claim in claims:
-        taken = f"{alone} OR {shared}" if claim.alone else alone
+        taken = f"{_ALONE} OR {_SHARED}" if claim.alone else _ALONE
         holder = connection.execute(sql + taken, (claim.host,)).fetchone()
         if holder is not None:
             name, holders_owner_id = holder

@@ -54,6 +54,8 @@ pub enum Ask {
     GoOn(Which),
     /// Accept connections for a service port.
     Listen(Listen),
+    /// Accept no more for one.
+    Close(Close),
     /// What a group is.
     Group(Group),
     /// More of the links that the answer to the first request had no room for.
@@ -100,6 +102,8 @@ pub struct Welcome {
     pub version: &'static str,
     /// Of the process.
     pub pid: u32,
+    /// Where it listens (`listen`).
+    pub ports: Vec<u16>,
     /// What is attached.
     #[serde(flatten)]
     pub links: Links,
@@ -322,6 +326,14 @@ pub struct Listen {
     /// Whatever comes there is for the group that has `:PORT` among its hosts.
     #[serde(default)]
     pub alone: bool,
+}
+
+/// See the document.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Close {
+    /// A service port.
+    pub port: u16,
 }
 
 /// What a group is, or that it is no more.

@@ -158,7 +158,8 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
             // Another torpord may have made what the one before did not know.
             proxy.routes.borrow_mut().forget_misses();
             let links = known(proxy, None);
-            let welcome = Welcome { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), links };
+            let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+            let welcome = Welcome { version, pid, ports: proxy.service_ports(), links };
             connection.answer(id, Ok(welcome));
             proxy.control.set_current(connection.clone());
             return proxy.output.borrow_mut().flush(&proxy.control);
@@ -202,6 +203,10 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
             }
             Err(error) => Err(refusal("host", format!("port {}: {error}", listen.port))),
         },
+        Ask::Close(close) => {
+            proxy.close(close.port);
+            Ok(json!({}))
+        }
         Ask::Group(group) => {
             proxy.set_group(group);
             Ok(json!({}))
