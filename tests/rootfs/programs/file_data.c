@@ -66,6 +66,7 @@ static void sparse(void) {
     SHOW(fallocate(fd, 0, 0, 0));
     SHOW(fallocate(fd, 0, -1, 1));
     SHOW(fallocate(fd, 0, 1, INT64_MAX));
+    SHOW(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, 8L << 40));
     SHOW(fallocate(open("/tmp/data", O_RDONLY), 0, 0, 1));
     SHOW(fallocate(open("/tmp", O_RDONLY), 0, 0, 1));
     SHOW(fallocate(open("/dev/null", O_RDWR), 0, 0, 1));

@@ -61,7 +61,9 @@ mod tests {
     use super::*;
     use crate::fs::inode::SetMetadata;
     use crate::mm::user::{Dest, Source};
-    use linux_raw_sys::general::{F_ADD_SEALS, F_GET_SEALS, F_SEAL_GROW, F_SEAL_WRITE};
+    use linux_raw_sys::general::{
+        F_ADD_SEALS, F_GET_SEALS, F_SEAL_GROW, F_SEAL_WRITE, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE,
+    };
 
     #[test]
     fn a_file_with_seals() {
@@ -96,5 +98,25 @@ mod tests {
         let inode = file.inode().expect("an inode");
         let change = |mode| inode.set_metadata(&SetMetadata { mode: Some(mode), ..SetMetadata::default() });
         assert_eq!((change(0o600), change(0o700)), (Ok(()), Err(Errno::EPERM)));
+    }
+    #[test]
+    fn room_that_cannot_be_had_is_given_back() {
+        crate::mm::frame::reset_hosted(64 << 20, 64 << 20);
+        let _thread = crate::task::testing::enter();
+        let file = memfd(b"", true, false).expect("makes a file");
+        assert_eq!(file.write(&mut Source::kernel(b"hello")), Ok(5));
+        let allocate = |mode, offset, len| file.ops.allocate(&file, mode, offset, len);
+        let used = || file.metadata().blocks;
+        let before = used();
+        for len in [60 << 20, 1 << 40, i64::MAX as u64 - 1] {
+            assert_eq!((allocate(0, 0, len), used(), file.metadata().size), (Err(Errno::ENOSPC), before, 5));
+        }
+        assert_eq!((allocate(0, 0, 16 << 20), used()), (Ok(()), (16 << 20) / 512));
+        // One by one: each costs what it gives back, not what is there.
+        for page in 0..4096 {
+            assert_eq!(allocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * 4096, 4096), Ok(()));
+        }
+        assert_eq!((used(), file.metadata().size), (0, 16 << 20));
+        assert_eq!(file.write(&mut Source::kernel(b"more")), Ok(4));
     }
 }

@@ -187,7 +187,8 @@ fn open_tmpfile(caller: &Caller, walk: Walk<'_>, how: How) -> Result<Rc<OpenFile
     let flags = how.flags;
     let directory = walk.to_end(true)?;
     check_directory(&directory, OpenFlags::DIRECTORY)?;
-    access::check_add(&directory, &caller.creds)?;
+    // Which may have been removed: nothing is added to it.
+    access::check(&directory, &caller.creds, access::WRITE | access::EXECUTE)?;
     let new = super::names::inherited(caller, &directory, caller.new_inode(FileType::Regular, how.mode, 0));
     let inode = directory.inode.tmpfile(&new, !flags.contains(OpenFlags::EXCL))?;
     let name = format!("#{}", inode.metadata().ino);

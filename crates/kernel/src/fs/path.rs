@@ -168,9 +168,7 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// ENOENT, ENAMETOOLONG, EXDEV.
     pub fn lookup(&self, name: &[u8]) -> Result<Location> {
-        if name.len() > MAX_NAME_BYTES {
-            return Err(Errno::ENAMETOOLONG);
-        }
+        self.check_name(name)?;
         let entry = Entry::lookup(&self.at.entry, name)?;
         self.crossed(Location::new(entry, Rc::clone(&self.at.mount)))
     }
@@ -181,10 +179,15 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// ENOENT, ENAMETOOLONG.
     pub fn lookup_entry(&self, name: &[u8]) -> Result<Rc<Entry>> {
-        if name.len() > MAX_NAME_BYTES {
-            return Err(Errno::ENAMETOOLONG);
-        }
+        self.check_name(name)?;
         Entry::lookup(&self.at.entry, name)
+    }
+
+    fn check_name(&self, name: &[u8]) -> Result<()> {
+        if self.at.entry.is_removed() {
+            return Err(Errno::ENOENT);
+        }
+        if name.len() > MAX_NAME_BYTES { Err(Errno::ENAMETOOLONG) } else { Ok(()) }
     }
 
     /// What is mounted on top of `location`, if anything is.

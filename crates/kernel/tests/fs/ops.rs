@@ -101,7 +101,8 @@ fn flags() -> impl Strategy<Value = u32> {
         linux::__O_TMPFILE | linux::O_DIRECTORY | linux::O_EXCL,
         linux::O_NOATIME,
     ];
-    (access, prop::sample::select(others)).prop_map(|(access, others)| access | others)
+    // A FIFO whose other end nobody opens is waited for without O_NONBLOCK, for ever.
+    (access, prop::sample::select(others)).prop_map(|(access, others)| access | others | linux::O_NONBLOCK)
 }
 
 fn offset() -> impl Strategy<Value = i64> {
@@ -161,7 +162,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(slot, mode, offset, len)| Op::Fallocate { slot, mode, offset, len }),
         2 => slot().prop_map(|slot| Op::Fstat { slot }),
         2 => (slot(), 30..400usize).prop_map(|(slot, buffer_bytes)| Op::List { slot, buffer_bytes }),
-        1 => (slot(), prop::sample::select(vec![0, linux::O_APPEND, linux::O_NONBLOCK]))
+        1 => (slot(), prop::sample::select(vec![linux::O_NONBLOCK, linux::O_NONBLOCK | linux::O_APPEND]))
             .prop_map(|(slot, set)| Op::Flags { slot, set }),
         3 => (slot(), slot(), prop::option::of((offset(), offset())), len())
             .prop_map(|(from, to, offsets, len)| Op::Copy { from, to, offsets, len }),

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 use tempfile::TempDir;
+use torpor_kernel::event;
 use torpor_kernel::fs::context::FsContext;
 use torpor_kernel::fs::mount::{self, Description};
 use torpor_kernel::fs::overlay::{Limits, Lower, Tree};
+use torpor_kernel::fs::special;
 use torpor_kernel::mm::addr::{Gpa, PAGE_BYTES};
 use torpor_kernel::mm::pages::{Access, Page, PageError};
 use torpor_kernel::syscall::table::{Args, GROUPS};
@@ -97,6 +99,7 @@ impl Guest {
         let description = Description { fs_type: "overlay", source: Box::from(*b"overlay"), options: String::new() };
         let root = mount::mount_root(Tree::over(lower, limits).expect("a root"), description).expect("a mount");
         let thread = task::testing::enter();
+        special::set_fifo_opener(event::pipe::open_inode);
         let _ = thread.set_fs(Some(FsContext::new(root)));
         // SAFETY: no arguments.
         let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };

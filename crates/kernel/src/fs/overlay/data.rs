@@ -13,6 +13,7 @@ use crate::mm::frame::Frame;
 use crate::mm::pages::PageSource;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Weak;
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
 /// The largest file (MAX_LFS_FILESIZE).
@@ -108,6 +109,19 @@ impl Data {
         }
         old
     }
+
+    /// Makes a hole of a page; the frame that it had.
+    fn clear(&self, index: u64) -> Option<Frame> {
+        self.reserved.borrow_mut().remove(&index);
+        if index < self.image_pages() {
+            return self.set(index, None);
+        }
+        let old = self.pages.borrow_mut().remove(&index).flatten();
+        if old.is_some() {
+            self.frames.set(self.frames.get() - 1);
+        }
+        old
+    }
 }
 
 impl Node {
@@ -126,7 +140,7 @@ impl Node {
     }
 
     /// Gives page `index`, a hole, a frame that makes no data of it.
-    pub(super) fn reserve(&self, index: u64) -> Result<()> {
+    fn reserve(&self, index: u64) -> Result<()> {
         self.frame(index, false)?;
         self.data()?.reserved.borrow_mut().insert(index);
         Ok(())
@@ -222,7 +236,7 @@ impl Node {
         self.mark_changed();
         data.size.set(size);
         let gone = data.pages.borrow_mut().split_off(&first_gone);
-        data.reserved.borrow_mut().retain(|index| *index < first_gone);
+        drop(data.reserved.borrow_mut().split_off(&first_gone));
         let frames = gone.values().filter(|page| page.is_some()).count() as u64;
         data.frames.set(data.frames.get() - frames);
         self.tree.release_pages(frames);
@@ -283,24 +297,40 @@ impl Node {
         if first == last {
             return Ok(());
         }
-        let image_pages = data.image_pages();
-        data.reserved.borrow_mut().retain(|index| !(first..last).contains(index));
-        let mut freed = alloc::vec::Vec::new();
-        {
-            let mut pages = data.pages.borrow_mut();
-            let mut gone = pages.split_off(&first);
-            let mut kept = gone.split_off(&last);
-            pages.append(&mut kept);
-            freed.extend(gone.into_values().flatten());
-            for index in first..last.min(image_pages) {
-                pages.insert(index, None);
-            }
-            data.hiding.set(pages.range(..image_pages).count() as u64);
-        }
-        data.frames.set(data.frames.get() - freed.len() as u64);
+        let in_image = first..last.min(data.image_pages()).max(first);
+        let behind: Vec<u64> = data.pages.borrow().range(in_image.end..last).map(|(index, _)| *index).collect();
+        self.clear(first, last, in_image.chain(behind));
+        Ok(())
+    }
+
+    /// Makes holes of pages that are in `[first, last)`.
+    fn clear(&self, first: u64, last: u64, pages: impl Iterator<Item = u64>) {
+        let Ok(data) = self.data() else { return };
+        let freed: Vec<Frame> = pages.filter_map(|index| data.clear(index)).collect();
         self.tree.release_pages(freed.len() as u64);
         self.invalidate(first, last, false);
         drop(freed);
+    }
+
+    /// Allocates frames for pages `[first, last)`, so that writing there needs no more room; none if not all can be had.
+    pub(super) fn preallocate(&self, first: u64, last: u64) -> Result<()> {
+        let data = self.data()?;
+        let there = data.pages.borrow().range(first..last).filter(|(_, page)| page.is_some()).count() as u64;
+        if last - first - there > self.tree.free_pages() {
+            return Err(Errno::ENOSPC);
+        }
+        let mut made = Vec::new();
+        for index in first..last {
+            let got = match data.place(index) {
+                Place::Frame(_) => continue,
+                Place::Image => self.frame(index, false).map(drop),
+                Place::Hole => self.reserve(index).inspect(|()| made.push(index)),
+            };
+            if let Err(error) = got {
+                self.clear(first, last, made.into_iter());
+                return Err(error);
+            }
+        }
         Ok(())
     }
 

@@ -139,30 +139,6 @@ impl Node {
         }
     }
 
-    /// Allocates frames for `[offset, end)`, so that writing there needs no more room; none if not all can be had.
-    fn preallocate(&self, offset: u64, end: u64) -> Result<()> {
-        let (first, last) = (offset / PAGE_BYTES, end.div_ceil(PAGE_BYTES));
-        let data = self.data()?;
-        let mut made = alloc::vec::Vec::new();
-        for index in first..last {
-            if matches!(data.place(index), Place::Frame(_)) {
-                continue;
-            }
-            let hole = matches!(data.place(index), Place::Hole);
-            let got = if hole { self.reserve(index) } else { self.frame(index, false).map(drop) };
-            if let Err(error) = got {
-                for index in made {
-                    self.punch(index * PAGE_BYTES, (index + 1) * PAGE_BYTES)?;
-                }
-                return Err(error);
-            }
-            if hole {
-                made.push(index);
-            }
-        }
-        Ok(())
-    }
-
     fn fallocate(&self, mode: u32, offset: u64, len: u64) -> Result<()> {
         let data = self.data()?;
         let end = offset.checked_add(len).filter(|end| *end <= MAX_FILE_BYTES).ok_or(Errno::EFBIG)?;
@@ -184,7 +160,7 @@ impl Node {
                 }
                 size_limit::check(data.size(), end)?;
                 self.mark_changed();
-                self.preallocate(offset, end)?;
+                self.preallocate(offset / PAGE_BYTES, end.div_ceil(PAGE_BYTES))?;
                 if grows {
                     self.set_size(end)?;
                 }

@@ -165,6 +165,11 @@ impl Tree {
         Ok(())
     }
 
+    /// How many pages there is room for.
+    pub(super) fn free_pages(&self) -> u64 {
+        self.limits.pages.saturating_sub(self.used_pages.get())
+    }
+
     pub(super) fn release_pages(&self, pages: u64) {
         self.used_pages.set(self.used_pages.get().saturating_sub(pages));
         frame::count_shared(-pages.cast_signed());
