@@ -21,12 +21,16 @@ pytestmark = pytest.mark.kvm
 PROGRAM = (
     ANSWERING
     + """
-import signal, sys
+import mmap, signal, sys
 def ended(*_):
     print("goodbye", flush=True)
     sys.exit(3)
 signal.signal(signal.SIGTERM, ended)
 class Handler(Answering):
+    def do_PUT(self):
+        memory = mmap.mmap(-1, 4 << 30)
+        for page in range(0, len(memory), 4096):
+            memory[page] = 1
     def do_POST(self):
         print("begun", flush=True)
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -133,3 +137,15 @@ def test_down_puts_away_what_has_requests_in_flight(server: Server) -> None:
     assert server.state("kept") == "standby"
     for request in requests:
         request.connection.close()
+
+
+def test_an_end_for_want_of_memory_is_named(server: Server) -> None:
+    create(server, "hungry")
+    connection = http.client.HTTPConnection("127.0.0.1", server.proxy_port, timeout=TIMEOUT_S)
+    connection.request("PUT", "/", headers={"Host": "hungry.localhost"})
+    assert connection.getresponse().status == 502
+    connection.close()
+    server.wait_for("hungry", "stopped")
+    ended = one(server, "hungry")
+    assert (ended["exit_code"], ended["stop_reason"], ended["stop_code"]) == (137, 1, 0xC7F04)
+    assert b"the VM's memory, 128 MiB, is used up" in log(server, "hungry")

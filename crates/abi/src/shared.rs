@@ -45,6 +45,9 @@ pub mod exit {
     /// errno, the text is in the panic area. ENOENT becomes exit status 127; EINVAL (an unknown user, say), EUCLEAN and
     /// ENOMEM become 125; all others 126.
     pub const START_FAILED: u32 = 2;
+    /// The first program was killed because the VM's memory is used up; `exit_status` holds its wait status, the text is in
+    /// the panic area.
+    pub const OUT_OF_MEMORY: u32 = 3;
 }
 
 /// Room for a panic's text.

@@ -32,6 +32,7 @@ use linux_raw_sys::general::AT_FDCWD;
 use torpor_abi::boot::{BootInfo, MAGIC, Span, VERSION, flags};
 use torpor_abi::frame::{Header, kind, stream};
 use torpor_abi::layout::{BOOT_INFO_GPA, BOOT_STRINGS_GPA, DIRECT_MAP_BASE, IMAGE_GPA, PAGE_BYTES};
+use torpor_abi::shared::exit;
 
 /// The boot information, copied out and checked.
 pub struct Boot {
@@ -109,7 +110,7 @@ extern "C" fn kernel_main() -> ! {
             drop(boot);
             crate::arch::thread::start(&thread.state)
         }
-        Err((errno, text)) => host::exit(torpor_abi::shared::exit::START_FAILED, errno.0 as u32, &text),
+        Err((errno, text)) => host::exit(exit::START_FAILED, errno.0 as u32, &text),
     }
 }
 
@@ -117,7 +118,7 @@ extern "C" fn kernel_main() -> ! {
 /// would hide that.
 fn blame_image() {
     if let Some(fault) = image_fault() {
-        host::exit(torpor_abi::shared::exit::START_FAILED, Errno::EUCLEAN.0 as u32, &format!("{fault}"));
+        host::exit(exit::START_FAILED, Errno::EUCLEAN.0 as u32, &format!("{fault}"));
     }
 }
 
@@ -283,7 +284,7 @@ fn run(boot: &Boot, account: &Account) -> Result<(), StartError> {
 }
 
 /// The program has ended, and with it the VM.
-fn over(status: WaitStatus) -> ! {
+fn over(status: WaitStatus, out_of_memory: bool) -> ! {
     if syscall::dispatch::tracing() {
         syscall::trace::flush_others(u32::MAX);
         if let Some(text) = syscall::trace::missing_summary() {
@@ -292,7 +293,12 @@ fn over(status: WaitStatus) -> ! {
         host::stream::send_text(stream::TRACE, rewrite::summary().as_bytes());
     }
     blame_image();
-    host::exit(torpor_abi::shared::exit::PROGRAM, status.0, "")
+    if out_of_memory {
+        let limit_mib = mm::frame::usage().limit_bytes >> 20;
+        let text = format!("the program was killed: the VM's memory, {limit_mib} MiB, is used up");
+        host::exit(exit::OUT_OF_MEMORY, status.0, &text);
+    }
+    host::exit(exit::PROGRAM, status.0, "")
 }
 
 crate::global! {

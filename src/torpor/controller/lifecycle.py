@@ -724,6 +724,11 @@ class Lifecycle:
         live.traffic = NO_TRAFFIC
         again = not committed and (starts_anew or live.config.restart_policy != "never")
         end: State = "standby" if committed else "stopped"
+        what = "starts again" if again else "is stopped"
+        if committed:
+            what = "goes on as it was stored last"
+        self._console.output(live.row.id, f"torpor: the VM was lost; it {what}\n".encode())
+        await self._console.flush()
         await self._lives.write_eventually(live, "starting" if again else end)
         self._lives.set(live, end, "system")
         self._lives.forget(live)

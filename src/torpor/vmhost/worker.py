@@ -185,6 +185,8 @@ def exit_of(ended: Ended | None, *, killed: bool) -> Exit:
     if ended.reason == "damaged":
         # What is stored of it stays: a backup may have what is missing.
         return Exit("lost", message=ended.message)
+    if ended.reason == "out_of_memory":
+        return Exit("out-of-memory", os.WTERMSIG(ended.status), ended.message)
     if ended.reason == "exited":
         if os.WIFSIGNALED(ended.status):
             return Exit("signal", os.WTERMSIG(ended.status))

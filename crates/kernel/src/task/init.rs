@@ -23,8 +23,8 @@ pub const INIT: u32 = 1;
 /// Its name in /proc.
 const NAME: &[u8] = b"init";
 
-/// What ends the system.
-pub type Over = fn(WaitStatus) -> !;
+/// What ends the system: with the program's status, and whether that was killed because memory was used up.
+pub type Over = fn(WaitStatus, bool) -> !;
 
 crate::global! {
     static PROGRAM: Cell<Option<(u32, Over)>> = Cell::new(None);
@@ -40,14 +40,14 @@ pub(super) fn end_with(process: &Process, status: WaitStatus) {
     if let Some((program, over)) = PROGRAM.with(Cell::get)
         && program == process.pid()
     {
-        over(status);
+        over(status, process.out_of_memory.get());
     }
 }
 
 /// Ends the system at once, if there is one (in the guest it does not return).
 pub fn end_system(status: WaitStatus) {
     if let Some((_, over)) = PROGRAM.with(Cell::get) {
-        over(status);
+        over(status, false);
     }
 }
 

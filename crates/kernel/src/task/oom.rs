@@ -76,6 +76,7 @@ fn kill() -> Rc<Process> {
         victim.name().escape_ascii(),
         kernel_bytes(&victim) / 1024,
     ));
+    victim.out_of_memory.set(true);
     exit_group(&victim, WaitStatus::signaled(signal::SIGKILL.number(), false));
     victim
 }

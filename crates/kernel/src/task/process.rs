@@ -100,6 +100,8 @@ pub struct Process {
     pub oom_score_adj: Cell<i16>,
     /// Who logged in.
     pub login: Cell<Login>,
+    /// The VM's memory was used up, and it was the one to end for that.
+    pub(super) out_of_memory: Cell<bool>,
     /// Ends so that others have memory: no tracer may hold it up.
     pub(super) makes_room: Cell<bool>,
     /// The tracer that is told of its end before its parent.
@@ -185,6 +187,7 @@ impl Process {
             membarrier: Cell::new(0),
             oom_score_adj: Cell::new(0),
             login: Cell::new(Login::NOBODY),
+            out_of_memory: Cell::new(false),
             makes_room: Cell::new(false),
             claimant: RefCell::default(),
             kernel_pages: Cell::new(0),

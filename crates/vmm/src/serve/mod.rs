@@ -203,6 +203,7 @@ impl Watcher for Watching {
 fn ended(end: &End) -> Event<'_> {
     let (reason, status, message) = match end {
         End::Exited(status) => ("exited", *status, ""),
+        End::OutOfMemory { status, text } => ("out_of_memory", *status, &text[..]),
         End::StartFailed { errno, text } => ("start_failed", *errno, &text[..]),
         End::Failed(text) => ("failed", 0, &text[..]),
         End::Damaged(text) => ("damaged", 0, &text[..]),

@@ -239,7 +239,7 @@ pub enum Event<'a> {
     },
     /// The VM has ended, and the process with it.
     Ended {
-        /// `exited`, `start_failed`, `failed` or `damaged`.
+        /// `exited`, `out_of_memory`, `start_failed`, `failed` or `damaged`.
         reason: &'a str,
         /// Wait status, or errno.
         status: u32,

@@ -162,6 +162,13 @@ impl Fatal {
 pub enum End {
     /// The program ended with this wait status.
     Exited(u32),
+    /// The program was killed because the VM's memory is used up.
+    OutOfMemory {
+        /// Its wait status.
+        status: u32,
+        /// For people.
+        text: String,
+    },
     /// The guest kernel could not start the program.
     StartFailed {
         /// As exec(2) would give it.
@@ -396,7 +403,8 @@ impl Machine {
         }
         // Where even this fails the broker is gone, or sees the end of the socket and says so.
         let _ = match end {
-            End::Exited(status) => self.report(report::EXITED, status, ""),
+            // The guest kernel has said more of its memory in its log.
+            End::Exited(status) | End::OutOfMemory { status, .. } => self.report(report::EXITED, status, ""),
             End::StartFailed { errno, text } => self.report(report::START_FAILED, errno, &text),
             End::Failed(text) | End::Damaged(text) => self.report(report::FAILED, 0, &text),
         };

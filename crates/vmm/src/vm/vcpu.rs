@@ -260,6 +260,7 @@ fn end(machine: &Machine, value: u32) -> ! {
     let status = control.exit_status().load(Ordering::SeqCst);
     machine.finish(match value {
         exit::PROGRAM => End::Exited(status),
+        exit::OUT_OF_MEMORY => End::OutOfMemory { status, text: control.panic_text() },
         exit::START_FAILED => End::StartFailed { errno: status, text: control.panic_text() },
         exit::PANIC => End::Failed(crash::panic(&control.panic_text(), &Symbols::new(&machine.kernel))),
         other => End::Failed(format!("the guest kernel ended with the unknown reason {other}")),
