@@ -78,20 +78,11 @@ class RunningVm:
             memory=memory,
         )
         stored = await self._ask("be stored as a sibling", work)
-        return Saved(received(stored.descriptor), template, drew_random=stored.drew_random)
+        return _saved(stored, template)
 
     async def _whole(self, generation: int) -> Saved:
         work = self.worker.process.template(_hex(self._uuid), generation)
-        return self._saved(await self._ask("be stored", work))
-
-    def _saved(self, stored: Stored) -> Saved:
-        return Saved(
-            received(stored.descriptor),
-            self._template,
-            self._warm,
-            stored.next_deadline_ns,
-            stored.drew_random,
-        )
+        return _saved(await self._ask("be stored", work), self._template, self._warm)
 
     async def standby(self, generation: int, *, busy: bool, within_s: float) -> Saved:
         loop = asyncio.get_running_loop()
@@ -99,7 +90,7 @@ class RunningVm:
         while True:
             stored = await self._stopped(generation, busy=busy, within_s=within_s)
             if self._template is not None:
-                return self._saved(stored)
+                return _saved(stored, self._template, self._warm)
             os.close(stored.descriptor)
             try:
                 whole = await self._whole(generation)
@@ -126,7 +117,7 @@ class RunningVm:
             await self.go_on()
             return saved
         work = self.worker.process.checkpoint(generation, within_s=within_s, busy=busy)
-        return self._saved(await self._ask("be checkpointed", work))
+        return _saved(await self._ask("be checkpointed", work), self._template, self._warm)
 
     async def release(self) -> None:
         self.worker.listener = None
@@ -189,6 +180,12 @@ def received(descriptor: int) -> Content:
                 return content
             return Content(os.pread(descriptor, content.size_bytes, 0))
     raise ItemError(Code.FAILED, "The VM process gave a file that it can still change")
+
+
+def _saved(stored: Stored, template: Base | None, warm: Base | None = None) -> Saved:
+    return Saved(
+        received(stored.descriptor), template, warm, stored.next_deadline_ns, stored.drew_random
+    )
 
 
 def _hex(uuid: str) -> str:
