@@ -11,32 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.api.command import torpor
 from tests.fake_vm import FakeHost
-from tests.harness import REPOSITORY
+from tests.harness import TORPOR
 from torpor.api.service import Service
 
 pytestmark = pytest.mark.anyio
-TORPOR = REPOSITORY / ".venv" / "bin" / "torpor"
-
-
-async def torpor(
-    data_dir: Path, *words: str, status: int = 0, env: dict[str, str] | None = None
-) -> str:
-    def call() -> "subprocess.CompletedProcess[str]":
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("UKC_")}
-        return subprocess.run(
-            [TORPOR, "--data", data_dir, *words],
-            env={**clean, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
-    done = await asyncio.to_thread(call)
-    assert done.returncode == status, done.stderr
-    return done.stdout if status == 0 else done.stderr
 
 
 async def test_a_session(server: Service, data_dir: Path) -> None:
