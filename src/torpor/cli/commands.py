@@ -11,7 +11,9 @@ from torpor.cli.vm_run import vm_run
 _LAZY: dict[str, tuple[str, str]] = {
     "base-image": ("torpor.cli.base_image", "make base images from Debian, npm and PyPI packages"),
     "bench": ("torpor.cli.bench", "measure density, wakes, and other ways to run a program"),
+    "branch": ("torpor.cli.checkpoint", "make an instance that goes on from another's state"),
     "build": ("torpor.cli.build", "build an image from a Dockerfile"),
+    "checkpoint": ("torpor.cli.checkpoint", "saved states that instances can go on from"),
     "deploy": ("torpor.cli.deploy", "run a directory or an image behind a URL"),
     "down": ("torpor.cli.server", "end the server"),
     "image": ("torpor.cli.image", "list, fetch, export and remove images"),
