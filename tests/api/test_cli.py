@@ -248,21 +248,6 @@ async def test_digits_that_are_no_numbers(
     assert refused.startswith("torpor: option '")
 
 
-async def test_a_deployment_that_does_not_run_says_why(server: Service, data_dir: Path) -> None:
-    assert server
-    words = ("deploy", "web", "-n", "app", "-p", "80:8080", "-e", "FAKE_EXIT=3")
-    refused = await torpor(data_dir, *words, status=125)
-    assert (
-        refused
-        == "torpor: app: The instance ended before it was ready; its program ended with status 3\n"
-    )
-    await torpor(data_dir, *words[:-1], "FAKE_READY=at once")
-    # A new version that does not run leaves the former one.
-    await torpor(data_dir, *words, status=125)
-    listed = json.loads(await torpor(data_dir, "instance", "list", "-o", "json"))
-    assert [(one["name"], one["state"]) for one in listed] == [("app", "running")]
-
-
 async def test_another_program_that_listens_there(data_dir: Path) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

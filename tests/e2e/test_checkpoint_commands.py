@@ -3,13 +3,15 @@
 What a program has counted in memory tells whose state an instance goes on from.
 """
 
+import asyncio
 from pathlib import Path
 
 import pytest
+
+from tests.api.command import call
 from tests.guest_http import ANSWERING
 from tests.images.standins import add_root
 from tests.server import Server
-
 from torpor.images.store import ImageStore
 
 pytestmark = pytest.mark.kvm
@@ -62,3 +64,12 @@ def test_states_go_on_under_other_names(data: Path) -> None:
             server.torpor(*words, name)
             server.wait_for(name, "running")
             assert server.get(f"{name}.localhost") == (200, b"1")
+
+
+@pytest.mark.parametrize(("address", "port"), [("127.0.0.1", "8080"), ("0.0.0.0", "9000")])  # noqa: S104
+def test_a_deployment_that_nobody_can_reach(data: Path, address: str, port: str) -> None:
+    add_counting(data, "deaf", address, port)
+    with Server(data):
+        done = asyncio.run(call(data, "deploy", "-n", "app", "deaf"))
+    assert "http://app.localhost" in done.stdout
+    assert "warning: app: nobody listened on port 8080 within 10 s" in done.stderr
