@@ -15,6 +15,7 @@ from tests.api.command import torpor
 from tests.fake_vm import FakeHost
 from tests.harness import TORPOR
 from torpor.api.service import Service
+from torpor.controller.vm import Exit
 from torpor.images.store import ImageStore
 
 pytestmark = pytest.mark.anyio
@@ -59,6 +60,51 @@ async def test_logs_are_followed(server: Service, data_dir: Path, host: FakeHost
         assert await asyncio.wait_for(following.stdout.readline(), 60) == line
     await torpor(data_dir, "instance", "rm", "-y", "a")
     assert await asyncio.wait_for(following.wait(), 60) == 1, "there is nothing more to come"
+
+
+@pytest.mark.parametrize("how", ["exit", "stop", "never started"])
+async def test_what_has_ended_is_not_followed(
+    server: Service, data_dir: Path, host: FakeHost, how: str
+) -> None:
+    assert server
+    begun = () if how == "never started" else ("--start",)
+    await torpor(data_dir, "instance", "create", "web", "-n", "a", *begun)
+    if begun:
+        await torpor(data_dir, "instance", "wait", "a")
+        if how == "stop":
+            await torpor(data_dir, "instance", "stop", "a")
+        else:
+            (vm,) = host.running.values()
+            vm.end(Exit("exit", 0))
+        await torpor(data_dir, "instance", "wait", "a", "--state", "stopped")
+    said = await asyncio.wait_for(torpor(data_dir, "instance", "logs", "-f", "a"), 60)
+    assert said == ("life 1 of a\n" if begun else "")
+
+
+async def test_what_goes_on_by_itself_is_followed(
+    server: Service, data_dir: Path, host: FakeHost
+) -> None:
+    """Over standby, and over an end that is followed by a restart."""
+    assert server
+    words = ("instance", "create", "web", "-n", "a", "--start", "--restart", "on-failure")
+    await torpor(data_dir, *words)
+    await torpor(data_dir, "instance", "wait", "a")
+    following = await asyncio.create_subprocess_exec(
+        TORPOR, "--data", data_dir, "instance", "logs", "-f", "a", stdout=subprocess.PIPE
+    )
+    assert following.stdout is not None
+    assert await asyncio.wait_for(following.stdout.readline(), 60) == b"life 1 of a\n"
+    await torpor(data_dir, "instance", "suspend", "a")
+    await asyncio.sleep(2)
+    await torpor(data_dir, "instance", "start", "a", "--wait", "60")
+    assert await asyncio.wait_for(following.stdout.readline(), 60) == b"life 2 of a\n"
+    for _ in range(3):
+        (vm,) = host.running.values()
+        vm.end(Exit("exit", 1))
+        assert (await asyncio.wait_for(following.stdout.readline(), 60)).startswith(b"life ")
+    (vm,) = host.running.values()
+    vm.end(Exit("exit", 0))
+    assert await asyncio.wait_for(following.wait(), 60) == 0
 
 
 async def test_images_are_called_as_people_know_them(server: Service, data_dir: Path) -> None:

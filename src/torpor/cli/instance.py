@@ -319,21 +319,28 @@ def wait(data: str | None, references: tuple[str, ...], state: str, timeout_s: i
 def logs(
     data: str | None, references: tuple[str, ...], follow: bool, tail_bytes: int | None
 ) -> int:
-    """Print what instances wrote to their consoles; of several, each line behind a name."""
+    """Print what instances wrote to their consoles; of several, each line behind a name.
+
+    An instance is followed until it has stopped, unless it is about to be started again.
+    """
 
     async def one(server: Server, reference: str, prefix: bytes) -> bool:
         (named,) = await server.resolve("instance", [reference])
         item: dict[str, Any] = dict(named)
         if tail_bytes is not None:
             item["offset"] = -tail_bytes
-        rest = b""
+        rest, last_start = b"", None
         while True:
             answer = await server.sdk.api.platform.instances.get_instance_logs(body=[item])
             (log,) = answer.data.instances
             if log.status == "error":
                 say(f"torpor: {reference}: {log.message}")
                 return False
-            is_over = log.range.end == log.available.end and not follow
+            is_over = is_end = log.range.end == log.available.end
+            if is_end and follow:
+                # Twice the same: a restart is neither to come nor under way.
+                before, last_start = last_start, await _last_start(server, log)
+                is_over = last_start is not None and last_start == before
             written = rest + base64.b64decode(log.output or "")
             rest = b"" if is_over or not prefix else written[written.rfind(b"\n") + 1 :]
             shown = written.removesuffix(rest) if rest else written
@@ -344,7 +351,7 @@ def logs(
             if is_over:
                 return True
             item = {**named, "offset": log.range.end}
-            if log.range.end == log.available.end:
+            if is_end:
                 await asyncio.sleep(POLL_S)
 
     async def work(server: Server) -> list[bool]:
@@ -354,6 +361,15 @@ def logs(
         )
 
     return 0 if all(run(data, work)) else 1
+
+
+async def _last_start(server: Server, log: Any) -> int | None:
+    """The number of an instance's last start, if it has stopped and no restart is to come."""
+    if log.state != "stopped":
+        return None
+    answer = await server.sdk.api.platform.instances.get_instances(uuid=[log.uuid])
+    (found,) = answer.data.instances
+    return None if found.restart is not None or found.state != "stopped" else found.start_count
 
 
 @instance.command()
