@@ -1,6 +1,7 @@
 """What the command line says where something is not as it should be."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,86 @@ from tests.api.command import call, torpor
 from tests.fake_vm import FakeHost
 
 from torpor.api.service import Service
+from torpor.cli.server import is_unit
 from torpor.controller.vm import Exit
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("instance", "list"), "torpor --data DIR instance list"),
+        (("deploy", "web"), "torpor --data DIR deploy"),
+        (("up",), "torpor --data DIR up"),
+        (("vm", "list"), "torpor --data DIR vm list"),
+    ],
+)
+async def test_the_data_directory_behind_the_command(
+    data_dir: Path, words: tuple[str, ...], said: str
+) -> None:
+    for behind in (("--data", "elsewhere"), ("--data=elsewhere",)):
+        refused = await torpor(data_dir, *words, *behind, status=2)
+        assert f"option '--data' goes before the command: {said}" in refused
+    refused = await torpor(data_dir, *words, "--dat", status=2)
+    assert "No such option" in refused
+
+
+@pytest.mark.parametrize(
+    "metro",
+    ["fra0", "127.0.0.1:7400", "http://", "ftp://127.0.0.1:7400", "http://127.0.0.1:74000"],
+)
+async def test_a_metro_that_is_no_url(server: Service, data_dir: Path, metro: str) -> None:
+    """It would lead to the data directory's server otherwise, which is another one."""
+    assert server
+    environment = {"UKC_METRO": metro, "UKC_TOKEN": "x"}
+    refused = await torpor(data_dir, "instance", "list", status=125, env=environment)
+    assert f"UKC_METRO is '{metro}': must be the URL of a server, as http://" in refused
+
+
+@pytest.mark.parametrize("token", ["ü", "two\nlines"])
+async def test_a_token_that_can_be_none(data_dir: Path, token: str) -> None:
+    environment = {"UKC_METRO": "http://127.0.0.1:9", "UKC_TOKEN": token}
+    refused = await torpor(data_dir, "instance", "list", status=125, env=environment)
+    assert refused.startswith("torpor: UKC_TOKEN must be a token as `torpor token create`")
+
+
+async def test_nobody_answers_where_the_metro_is(data_dir: Path) -> None:
+    environment = {"UKC_METRO": "HTTP://127.0.0.1:9", "UKC_TOKEN": "x"}
+    refused = await torpor(data_dir, "instance", "list", status=125, env=environment)
+    assert "no server answers at" in refused
+    assert "UKC_METRO" in refused
+    assert "torpor up" not in refused, "that starts another one"
+
+
+async def test_a_server_without_its_supervisor(tmp_path: Path) -> None:
+    addresses = [
+        word for name in ("listen", "proxy", "proxy-tls") for word in (f"--{name}", "127.0.0.1:0")
+    ]
+    await torpor(tmp_path, "up", *addresses)
+    try:
+        done = await call(tmp_path, "status")
+        assert "supervisor: running\n" in done.stdout
+        assert done.stderr == ""
+        os.kill(int((tmp_path / "run" / "supervisor.pid").read_text()), 9)
+        done = await call(tmp_path, "status")
+        assert (done.returncode, "supervisor: absent\n" in done.stdout) == (0, True)
+        assert "nobody starts torpord or the proxy again" in done.stderr
+        assert "`torpor down --now` and `torpor up`" in done.stderr
+        os.kill(int((tmp_path / "run" / "torpord.lock").read_text()), 9)
+        refused = await torpor(tmp_path, "status", status=125)
+        assert "torpord does not answer" in refused
+        assert "`torpor down --now`" in refused
+    finally:
+        await torpor(tmp_path, "down", "--now")
+    assert "`torpor up` starts one" in await torpor(tmp_path, "status", status=125)
+
+
+def test_who_is_a_unit_of_systemds() -> None:
+    assert is_unit("0::/system.slice/torpord.service\n")
+    assert is_unit("2:cpu:/\n1:name=systemd:/system.slice/torpord.service\n")
+    assert not is_unit("0::/user.slice/user-0.slice/session-3.scope\n")
+    assert not is_unit("")
 
 
 async def test_a_deployment_where_nobody_listens(server: Service, data_dir: Path) -> None:

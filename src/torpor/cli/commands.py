@@ -91,9 +91,25 @@ def run(args: list[str]) -> int:
     """Run the command line `args`; the exit status."""
     try:
         result = torpor.main(args, prog_name="torpor", standalone_mode=False)
+    except click.NoSuchOption as error:
+        _placed(error).show()
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except click.Abort:
         return 130
     return result if isinstance(result, int) else 0
+
+
+def _placed(error: click.NoSuchOption) -> click.UsageError:
+    """The error about an option that a command has not, but all commands together have."""
+    common = next((each for each in torpor.params if error.option_name in each.opts), None)
+    if common is None or error.ctx is None:
+        return error
+    written = f"{error.option_name} {common.metavar or ''}".rstrip()
+    command = error.ctx.command_path.partition(" ")[2]
+    return click.UsageError(
+        f"option '{error.option_name}' goes before the command: torpor {written} {command} ...",
+        error.ctx,
+    )
