@@ -5,14 +5,86 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tests.api.command import call, torpor
 from tests.fake_vm import FakeHost
-
 from torpor.api.service import Service
 from torpor.cli.server import is_unit
 from torpor.controller.vm import Exit
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (
+            ("instance", "create", "web", "-M", "0"), 1,
+            "torpor: request: option '-M' / '--memory' is 0: must be 16 to 65536 MiB\n",
+        ),
+        (
+            ("instance", "create", "web", "--replicas", "20000"), 125,
+            "torpor: option '--replicas' is 20000: must be at most 10000\n",
+        ),
+        (
+            ("instance", "create", "web", "-n", "-x-"), 1,
+            ("torpor: -x-: option '-n' / '--name' is '-x-': must have 1 to 255 letters, digits, "
+            "'.', '_' or '-', and begin and end with a letter or digit\n"),
+        ),
+        (
+            ("instance", "create", "web", "--tag", "a", "--tag", "b c"), 1,
+            ("torpor: request: option '--tag' is 'a', 'b c': must be 1 to 256 letters, digits, "
+            "'-', '+', '_', '.', ':', '='\n"),
+        ),
+        (
+            ("deploy", "web", "-p", "80:8080", "--cooldown", "25h"), 125,
+            "torpor: option '--cooldown' needs a time as 1000ms, 5s or 1m, not '25h'\n",
+        ),
+        (
+            ("deploy", "web", "-p", "80:8080", "--cooldown", "1441m"), 125,
+            "torpor: option '--cooldown' is '1441m': must be 1 to 86400000 ms\n",
+        ),
+        (
+            ("deploy", "web", "-p", "80:0"), 125,
+            "torpor: option '-p' / '--port' is '80:0': must be 1 to 65535\n",
+        ),
+        (
+            ("service", "create", "api", "-p", "443:8080", "-d", "a b"), 125,
+            "torpor: option '-d' / '--domain' holds 'a b': not a host name\n",
+        ),
+        (
+            ("template", "create", "t", "web", "-M", "1"), 125,
+            "torpor: option '-M' / '--memory' is 1: must be 16 to 65536 MiB\n",
+        ),
+        (
+            ("token", "create", "x-"), 125,
+            ("torpor: argument 'NAME' is 'x-': must have 1 to 255 letters, digits, '.', '_' or "
+            "'-', and begin and end with a letter or digit\n"),
+        ),
+        # Words that only look like fields are left as they are.
+        (
+            ("instance", "stop", "memory_mb"), 125, "torpor: No instance is 'memory_mb'\n",
+        ),
+    ],
+)  # fmt: skip
+async def test_a_limit_is_told_of_the_option(
+    server: Service, data_dir: Path, words: tuple[str, ...], status: int, said: str
+) -> None:
+    assert server
+    assert await torpor(data_dir, *words, status=status) == said
+
+
+async def test_what_goes_with_no_template_is_told_of_the_option(
+    server: Service, data_dir: Path
+) -> None:
+    assert server
+    await torpor(data_dir, "template", "create", "t", "web")
+    refused = await torpor(data_dir, "instance", "create", "--template", "t", "-M", "64", status=1)
+    assert "Cannot specify '-M' / '--memory' when creating from a template" in refused
+    for words in (("web", "--template", "t"), ()):
+        refused = await torpor(data_dir, "instance", "create", *words, status=125)
+        assert "--template" in refused
+        assert "IMAGE" in refused
 
 
 @pytest.mark.parametrize(

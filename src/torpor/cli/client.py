@@ -18,6 +18,7 @@ from unikraft_cloud.core.metro import is_url, metro_base_url
 
 from torpor.cli.output import say
 from torpor.cli.server import URL_FILE, process_of
+from torpor.cli.wording import in_words
 from torpor.datadir import data_dir
 from torpor.errors import TorporError
 
@@ -64,7 +65,7 @@ class Server:
                 "another program listens there"
             ) from error
         if failed:
-            raise TorporError(document.get("message", "the server reported an error"))
+            raise TorporError(in_words(document.get("message", "the server reported an error")))
         return data
 
     async def resolve(self, kind: str, references: Sequence[str]) -> list[dict[str, str]]:
@@ -108,7 +109,7 @@ def run(data: str | None, work: Callable[[Server], Awaitable[T]], *, here: bool 
     except UnikraftCloudError as error:
         if error.kind == "network":
             raise _not_answering(address) from error
-        raise TorporError(str(error)) from error
+        raise TorporError(in_words(str(error))) from error
     except httpx.TransportError as error:
         raise _not_answering(address) from error
 
@@ -162,7 +163,7 @@ def report(items: Iterable[Any], words: Callable[[Any], str]) -> int:
     status = 0
     for item in items or ():
         if item.status == "error":
-            say(f"torpor: {item.name or item.uuid or 'request'}: {item.message}")
+            say(f"torpor: {item.name or item.uuid or 'request'}: {in_words(item.message)}")
             status = 1
         else:
             print(words(item))  # noqa: T201 -- the command's output
