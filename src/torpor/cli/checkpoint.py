@@ -5,9 +5,16 @@ from typing import Any
 import click
 
 from torpor.cli.client import Server, run
-from torpor.cli.complete import checkpoint_names, instance_names
+from torpor.cli.complete import Completion, checkpoint_names, instance_names
 from torpor.cli.group import ObjectGroup, removal
-from torpor.cli.instance import CHECKPOINT, INSTANCE, make, new_instance_options, with_image_names
+from torpor.cli.instance import (
+    CHECKPOINT,
+    INSTANCE,
+    Source,
+    make,
+    new_instance_options,
+    with_image_names,
+)
 from torpor.cli.output import output_option, show
 
 PATH = "/v1/instances/checkpoints"
@@ -18,6 +25,7 @@ COLUMNS = (
     ("MEMORY", "memory_mb"),
     ("CREATED", "created_at"),
 )
+_SLEEPS = "It sleeps until a request to one of its ports, or `torpor instance start`, wakes it."
 
 
 @click.group(cls=ObjectGroup)
@@ -55,19 +63,28 @@ def create(data: str | None, instance: str, name: str | None, tags: tuple[str, .
     click.echo(run(data, work))
 
 
-@checkpoint.command()
-@click.argument("checkpoint", shell_complete=checkpoint_names)
-@click.argument("name", required=False)
-@new_instance_options
-@click.pass_obj
-def restore(data: str | None, /, checkpoint: str, format_: str, **options: Any) -> int:
-    """Make instance NAME that goes on from CHECKPOINT, which stays.
+def _going_on(name: str, source: Source, names: Completion, summary: str) -> click.Command:
+    """The command that makes an instance of a saved or living state."""
 
-    It sleeps until a request to one of its ports, or `torpor instance start`, wakes it.
-    """
-    return make(data, format_, CHECKPOINT, checkpoint, **options)
+    @click.command(name, help=f"{summary}\n\n{_SLEEPS}")
+    @click.argument(source.kind, shell_complete=names)
+    @click.argument("name", required=False)
+    @new_instance_options
+    @click.pass_obj
+    def command(data: str | None, /, format_: str, **options: Any) -> int:
+        return make(data, format_, source, options.pop(source.kind), **options)
+
+    return command
 
 
+checkpoint.add_command(
+    _going_on(
+        "restore",
+        CHECKPOINT,
+        checkpoint_names,
+        "Make instance NAME that goes on from CHECKPOINT, which stays.",
+    )
+)
 checkpoint.add_command(
     removal(
         "checkpoint",
@@ -76,16 +93,9 @@ checkpoint.add_command(
         "Remove checkpoints; instances that came from them stay.",
     )
 )
-
-
-@click.command()
-@click.argument("instance", shell_complete=instance_names)
-@click.argument("name", required=False)
-@new_instance_options
-@click.pass_obj
-def branch(data: str | None, /, instance: str, format_: str, **options: Any) -> int:
-    """Make instance NAME that goes on from where INSTANCE is now; both have lives of their own.
-
-    It sleeps until a request to one of its ports, or `torpor instance start`, wakes it.
-    """
-    return make(data, format_, INSTANCE, instance, **options)
+branch = _going_on(
+    "branch",
+    INSTANCE,
+    instance_names,
+    "Make instance NAME that goes on from where INSTANCE is now; both have lives of their own.",
+)

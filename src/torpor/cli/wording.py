@@ -1,8 +1,8 @@
 """What the server says about fields of its API, in the words of the command line.
 
-A parameter of a command has the name of the field that it sets, or of the object that this is in
-(`memory_mb` is set by `--memory`, and so are its parameters called here and there). Whatever the
-server says of a field is told of that parameter, with what was given for it.
+A parameter of a command is called as the field that it sets, or as the object that has this field:
+`--memory` is the parameter `memory_mb`. So there is no other table of which option sets what, and
+whatever the server says of a field is told of the parameter, with what was given for it.
 """
 
 import re
