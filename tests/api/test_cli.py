@@ -11,32 +11,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.api.command import torpor
 from tests.fake_vm import FakeHost
-from tests.harness import REPOSITORY
+from tests.harness import TORPOR
 from torpor.api.service import Service
+from torpor.controller.vm import Exit
+from torpor.images.store import ImageStore
 
 pytestmark = pytest.mark.anyio
-TORPOR = REPOSITORY / ".venv" / "bin" / "torpor"
-
-
-async def torpor(
-    data_dir: Path, *words: str, status: int = 0, env: dict[str, str] | None = None
-) -> str:
-    def call() -> "subprocess.CompletedProcess[str]":
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("UKC_")}
-        return subprocess.run(
-            [TORPOR, "--data", data_dir, *words],
-            env={**clean, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
-    done = await asyncio.to_thread(call)
-    assert done.returncode == status, done.stderr
-    return done.stdout if status == 0 else done.stderr
 
 
 async def test_a_session(server: Service, data_dir: Path) -> None:
@@ -78,6 +60,120 @@ async def test_logs_are_followed(server: Service, data_dir: Path, host: FakeHost
         assert await asyncio.wait_for(following.stdout.readline(), 60) == line
     await torpor(data_dir, "instance", "rm", "-y", "a")
     assert await asyncio.wait_for(following.wait(), 60) == 1, "there is nothing more to come"
+
+
+@pytest.mark.parametrize("how", ["exit", "stop", "never started"])
+async def test_what_has_ended_is_not_followed(
+    server: Service, data_dir: Path, host: FakeHost, how: str
+) -> None:
+    assert server
+    begun = () if how == "never started" else ("--start",)
+    await torpor(data_dir, "instance", "create", "web", "-n", "a", *begun)
+    if begun:
+        await torpor(data_dir, "instance", "wait", "a")
+        if how == "stop":
+            await torpor(data_dir, "instance", "stop", "a")
+        else:
+            (vm,) = host.running.values()
+            vm.end(Exit("exit", 0))
+        await torpor(data_dir, "instance", "wait", "a", "--state", "stopped")
+    said = await asyncio.wait_for(torpor(data_dir, "instance", "logs", "-f", "a"), 60)
+    assert said == ("life 1 of a\n" if begun else "")
+
+
+async def test_what_goes_on_by_itself_is_followed(
+    server: Service, data_dir: Path, host: FakeHost
+) -> None:
+    """Over standby, and over an end that is followed by a restart."""
+    assert server
+    words = ("instance", "create", "web", "-n", "a", "--start", "--restart", "on-failure")
+    await torpor(data_dir, *words)
+    await torpor(data_dir, "instance", "wait", "a")
+    following = await asyncio.create_subprocess_exec(
+        TORPOR, "--data", data_dir, "instance", "logs", "-f", "a", stdout=subprocess.PIPE
+    )
+    assert following.stdout is not None
+    assert await asyncio.wait_for(following.stdout.readline(), 60) == b"life 1 of a\n"
+    await torpor(data_dir, "instance", "suspend", "a")
+    await asyncio.sleep(2)
+    await torpor(data_dir, "instance", "start", "a", "--wait", "60")
+    assert await asyncio.wait_for(following.stdout.readline(), 60) == b"life 2 of a\n"
+    for _ in range(3):
+        (vm,) = host.running.values()
+        vm.end(Exit("exit", 1))
+        assert (await asyncio.wait_for(following.stdout.readline(), 60)).startswith(b"life ")
+    (vm,) = host.running.values()
+    vm.end(Exit("exit", 0))
+    assert await asyncio.wait_for(following.wait(), 60) == 0
+
+
+async def test_images_are_called_as_people_know_them(server: Service, data_dir: Path) -> None:
+    assert server
+    images = ImageStore(data_dir)
+    digest = images.resolve("web").digest
+    for number, image in enumerate(("web", digest, f"web@{digest}", digest[7:19])):
+        await torpor(data_dir, "instance", "create", image, "-n", f"i{number}")
+
+    async def shown(*words: str) -> list[str]:
+        table = (await torpor(data_dir, *words)).splitlines()
+        return [line.split()[3] for line in table[1:]]
+
+    known = ["web", "web:latest", "web:latest", digest[7:19]]
+    assert await shown("instance", "list") == known
+    assert await shown("instance", "get", "i1") == known[1:2]
+    exactly = json.loads(await torpor(data_dir, "instance", "get", "i1", "-o", "json"))
+    assert exactly[0]["image"] == digest
+    await torpor(data_dir, "image", "tag", "web", "other:1")
+    images.remove("web")
+    assert await shown("instance", "get", "i1", "i2") == ["other:1", "other:1"]
+    images.remove("other:1")
+    assert await shown("instance", "get", "i1", "i2") == [digest[7:19]] * 2
+
+
+async def test_checkpoints_branches_and_clones(
+    server: Service, data_dir: Path, http: httpx.AsyncClient
+) -> None:
+    assert server
+    await torpor(data_dir, "instance", "create", "web", "-n", "app", "--start", "--tag", "t")
+    await torpor(data_dir, "instance", "wait", "app")
+    assert await torpor(data_dir, "checkpoint", "create", "app", "cp") == "cp\n"
+    unnamed = (await torpor(data_dir, "checkpoint", "create", "app", "--tag", "own")).strip()
+    assert unnamed.startswith("app-")
+    listed = json.loads(await torpor(data_dir, "checkpoint", "list", "-o", "json"))
+    assert [(one["name"], one["tags"]) for one in listed] == [("cp", ["t"]), (unnamed, ["own"])]
+    assert (await torpor(data_dir, "checkpoint", "ls")).splitlines()[1].split()[2] == "web"
+    taken = await torpor(data_dir, "checkpoint", "create", "app", "cp", status=125)
+    assert taken == "torpor: A checkpoint with the name 'cp' already exists\n"
+
+    prefix = listed[0]["uuid"][:8]
+    ports = ("-p", "80:8080", "-p", "443:8080")
+    words = ("checkpoint", "restore", prefix, "old", *ports, "-o", "json")
+    (old,) = json.loads(await torpor(data_dir, *words))
+    assert (old["name"], old["state"]) == ("old", "standby")
+    assert old["service_group"]["domains"] == [{"fqdn": "old.localhost"}]
+    await torpor(data_dir, "branch", "app", "twig", "--start", "--tag", "u")
+    await torpor(data_dir, "instance", "start", "old", "--wait", "60")
+    await torpor(data_dir, "instance", "wait", "twig")
+    for name in ("old", "twig"):
+        assert await torpor(data_dir, "instance", "logs", name) == f"life 2 of {name}\n"
+    assert "cp" in (await torpor(data_dir, "instance", "history", "old"))
+    nobody = await torpor(data_dir, "branch", "nobody", status=125)
+    assert nobody == "torpor: No instance is 'nobody'\n"
+
+    removed = await torpor(data_dir, "checkpoint", "delete", "-y", "cp", unnamed)
+    assert removed == f"cp removed\n{unnamed} removed\n"
+    assert "--yes" in await torpor(data_dir, "checkpoint", "rm", "cp", status=125)
+
+    await torpor(data_dir, "template", "create", "seed", "web")
+    again = await torpor(data_dir, "template", "create", "seed", "web", "-M", "64", status=125)
+    assert "a template with the name 'seed' already exists" in again
+    assert "`torpor template rm seed`" in again
+    await torpor(data_dir, "instance", "create", "--template", "seed", "-n", "clone", *ports)
+    answer = (await http.get("/v1/instances?name=clone")).json()
+    (clone,) = answer["data"]["instances"]
+    assert [one["fqdn"] for one in clone["service_group"]["domains"]] == ["clone.localhost"]
+    await torpor(data_dir, "instance", "start", "clone", "--wait", "60")
+    assert "life 1" not in await torpor(data_dir, "instance", "logs", "clone")
 
 
 async def test_several_at_once_and_what_a_shell_completes(server: Service, data_dir: Path) -> None:
@@ -196,21 +292,6 @@ async def test_digits_that_are_no_numbers(
     assert server
     refused = await torpor(data_dir, "deploy", "web", *words, status=125)
     assert refused.startswith("torpor: option '")
-
-
-async def test_a_deployment_that_does_not_run_says_why(server: Service, data_dir: Path) -> None:
-    assert server
-    words = ("deploy", "web", "-n", "app", "-p", "80:8080", "-e", "FAKE_EXIT=3")
-    refused = await torpor(data_dir, *words, status=125)
-    assert (
-        refused
-        == "torpor: app: The instance ended before it was ready; its program ended with status 3\n"
-    )
-    await torpor(data_dir, *words[:-1], "FAKE_READY=at once")
-    # A new version that does not run leaves the former one.
-    await torpor(data_dir, *words, status=125)
-    listed = json.loads(await torpor(data_dir, "instance", "list", "-o", "json"))
-    assert [(one["name"], one["state"]) for one in listed] == [("app", "running")]
 
 
 async def test_another_program_that_listens_there(data_dir: Path) -> None:

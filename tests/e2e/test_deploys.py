@@ -87,9 +87,15 @@ def test_a_directory_is_known_by_the_name_of_its_image(tmp_path: Path) -> None:
             assert server.get(server.deploy("-n", version, str(directory)))[1] == version.encode()
             digest = images.resolve("shop").digest
             made[version] = f"shop:latest@{digest}"
-            assert f"shop:latest@{digest[:19]} " in server.torpor("instance", "list")
+            (row,) = server.torpor("instance", "list").splitlines()[-1:]
+            assert row.split()[:4:3] == [version, "shop:latest"]
             assert f"shop:latest  {digest[7:19]} " in server.torpor("image", "list")
         assert {name: one["image"] for name, one in server.instances().items()} == made
+        # The name means the second one now: the first is known by its digest's beginning.
+        (row,) = server.torpor("instance", "list").splitlines()[1:2]
+        digits = made["v1"].partition("@sha256:")[2][:12]
+        assert row.split()[:4:3] == ["v1", digits]
+        assert f"<none>       {digits} " in server.torpor("image", "list")
 
 
 def test_what_listens_elsewhere_first_is_not_ready(tmp_path: Path) -> None:

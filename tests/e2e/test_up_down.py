@@ -223,6 +223,15 @@ def test_an_up_that_is_broken_off_leaves_nothing(place: Place, after_s: float) -
     assert place.left() == []
 
 
+def test_an_up_that_serves_is_not_broken_off(place: Place) -> None:
+    with subprocess.Popen(place.command("up"), env=place.env, stdout=subprocess.PIPE) as up:
+        assert up.stdout is not None
+        up.stdout.readline()
+        up.send_signal(signal.SIGINT)
+        assert up.wait(TIMEOUT_S) == 0
+    accepts(place)
+
+
 def test_down_ends_what_cannot_come_back(place: Place) -> None:
     """torpord has died, and another program has its port."""
     place.torpor("up")

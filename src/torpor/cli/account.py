@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from torpor.cli.client import Server, run
+from torpor.cli.group import ObjectGroup
 from torpor.cli.output import output_option, say, show
 from torpor.errors import UsageError
 
@@ -16,7 +17,7 @@ _TOKEN_COLUMNS = (
 )
 
 
-@click.group()
+@click.group(cls=ObjectGroup)
 def token() -> None:
     """API tokens."""
 

@@ -7,32 +7,47 @@ that a token never goes anywhere else.
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 from unikraft_cloud import UnikraftCloud
 from unikraft_cloud.core.errors import UnikraftCloudError
+from unikraft_cloud.core.metro import is_url, metro_base_url
 
 from torpor.cli.output import say
-from torpor.cli.server import URL_FILE
+from torpor.cli.server import URL_FILE, process_of
+from torpor.cli.wording import in_words
 from torpor.datadir import data_dir
 from torpor.errors import TorporError
 
 T = TypeVar("T")
+MAX_PORT = 65535
 
 
 class NotAnsweringError(TorporError):
     """There is no server at that address."""
 
 
+class Address(NamedTuple):
+    """Where a server is."""
+
+    url: str
+    token: str
+    directory: Path | None
+    """Its data directory; None for the one that UKC_METRO names."""
+
+
 class Server:
     """A connection to one server, for the length of one command."""
 
-    def __init__(self, sdk: UnikraftCloud, url: str, token: str) -> None:
+    def __init__(self, sdk: UnikraftCloud, address: Address) -> None:
         self.sdk: Any = sdk
+        self.directory = address.directory
         self._http = httpx.AsyncClient(
-            base_url=url,
-            headers={"Authorization": f"Bearer {token}"},
+            base_url=address.url,
+            headers={"Authorization": f"Bearer {address.token}"},
             trust_env=False,
             timeout=httpx.Timeout(None, connect=10),
         )
@@ -50,7 +65,7 @@ class Server:
                 "another program listens there"
             ) from error
         if failed:
-            raise TorporError(document.get("message", "the server reported an error"))
+            raise TorporError(in_words(document.get("message", "the server reported an error")))
         return data
 
     async def resolve(self, kind: str, references: Sequence[str]) -> list[dict[str, str]]:
@@ -72,13 +87,18 @@ def run(data: str | None, work: Callable[[Server], Awaitable[T]], *, here: bool 
 
     `here`: with that of the data directory, whatever the environment says. Raises TorporError.
     """
-    url, token = _address(data, here=here)
+    address = _address(data, here=here)
+    url = address.url
 
     async def connected() -> T:
         async with UnikraftCloud(
-            token=token, base_url=url, control_plane_url=url, build_url=url, trust_env=False
+            token=address.token,
+            base_url=url,
+            control_plane_url=url,
+            build_url=url,
+            trust_env=False,
         ) as sdk:
-            server = Server(sdk, url, token)
+            server = Server(sdk, address)
             try:
                 return await work(server)
             finally:
@@ -88,29 +108,54 @@ def run(data: str | None, work: Callable[[Server], Awaitable[T]], *, here: bool 
         return asyncio.run(connected())
     except UnikraftCloudError as error:
         if error.kind == "network":
-            raise _not_running(url) from error
-        raise TorporError(str(error)) from error
+            raise _not_answering(address) from error
+        raise TorporError(in_words(str(error))) from error
     except httpx.TransportError as error:
-        raise _not_running(url) from error
+        raise _not_answering(address) from error
 
 
-def _address(data: str | None, *, here: bool) -> tuple[str, str]:
+def _address(data: str | None, *, here: bool) -> Address:
     environment = {} if here else os.environ
     metro, token = environment.get("UKC_METRO", ""), environment.get("UKC_TOKEN", "")
-    if metro.startswith(("http://", "https://")):
+    if not (token.isascii() and token.isprintable()):
+        raise TorporError("UKC_TOKEN must be a token as `torpor token create` prints it: ASCII")
+    if metro:
+        url = _url_of(metro)
         if not token:
             raise TorporError("UKC_METRO names a server: give its token in UKC_TOKEN")
-        return metro.rstrip("/").removesuffix("/v1"), token
+        return Address(url, token, None)
     directory = data_dir(data)
     try:
         url = (directory / URL_FILE).read_text().strip()
-        return url, token or (directory / "token").read_text().strip()
+        token = token or (directory / "token").read_text().strip()
     except FileNotFoundError as error:
         raise NotAnsweringError(f"no server runs on {directory}: `torpor up` starts one") from error
+    return Address(url, token, directory)
 
 
-def _not_running(url: str) -> TorporError:
-    return NotAnsweringError(f"no server answers at {url}: `torpor up` starts one")
+def _url_of(metro: str) -> str:
+    """The server that UKC_METRO names. Raises TorporError."""
+    with suppress(httpx.InvalidURL):
+        url = httpx.URL(metro)
+        if is_url(metro) and url.host and (url.port or 0) <= MAX_PORT:
+            return metro_base_url(metro)
+    raise TorporError(
+        f"UKC_METRO is {metro!r}: must be the URL of a server, as http://127.0.0.1:7400, since a "
+        "metro's code leads to none of Torpor's; without it the data directory's own is meant"
+    )
+
+
+def _not_answering(address: Address) -> TorporError:
+    url, directory = address.url, address.directory
+    if directory is None:
+        return NotAnsweringError(f"no server answers at {url}, which UKC_METRO names")
+    pid = process_of(directory)
+    if pid is None:
+        return NotAnsweringError(f"no server answers at {url}: `torpor up` starts one")
+    return NotAnsweringError(
+        f"torpord does not answer at {url}, though process {pid} of its server is there: "
+        f"see {directory}/logs; `torpor down --now` ends that, and leaves VMs to the next one"
+    )
 
 
 def report(items: Iterable[Any], words: Callable[[Any], str]) -> int:
@@ -118,7 +163,7 @@ def report(items: Iterable[Any], words: Callable[[Any], str]) -> int:
     status = 0
     for item in items or ():
         if item.status == "error":
-            say(f"torpor: {item.name or item.uuid or 'request'}: {item.message}")
+            say(f"torpor: {item.name or item.uuid or 'request'}: {in_words(item.message)}")
             status = 1
         else:
             print(words(item))  # noqa: T201 -- the command's output

@@ -11,7 +11,9 @@ from torpor.cli.vm_run import vm_run
 _LAZY: dict[str, tuple[str, str]] = {
     "base-image": ("torpor.cli.base_image", "make base images from Debian, npm and PyPI packages"),
     "bench": ("torpor.cli.bench", "measure density, wakes, and other ways to run a program"),
+    "branch": ("torpor.cli.checkpoint", "make an instance that goes on from another's state"),
     "build": ("torpor.cli.build", "build an image from a Dockerfile"),
+    "checkpoint": ("torpor.cli.checkpoint", "saved states that instances can go on from"),
     "deploy": ("torpor.cli.deploy", "run a directory or an image behind a URL"),
     "down": ("torpor.cli.server", "end the server"),
     "image": ("torpor.cli.image", "list, fetch, export and remove images"),
@@ -89,9 +91,25 @@ def run(args: list[str]) -> int:
     """Run the command line `args`; the exit status."""
     try:
         result = torpor.main(args, prog_name="torpor", standalone_mode=False)
+    except click.NoSuchOption as error:
+        _placed(error).show()
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except click.Abort:
         return 130
     return result if isinstance(result, int) else 0
+
+
+def _placed(error: click.NoSuchOption) -> click.UsageError:
+    """The error about an option that a command has not, but all commands together have."""
+    common = next((each for each in torpor.params if error.option_name in each.opts), None)
+    if common is None or error.ctx is None:
+        return error
+    written = f"{error.option_name} {common.metavar or ''}".rstrip()
+    command = error.ctx.command_path.partition(" ")[2]
+    return click.UsageError(
+        f"option '{error.option_name}' goes before the command: torpor {written} {command} ...",
+        error.ctx,
+    )

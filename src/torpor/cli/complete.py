@@ -42,6 +42,7 @@ def _names_at(path: str, key: str) -> Completion:
 
 
 instance_names = _names_at("/v1/instances", "instances")
+checkpoint_names = _names_at("/v1/instances/checkpoints", "instances")
 template_names = _names_at("/v1/instances/templates", "instances")
 service_names = _names_at("/v1/services", "service_groups")
 

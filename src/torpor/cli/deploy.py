@@ -9,7 +9,8 @@ import click
 from torpor.cli.client import Server, run
 from torpor.cli.instance import environment
 from torpor.cli.output import say
-from torpor.cli.service import PORT, parse_port
+from torpor.cli.service import PORT, group_of, parse_port
+from torpor.controller.starting import READY_S
 from torpor.datadir import data_dir
 from torpor.errors import ImageNotFoundError, TorporError, UsageError
 from torpor.images import ImageStore
@@ -18,12 +19,14 @@ from torpor.images.names import parse_reference
 
 START_TIMEOUT_S = 60
 SHOWN_LOG_BYTES = 2000
+KILLED = 128 + 9
+"""The status of what was killed by SIGKILL, as a program is whose VM has no memory left."""
 
 
 @click.command()
 @click.argument("source", metavar="DIR|IMAGE")
 @click.option("-n", "--name")
-@click.option("-p", "--port", "ports", multiple=True, metavar=PORT)
+@click.option("-p", "--port", "services", multiple=True, metavar=PORT)
 @click.option("-M", "--memory", "memory_mb", type=int, default=256, show_default=True)
 @click.option("-e", "--env", "env", multiple=True, metavar="K=V")
 @click.option(
@@ -31,7 +34,7 @@ SHOWN_LOG_BYTES = 2000
     show_default=True,
 )  # fmt: skip
 @click.option("--stateful", type=bool, default=True, show_default=True)
-@click.option("--cooldown", default="1000ms", show_default=True)
+@click.option("--cooldown", "cooldown_time_ms", default="1000ms", show_default=True)
 @click.option("--wake-on-timer", is_flag=True, help="Its program's next timer wakes it as well.")
 @click.option(
     "--retry-idempotent", is_flag=True,
@@ -42,12 +45,12 @@ def deploy(
     data: str | None,
     source: str,
     name: str | None,
-    ports: tuple[str, ...],
+    services: tuple[str, ...],
     memory_mb: int,
     env: tuple[str, ...],
     policy: str,
     stateful: bool,
-    cooldown: str,
+    cooldown_time_ms: str,
     wake_on_timer: bool,
     retry_idempotent: bool,
 ) -> None:
@@ -64,12 +67,12 @@ def deploy(
         if Path(source).is_dir():
             raise UsageError(f"no image '{source}'; for the directory say ./{source}") from error
         raise
-    if not ports:
+    if not services:
         port = the_port(resolved.config, source, "say which with -p 443:PORT -p 80:PORT")
-        ports = (f"443:{port}", f"80:{port}")
-    services = [parse_port(port) for port in ports]
+        services = (f"443:{port}", f"80:{port}")
+    wanted = [parse_port(service) for service in services]
     if retry_idempotent:
-        services = [{**service, "retry_idempotent": True} for service in services]
+        wanted = [{**service, "retry_idempotent": True} for service in wanted]
     spec: dict[str, Any] = {
         "image": image,
         "memory_mb": memory_mb,
@@ -77,7 +80,7 @@ def deploy(
         "scale_to_zero": {
             "policy": policy,
             "stateful": stateful,
-            "cooldown_time_ms": _milliseconds(cooldown),
+            "cooldown_time_ms": _milliseconds(cooldown_time_ms),
             **({"wake_on_timer": True} if wake_on_timer else {}),
         },
     }
@@ -86,23 +89,23 @@ def deploy(
 
     async def work(server: Server) -> Any:
         former = await _deployed(server, name) if name else None
-        made = await server.sdk.instances.create(**spec, **_place(name, former, services))
+        made = await server.sdk.instances.create(**spec, **_place(name, former, wanted))
         try:
             await _start(server, made.uuid)
-        except TorporError:
             if former is not None:
-                await server.sdk.instances.get(uuid=made.uuid).delete()
-            raise
-        if former is not None:
-            pair = {"uuid": made.uuid, "former": former["uuid"], "services": services}
-            await server.own("POST", "/torpor/v1/replace", json=[pair])
+                pair = {"uuid": made.uuid, "former": former["uuid"], "services": wanted}
+                await server.own("POST", "/torpor/v1/replace", json=[pair])
+        except TorporError as error:
+            raise await _given_up(server, made.uuid, former, error) from error
         state = await server.own("GET", "/torpor/v1/status")
         return await server.sdk.instances.get(uuid=made.uuid), state["public_ports"]
 
     made, public_ports = run(data, work)
     say(f"{made.name} {made.state}")
+    if (made.boot_time_us or 0) >= READY_S * 1_000_000:
+        say(_nobody_listens(made.name, wanted))
     for domain in made.service_group.domains:
-        for service in services:
+        for service in wanted:
             click.echo(_url(domain.fqdn, service, public_ports))
 
 
@@ -135,9 +138,8 @@ def _place(
             for port, service in first
         ]
         return {"service_group": {"services": own}}
-    if name is None:
-        return {"service_group": {"services": services}}
-    return {"name": name, "service_group": {"services": services, "domains": [{"name": name}]}}
+    placed = {"service_group": group_of(name, services)}
+    return placed if name is None else {"name": name, **placed}
 
 
 async def _start(server: Server, uuid: str) -> None:
@@ -150,14 +152,61 @@ async def _start(server: Server, uuid: str) -> None:
     try:
         await server.own("PUT", "/v1/instances/start", json=wanted)
     except TorporError as error:
-        (found,) = (await server.own("GET", f"/v1/instances/{uuid}"))["instances"]
+        found = await _instance(server, uuid)
         end = [{"uuid": uuid, "offset": -SHOWN_LOG_BYTES}]
         (log,) = (await server.own("GET", "/v1/instances/log", json=end))["instances"]
         for line in base64.b64decode(log["output"]).decode(errors="replace").splitlines():
             say(f"    {line}")
-        status = found.get("exit_code")
-        ended = "" if status is None else f"; its program ended with status {status}"
-        raise TorporError(f"{found['name']}: {error}{ended}") from error
+        raise TorporError(f"{error}{_ended(found)}") from error
+
+
+def _ended(instance: dict[str, Any]) -> str:
+    """How an instance's program ended, as the end of a sentence; maybe empty."""
+    status = instance.get("exit_code")
+    if status is None:
+        return ""
+    memory = f": if {instance['memory_mb']} MiB are too little for it, --memory gives it more"
+    return f"; its program ended with status {status}{memory if status == KILLED else ''}"
+
+
+async def _given_up(
+    server: Server, uuid: str, former: dict[str, Any] | None, error: TorporError
+) -> TorporError:
+    """The error of a deployment that did not come off, with what is left of it.
+
+    A first one stays, as a container of `docker run` does: what it left may say why. One that was
+    to take another's place is removed, and that is as it was.
+    """
+    found = await _instance(server, uuid)
+    name = found["name"]
+    if former is None:
+        return TorporError(
+            f"{name}: {error}; it is kept, {found['state']}: `torpor instance logs {name}` shows "
+            f"its log, `torpor deploy -n {name}` puts another in its place, and "
+            f"`torpor instance rm {name}` removes it"
+        )
+    if name == former["name"]:  # it has the other's place already
+        return TorporError(f"{name}: {error}")
+    await server.own("DELETE", f"/v1/instances/{uuid}")
+    return TorporError(
+        f"{former['name']}: {error}; that one is removed, and the former one is as it was"
+    )
+
+
+async def _instance(server: Server, uuid: str) -> dict[str, Any]:
+    """An instance as it is now. Raises TorporError."""
+    (found,) = (await server.own("GET", f"/v1/instances/{uuid}"))["instances"]
+    return dict(found)
+
+
+def _nobody_listens(name: str, services: list[dict[str, Any]]) -> str:
+    """What to know where a program ran, and nobody listened within the time for that."""
+    ports = ", ".join(str(port) for port in {each["destination_port"]: 0 for each in services})
+    return (
+        f"warning: {name}: nobody listened on port {ports} within {READY_S:.0f} s, and requests "
+        "fail until somebody does: its program must listen there at 0.0.0.0, not at 127.0.0.1, "
+        f"or -p HOST:GUEST must name its port; `torpor instance logs {name}` shows its log"
+    )
 
 
 def _url(host: str, service: dict[str, Any], public_ports: dict[str, int]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from torpor.cli.complete import image_names
+from torpor.cli.group import ObjectGroup
 from torpor.cli.output import TABLE, output_option, show
 from torpor.datadir import data_dir
 from torpor.errors import UsageError
@@ -59,7 +60,7 @@ def make_access(creds: str | None, authfile: Path | None, insecure: bool) -> Acc
     return Access(credentials, authfile, insecure)
 
 
-@click.group()
+@click.group(cls=ObjectGroup)
 def image() -> None:
     """List, fetch, export and remove images."""
 

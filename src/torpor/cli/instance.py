@@ -3,15 +3,17 @@
 import asyncio
 import base64
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from torpor.cli.client import Server, report, run
-from torpor.cli.complete import image_names, instance_names, references_to
-from torpor.cli.output import confirm, output_option, say, show
+from torpor.cli.complete import image_names, instance_names, references_to, template_names
+from torpor.cli.group import ObjectGroup, removal
+from torpor.cli.output import TABLE, as_plain, output_option, say, show
+from torpor.cli.service import PORT, group_of, parse_port
 from torpor.errors import UsageError
 
 COLUMNS = (
@@ -25,12 +27,14 @@ COLUMNS = (
 )
 STATES = click.Choice(["stopped", "starting", "running", "draining", "stopping", "standby"])
 PAGE = 100
+DIGITS = 12
+"""Of a digest that stands for an image, as in `torpor image list`."""
 POLL_S = 0.5
 
 references = references_to(instance_names)
 
 
-@click.group()
+@click.group(cls=ObjectGroup)
 def instance() -> None:
     """Make, list, start, stop and remove instances. UUIDs may be cut to what is unique."""
 
@@ -54,7 +58,7 @@ def list_command(
             parameters["state"] = state
         # The SDK has no parameter for a state.
         answer = await server.own("GET", "/v1/instances", params=parameters)
-        return list(answer["instances"])
+        return await with_image_names(server, answer["instances"], format_)
 
     found = run(data, work)
     show(found if every else list(islice(found, PAGE)), format_, COLUMNS)
@@ -72,62 +76,153 @@ def get(data: str | None, references: tuple[str, ...], format_: str) -> None:
     async def work(server: Server) -> list[Any]:
         uuids = [each["uuid"] for each in await server.resolve("instance", references)]
         answer = await server.sdk.api.platform.instances.get_instances(uuid=uuids)
-        return list(answer.data.instances)
+        return await with_image_names(server, answer.data.instances, format_)
 
     show(run(data, work), format_, COLUMNS)
 
 
+async def with_image_names(server: Server, found: Iterable[Any], format_: str) -> list[Any]:
+    """Instances and the like; in a table with their images called as people know them.
+
+    An image that was named by its digest has its tag there, or the digest's first digits where no
+    tag stands for it any more.
+    """
+    items = [as_plain(item) for item in found]
+    by_digest = [item for item in items if "sha256:" in (item.get("image") or "")]
+    if format_ == TABLE and by_digest:
+        images = (await server.own("GET", "/v1/image-store"))["images"]
+        tags = {image["url"].rpartition("@")[2]: image["tags"] for image in images}
+        for item in by_digest:
+            item["image"] = _familiar(item["image"], tags)
+    return items
+
+
+def _familiar(image: str, tags: Mapping[str, Sequence[str]]) -> str:
+    """What an image called `[NAME@]sha256:...` is known as; `tags` are those of each digest."""
+    name, _, digest = image.rpartition("@")
+    known = tags.get(digest, ())
+    for tag in (name, f"{name}:latest", *known):
+        if tag in known:
+            return tag
+    return digest.removeprefix("sha256:")[:DIGITS]
+
+
+class Source(NamedTuple):
+    """What an instance is made of besides an image: the API's field, and the kind of object."""
+
+    field: str
+    kind: str
+
+
+TEMPLATE = Source("template", "template")
+CHECKPOINT = Source("checkpoint", "checkpoint")
+INSTANCE = Source("branch_from", "instance")
+
+
+def new_instance_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that makes an instance."""
+    for option in (
+        output_option,
+        click.option("--start", is_flag=True, help="Start it, too."),
+        click.option("--tag", "tags", multiple=True),
+        click.option(
+            "-p", "--port", "services", multiple=True, metavar=PORT,
+            help="Make it a service at this port, with the instance's name as host.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def make(
+    data: str | None,
+    format_: str,
+    source: Source | None,
+    reference: str,
+    *,
+    name: str | None,
+    services: tuple[str, ...],
+    tags: tuple[str, ...],
+    start: bool,
+    **more: Any,
+) -> int:
+    """Makes an instance and shows it; the exit status. `more` are fields of the API.
+
+    Of a source of this name or uuid, or of the image called `reference`.
+    """
+    wanted = [parse_port(service) for service in services]
+    spec = {
+        "name": name,
+        "service_group": group_of(name, wanted) if wanted else None,
+        "tags": list(tags) or None,
+        "autostart": start or None,
+        **more,
+    }
+    body = {field: value for field, value in spec.items() if value is not None}
+
+    async def work(server: Server) -> tuple[list[Any], list[Any]]:
+        if source is None:
+            body["image"] = reference
+        else:
+            (body[source.field],) = await server.resolve(source.kind, [reference])
+        answer = await server.sdk.api.platform.instances.create_instance(body=body)
+        good = [each for each in answer.data.instances if each.status != "error"]
+        bad = [each for each in answer.data.instances if each.status == "error"]
+        return await with_image_names(server, good, format_), bad
+
+    good, bad = run(data, work)
+    if good:
+        show(good, format_, COLUMNS)
+    return report(bad, str)
+
+
 @instance.command()
-@click.argument("image", shell_complete=image_names)
+@click.argument("image", required=False, shell_complete=image_names)
 @click.argument("args", nargs=-1)
+@click.option(
+    "--template", shell_complete=template_names,
+    help="Clone this template in place of starting an IMAGE.",
+)  # fmt: skip
 @click.option("-n", "--name")
 @click.option("-M", "--memory", "memory_mb", type=int, help="MiB (default 128).")
 @click.option("-e", "--env", "env", multiple=True, metavar="K=V")
-@click.option("--tag", "tags", multiple=True)
-@click.option("--restart", type=click.Choice(["never", "always", "on-failure"]))
+@click.option("--restart", "restart_policy", type=click.Choice(["never", "always", "on-failure"]))
 @click.option("--replicas", type=click.IntRange(0), help="That many more of the same.")
-@click.option("--start", is_flag=True, help="Start it, too.")
-@output_option
+@new_instance_options
 @click.pass_obj
 def create(
     data: str | None,
-    image: str,
+    /,
+    image: str | None,
     args: tuple[str, ...],
-    name: str | None,
+    template: str | None,
     memory_mb: int | None,
     env: tuple[str, ...],
-    tags: tuple[str, ...],
-    restart: str | None,
+    restart_policy: str | None,
     replicas: int | None,
-    start: bool,
     format_: str,
+    **options: Any,
 ) -> int:
     """Make an instance of IMAGE; ARGS in place of the image's command.
 
     ARGS with options of their own go behind a --: `torpor instance create IMAGE -- sh -c 'exit 1'`.
     """
-    spec = {
-        "image": image,
-        "args": list(args) or None,
-        "name": name,
-        "memory_mb": memory_mb,
-        "env": environment(env) or None,
-        "tags": list(tags) or None,
-        "restart_policy": restart,
-        "replicas": replicas,
-        "autostart": start or None,
-    }
-    body = {key: value for key, value in spec.items() if value is not None}
-
-    async def work(server: Server) -> list[Any]:
-        answer = await server.sdk.api.platform.instances.create_instance(body=body)
-        return list(answer.data.instances)
-
-    made = run(data, work)
-    good = [each for each in made if each.status != "error"]
-    if good:
-        show(good, format_, COLUMNS)
-    return report([each for each in made if each.status == "error"], str)
+    if image is not None and template is not None:
+        raise UsageError(f"IMAGE '{image}' and --template '{template}' are given: give one of them")
+    if template is None and image is None:
+        raise UsageError("give an IMAGE, or a template with --template NAME")
+    return make(
+        data,
+        format_,
+        None if template is None else TEMPLATE,
+        image or template or "",
+        args=list(args) or None,
+        memory_mb=memory_mb,
+        env=environment(env) or None,
+        restart_policy=restart_policy,
+        replicas=replicas,
+        **options,
+    )
 
 
 def environment(words: tuple[str, ...]) -> dict[str, str]:
@@ -187,15 +282,14 @@ def suspend(data: str | None, references: tuple[str, ...]) -> int:
     return _bulk(data, references, "suspend_instances", _moved)
 
 
-@instance.command()
-@references
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.pass_obj
-def rm(data: str | None, references: tuple[str, ...], yes: bool) -> int:
-    """Remove instances with all that they hold."""
-    if not yes:
-        confirm(f"Remove {', '.join(references)}?")
-    return _bulk(data, references, "delete_instances", lambda item: f"{item.name} removed")
+instance.add_command(
+    removal(
+        "instance",
+        instance_names,
+        lambda platform: platform.instances.delete_instances,
+        "Remove instances with all that they hold.",
+    )
+)
 
 
 @instance.command()
@@ -225,21 +319,28 @@ def wait(data: str | None, references: tuple[str, ...], state: str, timeout_s: i
 def logs(
     data: str | None, references: tuple[str, ...], follow: bool, tail_bytes: int | None
 ) -> int:
-    """Print what instances wrote to their consoles; of several, each line behind a name."""
+    """Print what instances wrote to their consoles; of several, each line behind a name.
+
+    An instance is followed until it has stopped, unless it is about to be started again.
+    """
 
     async def one(server: Server, reference: str, prefix: bytes) -> bool:
         (named,) = await server.resolve("instance", [reference])
         item: dict[str, Any] = dict(named)
         if tail_bytes is not None:
             item["offset"] = -tail_bytes
-        rest = b""
+        rest, last_start = b"", None
         while True:
             answer = await server.sdk.api.platform.instances.get_instance_logs(body=[item])
             (log,) = answer.data.instances
             if log.status == "error":
                 say(f"torpor: {reference}: {log.message}")
                 return False
-            is_over = log.range.end == log.available.end and not follow
+            is_over = is_end = log.range.end == log.available.end
+            if is_end and follow:
+                # Twice the same: a restart is neither to come nor under way.
+                before, last_start = last_start, await _last_start(server, log)
+                is_over = last_start is not None and last_start == before
             written = rest + base64.b64decode(log.output or "")
             rest = b"" if is_over or not prefix else written[written.rfind(b"\n") + 1 :]
             shown = written.removesuffix(rest) if rest else written
@@ -250,7 +351,7 @@ def logs(
             if is_over:
                 return True
             item = {**named, "offset": log.range.end}
-            if log.range.end == log.available.end:
+            if is_end:
                 await asyncio.sleep(POLL_S)
 
     async def work(server: Server) -> list[bool]:
@@ -260,6 +361,15 @@ def logs(
         )
 
     return 0 if all(run(data, work)) else 1
+
+
+async def _last_start(server: Server, log: Any) -> int | None:
+    """The number of an instance's last start, if it has stopped and no restart is to come."""
+    if log.state != "stopped":
+        return None
+    answer = await server.sdk.api.platform.instances.get_instances(uuid=[log.uuid])
+    (found,) = answer.data.instances
+    return None if found.restart is not None or found.state != "stopped" else found.start_count
 
 
 @instance.command()

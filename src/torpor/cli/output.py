@@ -44,7 +44,7 @@ def confirm(question: str) -> None:
 
 def show(items: Sequence[Any], format_: str, columns: Sequence[tuple[str, str]]) -> None:
     """Prints objects; `columns` are a table's headings with the members below them."""
-    plain = [_plain(item) for item in items]
+    plain = [as_plain(item) for item in items]
     if format_ == "json":
         click.echo(json.dumps(plain, indent=2, default=_text))
     elif format_ == "yaml":
@@ -60,7 +60,8 @@ def show(items: Sequence[Any], format_: str, columns: Sequence[tuple[str, str]])
             click.echo(line.rstrip())
 
 
-def _plain(item: Any) -> Any:
+def as_plain(item: Any) -> Any:
+    """An object of the SDK as what it is in JSON; anything else as it is."""
     if hasattr(item, "model_dump"):
         return item.model_dump(exclude_none=True, by_alias=True)
     return item

@@ -1,5 +1,6 @@
 """`torpor up`, `torpor down` and `torpor status`."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 URL_FILE = "run/api.url"
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 15.0
+ABSENT = "absent"
+UNIT = "torpord.service"
 
 
 @click.command()
@@ -113,11 +116,13 @@ def _start(
         )
     try:
         sign(claim, process.pid)
-        return _await_urls(process, log_path, began, wanted)
+        said = _await_urls(process, log_path, began, wanted)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it serves: to break this off is too late
     except BaseException:
         process.terminate()
         process.wait()
         raise
+    return said
 
 
 def _torpord(directory: Path, settings: "ServerSettings") -> list[str]:
@@ -173,9 +178,7 @@ def down(data: str | None, now: bool, vms_only: bool) -> None:
     if now and vms_only:
         raise UsageError("--now leaves VMs alone, and --vms-only ends nothing else: give one")
     directory = data_dir(data)
-    supervisor = holder(directory / SUPERVISOR)
-    torpord = holder(directory / TORPORD)
-    first = supervisor or torpord or _proxy_pid(directory)
+    first = process_of(directory)
     if first is None:
         raise TorporError(f"no server runs on {directory}")
     if not now:
@@ -213,6 +216,13 @@ def _put_away(data: str | None, directory: Path) -> None:
         say(f"{left} VMs did not end in time and run on: the next `torpor up` adopts them")
 
 
+def process_of(directory: Path) -> int | None:
+    """A process of the server that a data directory has: the first there is of the supervisor,
+    which ends the others, torpord and the proxy.
+    """
+    return holder(directory / SUPERVISOR) or holder(directory / TORPORD) or _proxy_pid(directory)
+
+
 def _proxy_pid(directory: Path) -> int | None:
     """The process that listens for torpord, or None."""
     try:
@@ -230,6 +240,21 @@ def _proxy_pid(directory: Path) -> int | None:
     return int.from_bytes(peer[:4], "little")
 
 
+def _supervisor(directory: Path) -> str:
+    """Who starts the parts of a server again: that of `torpor up` runs, systemd does, or nobody."""
+    if holder(directory / SUPERVISOR) is not None:
+        return "running"
+    groups = ""
+    with contextlib.suppress(OSError):  # there is no torpord any more
+        groups = Path(f"/proc/{holder(directory / TORPORD)}/cgroup").read_text()
+    return "systemd" if is_unit(groups) else ABSENT
+
+
+def is_unit(groups: str) -> bool:
+    """Whether a process with these control groups (cgroups(7)) is torpord's systemd unit."""
+    return any(Path(line).name == UNIT for line in groups.splitlines())
+
+
 @click.command()
 @output_option
 @click.pass_obj
@@ -241,13 +266,17 @@ def status(data: str | None, format_: str) -> None:
     async def work(server: "Server") -> dict[str, Any]:
         health = await server.sdk.api.platform.node.healthz()
         own = await server.own("GET", "/torpor/v1/status")
-        return {
-            "versions": health.data.versions,
-            "checks": {**health.data.checks, "proxy": own["proxy"]},
-            "counts": own["counts"],
-        }
+        checks = {**health.data.checks, "proxy": own["proxy"]}
+        if server.directory is not None:
+            checks["supervisor"] = _supervisor(server.directory)
+        return {"versions": health.data.versions, "checks": checks, "counts": own["counts"]}
 
     found = run(data, work)
+    if found["checks"].get("supervisor") == ABSENT:
+        say(
+            "warning: nobody starts torpord or the proxy again when one of them fails: "
+            "`torpor down --now` and `torpor up` mend that, and VMs run on"
+        )
     if format_ != TABLE:
         show([found], format_, ())
         return

@@ -4,9 +4,10 @@ from typing import Any
 
 import click
 
-from torpor.cli.client import Server, report, run
+from torpor.cli.client import Server, run
 from torpor.cli.complete import references_to, service_names
-from torpor.cli.output import confirm, output_option, show
+from torpor.cli.group import ObjectGroup, removal
+from torpor.cli.output import output_option, show
 from torpor.errors import UsageError
 
 COLUMNS = (
@@ -46,7 +47,12 @@ def parse_port(word: str) -> dict[str, Any]:
     return service
 
 
-@click.group()
+def group_of(name: str | None, services: list[dict[str, Any]]) -> dict[str, Any]:
+    """The service group of a new instance: its name, if it is given one, leads there."""
+    return {"services": services, **({"domains": [{"name": name}]} if name else {})}
+
+
+@click.group(cls=ObjectGroup)
 def service() -> None:
     """Service groups: which host names and ports lead to which instances."""
 
@@ -80,19 +86,19 @@ def get(data: str | None, references: tuple[str, ...], format_: str) -> None:
 
 @service.command()
 @click.argument("name", required=False)
-@click.option("-p", "--port", "ports", multiple=True, required=True, metavar=PORT)
+@click.option("-p", "--port", "services", multiple=True, required=True, metavar=PORT)
 @click.option("-d", "--domain", "domains", multiple=True, help="With a final dot: as it is.")
 @output_option
 @click.pass_obj
 def create(
     data: str | None,
     name: str | None,
-    ports: tuple[str, ...],
+    services: tuple[str, ...],
     domains: tuple[str, ...],
     format_: str,
 ) -> None:
     """Make a service group."""
-    spec: dict[str, Any] = {"services": [parse_port(port) for port in ports]}
+    spec: dict[str, Any] = {"services": [parse_port(service) for service in services]}
     if name:
         spec["name"] = name
     if domains:
@@ -104,18 +110,11 @@ def create(
     show([run(data, work)], format_, COLUMNS)
 
 
-@service.command()
-@references_to(service_names)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.pass_obj
-def rm(data: str | None, references: tuple[str, ...], yes: bool) -> int:
-    """Remove service groups that no instance is attached to."""
-    if not yes:
-        confirm(f"Remove {', '.join(references)}?")
-
-    async def work(server: Server) -> list[Any]:
-        named = await server.resolve("service", references)
-        answer = await server.sdk.api.platform.services.delete_service_groups(body=named)
-        return list(answer.data.service_groups)
-
-    return report(run(data, work), lambda item: f"{item.name} removed")
+service.add_command(
+    removal(
+        "service",
+        service_names,
+        lambda platform: platform.services.delete_service_groups,
+        "Remove service groups that no instance is attached to.",
+    )
+)

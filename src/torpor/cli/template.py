@@ -4,13 +4,15 @@ from typing import Any
 
 import click
 
-from torpor.cli.client import Server, report, run
-from torpor.cli.complete import image_names, references_to, template_names
-from torpor.cli.instance import COLUMNS
-from torpor.cli.output import confirm, output_option, show
+from torpor.cli.client import Server, run
+from torpor.cli.complete import image_names, template_names
+from torpor.cli.group import ObjectGroup, removal
+from torpor.cli.instance import COLUMNS, with_image_names
+from torpor.cli.output import output_option, show
+from torpor.errors import TorporError
 
 
-@click.group()
+@click.group(cls=ObjectGroup)
 def template() -> None:
     """Templates: instances that others are cloned from in an instant."""
 
@@ -22,7 +24,8 @@ def list_command(data: str | None, format_: str) -> None:
     """List templates."""
 
     async def work(server: Server) -> list[Any]:
-        return list(await server.sdk.templates.list(details=True))
+        found = await server.sdk.templates.list(details=True)
+        return await with_image_names(server, found, format_)
 
     show(run(data, work), format_, COLUMNS)
 
@@ -36,25 +39,25 @@ def list_command(data: str | None, format_: str) -> None:
 def create(data: str | None, name: str, image: str, memory_mb: int, format_: str) -> None:
     """Start an instance of IMAGE, and make template NAME of it once it is ready."""
 
-    async def work(server: Server) -> Any:
-        args = {"image": image, "memory_mb": memory_mb}
-        return await server.sdk.templates.prepare(name, create_args=args)
-
-    show([run(data, work)], format_, COLUMNS)
-
-
-@template.command()
-@references_to(template_names)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.pass_obj
-def rm(data: str | None, references: tuple[str, ...], yes: bool) -> int:
-    """Remove templates."""
-    if not yes:
-        confirm(f"Remove {', '.join(references)}?")
-
     async def work(server: Server) -> list[Any]:
-        named = await server.resolve("template", references)
-        answer = await server.sdk.api.platform.instances.delete_template_instances(body=named)
-        return list(answer.data.instances)
+        args = {"image": image, "memory_mb": memory_mb}
+        answer = await server.sdk.api.platform.instances.get_template_instances(name=[name])
+        if answer.data.instances[0].status != "error":
+            raise TorporError(
+                f"a template with the name '{name}' already exists: take another name, or remove "
+                f"it by `torpor template rm {name}`"
+            )
+        made = await server.sdk.templates.prepare(name, create_args=args)
+        return await with_image_names(server, [made], format_)
 
-    return report(run(data, work), lambda item: f"{item.name} removed")
+    show(run(data, work), format_, COLUMNS)
+
+
+template.add_command(
+    removal(
+        "template",
+        template_names,
+        lambda platform: platform.instances.delete_template_instances,
+        "Remove templates.",
+    )
+)
