@@ -210,9 +210,9 @@ async def test_a_deployment_with_too_little_memory(
     deploying = asyncio.create_task(torpor(data_dir, *words, status=125))
     await host.started.wait()
     (vm,) = host.running.values()
-    vm.end(Exit("signal", 9))
+    vm.end(Exit("out-of-memory", 9))
     refused = await deploying
-    assert "ended with status 137: if 64 MiB are too little for it, --memory gives it" in refused
+    assert "; 64 MiB are too little for it: --memory gives it more; it is kept, stopped" in refused
 
 
 async def _listed(data_dir: Path) -> list[str]:

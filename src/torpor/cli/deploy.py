@@ -10,6 +10,7 @@ from torpor.cli.client import Server, run
 from torpor.cli.instance import environment
 from torpor.cli.output import say
 from torpor.cli.service import PORT, group_of, parse_port
+from torpor.controller.model import OUT_OF_MEMORY
 from torpor.controller.starting import READY_S
 from torpor.datadir import data_dir
 from torpor.errors import ImageNotFoundError, TorporError, UsageError
@@ -19,8 +20,6 @@ from torpor.images.names import parse_reference
 
 START_TIMEOUT_S = 60
 SHOWN_LOG_BYTES = 2000
-KILLED = 128 + 9
-"""The status of what was killed by SIGKILL, as a program is whose VM has no memory left."""
 
 
 @click.command()
@@ -165,8 +164,9 @@ def _ended(instance: dict[str, Any]) -> str:
     status = instance.get("exit_code")
     if status is None:
         return ""
-    memory = f": if {instance['memory_mb']} MiB are too little for it, --memory gives it more"
-    return f"; its program ended with status {status}{memory if status == KILLED else ''}"
+    if instance.get("stop_code") == OUT_OF_MEMORY:
+        return f"; {instance['memory_mb']} MiB are too little for it: --memory gives it more"
+    return f"; its program ended with status {status}"
 
 
 async def _given_up(
