@@ -148,7 +148,7 @@ static void stepped_fork(void) {
     wait_and_show("stepped", child);
 }
 
-static const unsigned long impossible[] = {1ul << 62, 1ul << 47, ~0ul << 47, ~0ul};
+static const unsigned long impossible[] = {1ul << 62, 1ul << 47, ~0ul << 47, ~0ul, (1ul << 47) - 8192};
 
 static int forks(void) {
     pid_t child = syscall(SYS_fork);
@@ -160,7 +160,7 @@ static int forks(void) {
 /* An instruction pointer that can't be, set where fork(2) begins: both fault when they return from it. */
 static void impossible_at_a_call(void) {
     TITLE("an instruction pointer that can't be, in fork(2)");
-    for (int n = 0; n < 4; n++) {
+    for (int n = 0; n < 5; n++) {
         pid_t child = traced_child(forks, PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK);
         int status;
         do {
@@ -194,8 +194,9 @@ static void edits(int number, siginfo_t *info, void *context) {
 }
 
 static void faulted(int number, siginfo_t *info, void *context) {
-    (void)context;
-    printf("%s, code %d, address %p\n", signal_text(number), info->si_code, info->si_addr);
+    long long *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+    printf("%s, code %d, address %p, trap %lld, error %llx\n", signal_text(number), info->si_code, info->si_addr,
+           registers[REG_TRAPNO], registers[REG_ERR]);
     fflush(stdout);
     _exit(0);
 }
@@ -211,7 +212,7 @@ static int returns_to_what_can_not_be(void) {
 
 static void impossible_in_a_frame(void) {
     TITLE("an instruction pointer that can't be, in a signal's frame");
-    for (int n = 0; n < 4; n++) {
+    for (int n = 0; n < 5; n++) {
         wanted = impossible[n];
         wait_and_show("child", plain_child(returns_to_what_can_not_be));
     }

@@ -11,13 +11,16 @@ use crate::time::{self, Instant};
 use crate::{rewrite, task};
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
-use torpor_abi::layout::USER_END;
+use torpor_abi::layout::{PAGE_BYTES, USER_END};
 
 struct Announced {
     /// Host CLOCK_MONOTONIC of the event asked for since the last one came.
     deadline_ns: Cell<u64>,
     tick_at: Cell<Instant>,
 }
+
+/// Where user space ends on Linux; ours ends below.
+const TASK_SIZE_MAX: u64 = (1 << 47) - PAGE_BYTES;
 
 crate::global! {
     static ANNOUNCED: Announced = Announced { deadline_ns: Cell::new(u64::MAX), tick_at: Cell::new(Instant::FAR) };
@@ -215,14 +218,19 @@ fn page_fault(regs: &UserRegs, error: u64) {
             return;
         }
     };
-    force(&Fault { signal, code, address, vector: 14, error: error & 0x17 | 4, cr2: address, rip: regs.rip });
+    force(&Fault { signal, code, address, vector: 14, error: page_error(address, error), cr2: address, rip: regs.rip });
+}
+
+/// A page fault's error code as programs see it. What is mapped beyond their own part is not told: it counts as present.
+fn page_error(address: u64, error: u64) -> u64 {
+    error & 0x17 | 4 | u64::from(address >= TASK_SIZE_MAX)
 }
 
 /// The fault of a program that is sent to where it can't be: at the fetch, or at the `iretq` if the address is not canonical.
 fn fault_at(rip: u64) -> Fault {
     let canonical = rip.cast_signed() << 16 >> 16 == rip.cast_signed();
-    let (code, address, vector) = if canonical { (signal::SEGV_MAPERR, rip, 14) } else { (signal::SI_KERNEL, 0, 13) };
-    let error = if canonical { 0x14 } else { 0 };
+    let (code, address, vector, error) =
+        if canonical { (signal::SEGV_MAPERR, rip, 14, page_error(rip, 16)) } else { (signal::SI_KERNEL, 0, 13, 0) };
     Fault { signal: signal::SIGSEGV, code, address, vector, error, cr2: address, rip }
 }
 

@@ -259,8 +259,8 @@ impl Thread {
     /// Makes the thread end before it next returns to its program, and wakes it from any sleep that may be killed.
     pub fn doom(self: &Rc<Self>) {
         if self.dying.replace(true) {
-            // It may be at its end already, in a stop for its tracer.
-            super::ptrace::end_exit_stop(self);
+            // Its tracer holds it up no longer, nor will.
+            self.ptrace.killed_again.set(true);
         }
         self.interrupt();
     }

@@ -95,28 +95,20 @@ impl Data {
         if index < image { next.min(image) } else { next }
     }
 
+    /// Puts a frame at a page, or makes a hole of it; the frame that it had.
     fn set(&self, index: u64, page: Option<Frame>) -> Option<Frame> {
+        let hides = index < self.image_pages();
         if page.is_some() {
             self.frames.set(self.frames.get() + 1);
+        } else {
+            self.reserved.borrow_mut().remove(&index);
         }
-        let old = self.pages.borrow_mut().insert(index, page);
-        if old.is_none() && index < self.image_pages() {
+        let mut pages = self.pages.borrow_mut();
+        let old = if page.is_some() || hides { pages.insert(index, page) } else { pages.remove(&index) };
+        if old.is_none() && hides {
             self.hiding.set(self.hiding.get() + 1);
         }
         let old = old.flatten();
-        if old.is_some() {
-            self.frames.set(self.frames.get() - 1);
-        }
-        old
-    }
-
-    /// Makes a hole of a page; the frame that it had.
-    fn clear(&self, index: u64) -> Option<Frame> {
-        self.reserved.borrow_mut().remove(&index);
-        if index < self.image_pages() {
-            return self.set(index, None);
-        }
-        let old = self.pages.borrow_mut().remove(&index).flatten();
         if old.is_some() {
             self.frames.set(self.frames.get() - 1);
         }
@@ -306,7 +298,7 @@ impl Node {
     /// Makes holes of pages that are in `[first, last)`.
     fn clear(&self, first: u64, last: u64, pages: impl Iterator<Item = u64>) {
         let Ok(data) = self.data() else { return };
-        let freed: Vec<Frame> = pages.filter_map(|index| data.clear(index)).collect();
+        let freed: Vec<Frame> = pages.filter_map(|index| data.set(index, None)).collect();
         self.tree.release_pages(freed.len() as u64);
         self.invalidate(first, last, false);
         drop(freed);

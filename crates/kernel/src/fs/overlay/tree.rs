@@ -165,9 +165,10 @@ impl Tree {
         Ok(())
     }
 
-    /// How many pages there is room for.
+    /// How many pages there is room for, here and in memory.
     pub(super) fn free_pages(&self) -> u64 {
-        self.limits.pages.saturating_sub(self.used_pages.get())
+        let room = self.limits.pages.saturating_sub(self.used_pages.get());
+        room.min(frame::usage().free_bytes() / PAGE_BYTES)
     }
 
     pub(super) fn release_pages(&self, pages: u64) {

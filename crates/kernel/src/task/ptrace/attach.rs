@@ -59,13 +59,16 @@ pub(in crate::task) fn may_gain_privileges(thread: &Thread) -> bool {
     thread.ptrace.tracer().is_none_or(|tracer| tracer.creds().has(CAP_SYS_PTRACE))
 }
 
-/// The thread with an id, not in the middle of execve(2).
+/// The thread of another process with an id, not in the middle of execve(2).
 fn settled(tid: u32) -> Result<Rc<Thread>> {
     loop {
         let Some(thread) = pid::thread(tid) else {
             return Err(if pid::process(tid).is_some() { Errno::EPERM } else { Errno::ESRCH });
         };
         let process = &thread.process;
+        if Rc::ptr_eq(process, &current().process) || process.is_init() {
+            return Err(Errno::EPERM);
+        }
         if process.executing.get() == 0 {
             return Ok(thread);
         }
@@ -78,9 +81,6 @@ fn settled(tid: u32) -> Result<Rc<Thread>> {
 fn begin(tid: i32, seized: bool, options: Options) -> Result<()> {
     let me = current();
     let thread = settled(u32::try_from(tid).map_err(|_| Errno::ESRCH)?)?;
-    if Rc::ptr_eq(&thread.process, &me.process) || thread.process.is_init() {
-        return Err(Errno::EPERM);
-    }
     inspection::check(&thread)?;
     if thread.ptrace.is_traced() {
         return Err(Errno::EPERM);

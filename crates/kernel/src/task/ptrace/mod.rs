@@ -29,7 +29,7 @@ pub use user_area::{USER_BYTES, peek_user, poke_user};
 pub(super) use attach::{inherit, may_gain_privileges, tracer_ends};
 pub(super) use event::{Event, executed, exits, fork_event, report};
 pub(super) use step::{end_step, own_flags, stepped_into_handler};
-pub(super) use stop::{end_exit_stop, note_job_change, show_signal, stop_if_due, takes_over_stop, tell_continued};
+pub(super) use stop::{note_job_change, show_signal, stop_if_due, takes_over_stop, tell_continued};
 pub(super) use zombie::{claimant, forget_leader, leave_zombie, take_tracees_event, tell_of_end};
 
 use super::signal::USED_BYTES;
@@ -153,6 +153,8 @@ pub struct Share {
     link: RefCell<Option<Rc<Link>>>,
     tracees: RefCell<Vec<Rc<Thread>>>,
     zombies: RefCell<Vec<Zombie>>,
+    /// It was ending already when it was killed: the stop before its end waits for nobody.
+    pub(super) killed_again: Cell<bool>,
 }
 
 impl Share {

@@ -39,7 +39,7 @@ pub(super) fn stop(me: &Rc<Thread>, kind: Kind, code: u32, message: u64, info: O
     let is_over = || {
         let stop = link.stop.get();
         let resumed = stop.is_none_or(|stop| stop.resumed || stop.listening && link.trap_due());
-        let killed = kind == Kind::Exit && me.process.makes_room.get();
+        let killed = kind == Kind::Exit && (me.ptrace.killed_again.get() || me.process.makes_room.get());
         (resumed || killed || !is_current(&me.ptrace, &link)).then_some(())
     };
     let sleep = if kind == Kind::Exit { Sleep::Uninterruptible } else { Sleep::Killable };
@@ -67,13 +67,6 @@ fn tell_tracer(link: &Link, me: &Thread, kind: Kind, code: u32) {
 pub(super) fn trap(me: &Rc<Thread>, kind: Kind, signal: Signal, code: u32, message: u64) -> Outcome {
     let info = SignalInfo::process(signal, code.cast_signed(), me.tid(), me.creds().uid);
     stop(me, kind, code, message, Some(info.to_bytes()))
-}
-
-/// A thread that is at its end already is killed once more: its tracer does not hold it up any longer.
-pub(in crate::task) fn end_exit_stop(thread: &Thread) {
-    if let Some(link) = thread.ptrace.link() {
-        link.change_stop(|stop| stop.resumed |= stop.kind == Kind::Exit);
-    }
 }
 
 /// Whether the stop of its process that the current thread is to take part in is to be one for its tracer.
