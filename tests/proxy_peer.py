@@ -17,6 +17,8 @@ from typing import Any
 _HEADER = struct.Struct("<4sHHII")
 _FRAME = struct.Struct("<IHHII")
 _DATA, _CREDIT = 1, 2
+PORTS_PAGE = 4
+"""Fewer than the proxy's, so that there are pages."""
 
 
 @dataclass
@@ -196,8 +198,10 @@ class ProxyPeer:
             links = [
                 {"instance": i, "generation": g, **self.usage.get(i, {})} for i, g in self.links
             ]
-            ports = sorted(self.ports)
-            return {"version": "test", "pid": os.getpid(), "ports": ports, "links": links}
+            return {"version": "test", "pid": os.getpid(), "links": links}
+        if name == "ports":
+            behind = sorted(port for port in self.ports | {80, 443} if port > fields["after"])
+            return {"ports": behind[:PORTS_PAGE], "more": len(behind) > PORTS_PAGE}
         if name == "listen":
             self.ports.add(fields["port"])
         if name == "close":

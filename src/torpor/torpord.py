@@ -32,7 +32,7 @@ from torpor.datadir import data_dir
 from torpor.errors import EXIT_TORPOR_FAILED, TorporError
 from torpor.locks import TORPORD, HeldError, claim, sign
 from torpor.settings import ServerSettings, load_server_settings
-from torpor.store import Store
+from torpor.store import NoSpaceError, Store
 from torpor.vmhost import Host, Limits
 
 DEFAULT_LISTEN = "127.0.0.1:7400"
@@ -197,7 +197,7 @@ def serve(settings: Settings) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(settings))
-    except (OSError, apsw.FullError) as error:
+    except (OSError, apsw.FullError, NoSpaceError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOSPC:
             raise
         raise TorporError(

@@ -156,7 +156,7 @@ async def test_a_lost_process_falls_back_to_the_last_generation(
     assert await controller.wait(row, "standby", 30) == ("standby", True)
     assert facts_of(current(controller, row).facts).stop_reason == 5
     said = controller.console.read(row.id, 0, 1 << 16)
-    assert b"torpor: the VM was lost; it goes on as it was stored last\n" in said
+    assert b"torpor: the VM is gone; it goes on as it was stored last\n" in said
     await controller.start(owner, row)
     await controller.wait(row, "running", 30)
     assert host.running[row.uuid].memory["lives"] == 2, "from generation 1 again"
@@ -168,7 +168,7 @@ async def test_a_lost_process_without_a_generation_is_stopped(
     row = await running(controller, owner)
     host.running[row.uuid].end(Exit("lost"))
     assert await controller.wait(row, "stopped", 30) == ("stopped", True)
-    assert b"the VM was lost; it is stopped\n" in controller.console.read(row.id, 0, 1 << 16)
+    assert b"the VM is gone; it is stopped\n" in controller.console.read(row.id, 0, 1 << 16)
 
 
 async def test_a_program_that_does_not_mind_is_forced(

@@ -43,19 +43,45 @@ async def test_a_wake_by_name_attaches_before_it_answers(
     assert again.attachment["group"] == told[-1]["group"]
 
 
-async def test_a_port_that_cannot_be_opened_is_not_opened_later_either(
-    served: Controller, owner: Owner, monkeypatch: pytest.MonkeyPatch
+async def test_a_port_that_cannot_be_opened(
+    served: Controller, owner: Owner, peer: ProxyPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(port: int, *, alone: bool) -> None:  # noqa: ARG001
-        raise ItemError(Code.CONFLICTING, f"port {port} of the host is taken")
+    """Nothing is recorded, and what was opened for it is closed."""
+    listen = served.links.listen
 
-    monkeypatch.setattr(served.groups._links, "listen", refuse)
-    group = ServiceGroupSpec(services=[Service(port=9123, destination_port=8080)])
-    request = CreateInstance(image="web", name="taken", service_group=group)
-    (answer,) = await served.create(owner, [request])
+    async def refuse(port: int, *, alone: bool) -> None:
+        if port == 9123:
+            raise ItemError(Code.CONFLICTING, f"port {port} of the host is taken")
+        await listen(port, alone=alone)
+
+    async def create(name: str, *ports: int) -> InstanceRow | ItemError:
+        services = [Service(port=port, destination_port=8080) for port in ports]
+        group = ServiceGroupSpec(services=services)
+        (answer,) = await served.create(
+            owner, [CreateInstance(image="web", name=name, service_group=group)]
+        )
+        return answer
+
+    monkeypatch.setattr(served.links, "listen", refuse)
+    answer = await create("taken", 9122, 9123)
     assert isinstance(answer, ItemError), answer
     assert "9123 of the host is taken" in str(answer)
     assert served.store.services.listened() == []
+    await peer.until_asked("close")
+    assert peer.ports == set()
+    # One that cannot be opened any more when the group is there keeps nothing up.
+    monkeypatch.setattr(served.links, "listen", listen)
+    listens = 0
+
+    async def refuse_again(port: int, *, alone: bool) -> None:
+        nonlocal listens
+        listens += 1
+        await (listen if listens == 1 else refuse)(port, alone=alone)
+
+    monkeypatch.setattr(served.links, "listen", refuse_again)
+    row = await create("late", 9123)
+    assert isinstance(row, InstanceRow), row
+    assert listens == 2
 
 
 async def test_ports_of_no_group_are_closed(
@@ -78,15 +104,17 @@ async def test_ports_of_no_group_are_closed(
     with pytest.raises(ItemError, match="already exists"):
         await make("two", 9002, 9000)
     await until_open(900, 9000, 9001)
-    again = [{"port": 9003, "destination_port": 8080}]
+    again = [{"port": port, "destination_port": 8080} for port in range(9003, 9010)]
     one = await served.groups.update(one, "services", "set", again)
+    await until_open(9000, *range(9003, 9010))
+    one = await served.groups.update(one, "services", "set", again[:1])
     await until_open(9000, 9003)
     peer.hang_up()
     await peer.connected.wait()
     await served.groups.remove(two)
     await until_open(9003)
-    # What was deleted while nobody could tell the proxy.
-    peer.ports.add(9004)
+    # What was deleted while nobody could tell the proxy, in more than one page.
+    peer.ports |= set(range(9004, 9020))
     peer.hang_up()
     await until_open(9003)
     request = CreateInstance(

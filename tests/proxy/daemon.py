@@ -128,13 +128,23 @@ class Torpord:
         self, what: str, descriptors: list[int] | None = None, /, **fields: Any
     ) -> dict[str, Any]:
         """A request to the proxy. Raises Refusal."""
+        return self.answer(self.begin(what, descriptors, **fields))
+
+    def begin(
+        self, what: str, descriptors: list[int] | None = None, /, **fields: Any
+    ) -> queue.Queue[dict[str, Any]]:
+        """A request whose answer is looked at later, by `answer`."""
         answer: queue.Queue[dict[str, Any]] = queue.Queue()
         with self._lock:
             id_ = self._next_id
             self._next_id += 1
             self._answers[id_] = answer
             self._send({"id": id_, "ask": {what: fields}}, descriptors)
-        message = answer.get(timeout=TIMEOUT_S)
+        return answer
+
+    def answer(self, begun: queue.Queue[dict[str, Any]]) -> dict[str, Any]:
+        """What a request was answered. Raises Refusal."""
+        message = begun.get(timeout=TIMEOUT_S)
         if "error" in message:
             raise Refusal(message["error"]["code"], message["error"]["message"])
         return dict(message["ok"])

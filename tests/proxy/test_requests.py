@@ -313,6 +313,13 @@ def test_ports_are_opened_when_they_are_asked_for(torpord: Torpord) -> None:
         socket.create_connection(("127.0.0.1", port))
     torpord.ask("listen", port=port)
     assert get(("127.0.0.1", port), "app.localhost").status == 200
+    # It is free at once, without a turn of the proxy's loop in between.
+    for _ in range(20):
+        for begun in [torpord.begin(what, port=port) for what in ("close", "listen")]:
+            torpord.answer(begun)
+    assert get(("127.0.0.1", port), "app.localhost").status == 200
+    assert torpord.ask("ports", after=0) == {"ports": [80, port], "more": False}
+    assert torpord.ask("ports", after=port) == {"ports": [], "more": False}
 
 
 def test_violations_of_the_frames_end_the_vm(proxy: Proxy, torpord: Torpord) -> None:

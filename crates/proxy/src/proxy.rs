@@ -6,7 +6,7 @@ use crate::control::{self, Control};
 use crate::host::Host;
 use crate::http::answer::Refused;
 use crate::http::forward::not_found;
-use crate::http::server::{self, Clients};
+use crate::http::server::{self, Clients, Listening};
 use crate::instance::{Busy, Instance, Kind, Phase};
 use crate::limits::WAKE_TIME;
 use crate::options::Options;
@@ -16,9 +16,10 @@ use crate::tls::{self, Certificates};
 use crate::wake::{Failure, Target, Wakes};
 use http::StatusCode;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -60,7 +61,7 @@ pub struct Proxy {
     /// Whose certificates those are.
     pub certificates: Arc<Certificates>,
     public_ports: RefCell<BTreeMap<u16, u16>>,
-    listeners: RefCell<HashMap<u16, AbortHandle>>,
+    listeners: RefCell<BTreeMap<u16, (Rc<Listening>, AbortHandle)>>,
     /// Ports where whatever comes is for one group.
     alone: RefCell<HashSet<u16>>,
     waking: RefCell<HashSet<Uuid>>,
@@ -287,15 +288,17 @@ impl Proxy {
     /// Accepts no more connections for a service port. Those that there are go on.
     pub fn close(&self, port: u16) {
         self.alone.borrow_mut().remove(&port);
-        if let Some(listener) = self.listeners.borrow_mut().remove(&port) {
-            listener.abort();
+        if let Some((listening, task)) = self.listeners.borrow_mut().remove(&port) {
+            // At once: whoever asks for it next gets it.
+            listening.close();
+            task.abort();
         }
     }
 
-    /// The ports that are listened on, other than 80 and 443.
+    /// The ports behind `after` that are listened on, in their order.
     #[must_use]
-    pub fn service_ports(&self) -> Vec<u16> {
-        self.listeners.borrow().keys().copied().filter(|port| ![HTTP_PORT, HTTPS_PORT].contains(port)).collect()
+    pub fn ports_behind(&self, after: u16) -> Vec<u16> {
+        self.listeners.borrow().range((Bound::Excluded(after), Bound::Unbounded)).map(|(port, _)| *port).collect()
     }
 
     /// Whether one group has a port alone.
@@ -307,8 +310,9 @@ impl Proxy {
     fn accept_at(self: &Rc<Self>, address: SocketAddr, port: u16) -> io::Result<SocketAddr> {
         let listener = server::bind(address)?;
         let local = listener.local_addr()?;
-        let task = tokio::task::spawn_local(server::accept(self.clone(), listener, port));
-        self.listeners.borrow_mut().insert(port, task.abort_handle());
+        let listening = Listening::new(listener);
+        let task = tokio::task::spawn_local(server::accept(self.clone(), listening.clone(), port));
+        self.listeners.borrow_mut().insert(port, (listening, task.abort_handle()));
         Ok(local)
     }
 
@@ -319,8 +323,9 @@ impl Proxy {
 
     /// No more clients; requests in flight may end.
     async fn end(&self) {
-        for (_, listener) in self.listeners.borrow_mut().drain() {
-            listener.abort();
+        for (listening, task) in std::mem::take(&mut *self.listeners.borrow_mut()).into_values() {
+            listening.close();
+            task.abort();
         }
         let drained = async {
             while self.in_flight() > 0 {

@@ -138,7 +138,7 @@ class Creation:
         for its, row in zip(wanted, added, strict=True):
             if isinstance(row, StoreError):
                 if its.service is not None:
-                    controller.groups.close_unused(claim.port for claim in its.service.claims)
+                    controller.groups.close_unused(its.service.claims)
                 answers.append(from_store(row, name=its.name))
                 continue
             answers.append(row)

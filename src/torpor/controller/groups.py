@@ -58,7 +58,7 @@ class ServiceGroups:
         try:
             row = await self._store.services.add(owner_id, new, quota)
         except StoreError as error:
-            self.close_unused(claim.port for claim in new.claims)
+            self.close_unused(new.claims)
             raise from_store(error, name=new.name) from error
         await self.created([row])
         return row
@@ -90,7 +90,7 @@ class ServiceGroups:
         check_limits(config)
         fqdns = self.fqdns(domains or [Domain(name=_domain_of(generated, own=name is not None))])
         claims = _claims(config)
-        await self._listen(claim.port for claim in claims)
+        await self._open(claims)
         return NewService(
             str(uuid4()),
             generated,
@@ -104,7 +104,7 @@ class ServiceGroups:
         )
 
     async def created(self, rows: Sequence[ServiceRow]) -> None:
-        """New groups were just recorded: their hosts lead to them from now on. Raises ItemError."""
+        """New groups were just recorded: their hosts lead to them from now on."""
         groups = [(row.id, self._know(row)) for row in rows]
         hosts = [host for _, group in groups for host in group.document["hosts"]]
         if any(host.startswith("*.") for host in hosts):
@@ -116,22 +116,43 @@ class ServiceGroups:
                 {host: id_ for host in group.document["hosts"] if not host.startswith("*.")}
             )
         for _, group in groups:
-            await self._listen(group.ports)
+            await self._settle(group.ports)
         if hosts:
             self._links.forget(hosts)
 
-    async def _listen(self, ports: Iterable[int]) -> None:
-        """Opens ports where nobody listens yet, for whoever has them now. Raises ItemError."""
-        for port in ports:
-            if port not in (HTTP, HTTPS):
-                alone = self._store.services.holding(port) == "alone"
-                await self._links.listen(port, alone=alone)
+    async def _open(self, claims: Iterable[PortClaim]) -> None:
+        """Opens ports for a group that is about to have them. Raises ItemError, and opens none."""
+        claims = tuple(claims)
+        try:
+            for claim in claims:
+                await self._listen(claim.port)
+        except BaseException:
+            self.close_unused(claims)
+            raise
 
-    def close_unused(self, ports: Iterable[int]) -> None:
+    async def _listen(self, port: int) -> None:
+        await self._links.listen(port, alone=self._store.services.holding(port) == "alone")
+
+    def close_unused(self, claims: Iterable[PortClaim]) -> None:
         """Closes those of the ports that no group has."""
+        for claim in claims:
+            if self._store.services.holding(claim.port) is None:
+                self._links.close_port(claim.port)
+
+    async def _settle(self, ports: Iterable[int]) -> None:
+        """Has the proxy listen on those of the ports that a group has, and on no others of them.
+
+        Between two of them a group may come or go. One that could be had before and cannot now is
+        let be.
+        """
         for port in ports:
-            if port not in (HTTP, HTTPS) and self._store.services.holding(port) is None:
+            if port in (HTTP, HTTPS):
+                continue
+            if self._store.services.holding(port) is None:
                 self._links.close_port(port)
+            else:
+                with contextlib.suppress(ItemError):
+                    await self._listen(port)
 
     # What the proxy knows -----------------------------------------------------------------------
 
@@ -201,10 +222,7 @@ class ServiceGroups:
     async def proxy_is_new(self, listening: Iterable[int]) -> None:
         """The proxy may know nothing but where it listens: it hears of groups as they wake."""
         self._groups.clear()
-        self.close_unused(listening)
-        for port in self._store.services.listened():
-            with contextlib.suppress(ItemError):
-                await self._listen([port])
+        await self._settle({*listening, *self._store.services.listened()})
 
     async def replacing(
         self,
@@ -229,17 +247,15 @@ class ServiceGroups:
         Raises ItemError or StoreError.
         """
         claims = _claims(config)
-        await self._listen(claim.port for claim in claims)
+        await self._open(claims)
         wanted = replace(wanted, document=encode(config))
         try:
             written = await write(wanted, len(config.services), claims)
         except StoreError:
-            self.close_unused(claim.port for claim in claims)
+            self.close_unused(claims)
             raise
-        with contextlib.suppress(ItemError):  # it was possible before, and is done
-            await self._listen(claim.port for claim in claims)
         former = _claims(service_of(row.document))
-        self.close_unused(claim.port for claim in former)
+        await self._settle({claim.port for claim in (*former, *claims)})
         self._changed(written, {*row.domains, *written.domains, *_alone((*former, *claims))})
         return written
 
@@ -257,7 +273,7 @@ class ServiceGroups:
         if known is not None and known.told:
             self._links.group({"group": row.uuid, "gone": True})
         claims = _claims(service_of(row.document))
-        self.close_unused(claim.port for claim in claims)
+        self.close_unused(claims)
         self._links.forget((*row.domains, *_alone(claims)))
 
     def _bound(self, known: dict[Any, Any]) -> None:

@@ -727,7 +727,7 @@ class Lifecycle:
         what = "starts again" if again else "is stopped"
         if committed:
             what = "goes on as it was stored last"
-        self._console.output(live.row.id, f"torpor: the VM was lost; it {what}\n".encode())
+        self._console.output(live.row.id, f"torpor: the VM is gone; it {what}\n".encode())
         await self._console.flush()
         await self._lives.write_eventually(live, "starting" if again else end)
         self._lives.set(live, end, "system")

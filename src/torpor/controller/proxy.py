@@ -183,11 +183,11 @@ class ProxyClient:
                 continue
             try:
                 answer = await self.ask("hello", self._hello)
-                ports = msgspec.convert(answer.get("ports", []), list[int])
                 links = msgspec.convert(answer.get("links", []), list[Link])
                 while answer.get("more"):
                     answer = await self.ask("links", {"after": links[-1].instance})
                     links += msgspec.convert(answer["links"], list[Link])
+                ports = await self._ports()
                 await self._handler.connected(ports, links, since_ns)
                 self.ready.set()
                 await self._lost.wait()
@@ -196,6 +196,15 @@ class ProxyClient:
             finally:
                 self.ready.clear()
                 self._disconnect()
+
+    async def _ports(self) -> list[int]:
+        ports = [0]
+        more = True
+        while more:
+            answer = await self.ask("ports", {"after": ports[-1]})
+            ports += msgspec.convert(answer["ports"], list[int])
+            more = bool(answer.get("more"))
+        return ports[1:]
 
     def _connect(self) -> None:
         holder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

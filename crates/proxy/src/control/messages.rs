@@ -56,6 +56,8 @@ pub enum Ask {
     Listen(Listen),
     /// Accept no more for one.
     Close(Close),
+    /// Where connections are accepted.
+    Ports(Ports),
     /// What a group is.
     Group(Group),
     /// More of the links that the answer to the first request had no room for.
@@ -102,8 +104,6 @@ pub struct Welcome {
     pub version: &'static str,
     /// Of the process.
     pub pid: u32,
-    /// Where it listens (`listen`).
-    pub ports: Vec<u16>,
     /// What is attached.
     #[serde(flatten)]
     pub links: Links,
@@ -334,6 +334,14 @@ pub struct Listen {
 pub struct Close {
     /// A service port.
     pub port: u16,
+}
+
+/// See the document.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ports {
+    /// What is behind this one.
+    pub after: u16,
 }
 
 /// What a group is, or that it is no more.

@@ -23,6 +23,8 @@ const BACKLOG: i32 = 8;
 const STRANGERS_TIME: Duration = Duration::from_secs(10);
 /// Links in one answer; of each less than 300 bytes are said.
 const LINKS_PAGE: usize = 200;
+/// Ports in a message, of at most six bytes each.
+const PORTS_PAGE: usize = 10_000;
 
 /// The listening socket, and the lock that makes this proxy the only one of its data directory.
 pub struct Listener {
@@ -158,8 +160,7 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
             // Another torpord may have made what the one before did not know.
             proxy.routes.borrow_mut().forget_misses();
             let links = known(proxy, None);
-            let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
-            let welcome = Welcome { version, pid, ports: proxy.service_ports(), links };
+            let welcome = Welcome { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), links };
             connection.answer(id, Ok(welcome));
             proxy.control.set_current(connection.clone());
             return proxy.output.borrow_mut().flush(&proxy.control);
@@ -206,6 +207,12 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
         Ask::Close(close) => {
             proxy.close(close.port);
             Ok(json!({}))
+        }
+        Ask::Ports(page) => {
+            let mut ports = proxy.ports_behind(page.after);
+            let more = ports.len() > PORTS_PAGE;
+            ports.truncate(PORTS_PAGE);
+            Ok(json!({"ports": ports, "more": more}))
         }
         Ask::Group(group) => {
             proxy.set_group(group);

@@ -15,13 +15,15 @@ use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 /// After accept(2) has failed (no descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -48,10 +50,33 @@ impl Drop for Counted {
     }
 }
 
+/// A socket that clients are accepted from, until it is closed.
+pub struct Listening(RefCell<Option<TcpListener>>);
+
+impl Listening {
+    /// Clients come to `listener`.
+    pub fn new(listener: TcpListener) -> Rc<Self> {
+        Rc::new(Self(RefCell::new(Some(listener))))
+    }
+
+    /// Nobody is accepted any more, and the address is free at once.
+    pub fn close(&self) {
+        drop(self.0.take());
+    }
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        poll_fn(|context| match &*self.0.borrow() {
+            Some(listener) => listener.poll_accept(context),
+            None => Poll::Pending,
+        })
+        .await
+    }
+}
+
 /// Accepts clients of one service port for ever.
-pub async fn accept(proxy: Rc<Proxy>, listener: TcpListener, port: u16) {
+pub async fn accept(proxy: Rc<Proxy>, listening: Rc<Listening>, port: u16) {
     loop {
-        match listener.accept().await {
+        match listening.accept().await {
             Ok((socket, peer)) => {
                 if proxy.clients.count() >= CLIENTS_MAX {
                     continue;
@@ -70,7 +95,7 @@ pub async fn accept(proxy: Rc<Proxy>, listener: TcpListener, port: u16) {
                 });
             }
             // One that went away again is no reason to pause.
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 eprintln!("torpor-proxy: accepting connections: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -191,7 +216,7 @@ async fn linger<T: AsyncRead + AsyncWrite + Unpin>(transport: &mut Transport<T>)
 ///
 /// # Errors
 /// What bind(2) and listen(2) give.
-pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv6() { tokio::net::TcpSocket::new_v6() } else { tokio::net::TcpSocket::new_v4() }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
