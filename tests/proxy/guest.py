@@ -60,12 +60,14 @@ class Connection:
                 self.changed.wait_for(
                     lambda: self.may_send_bytes > 0 or self.closed or self.guest.over, 30
                 )
-                if self.closed or self.guest.over or not self.may_send_bytes:
+                is_over = self.closed or self.we_closed or self.guest.over
+                if is_over or not self.may_send_bytes:
                     raise BrokenPipeError(self.number)
                 piece = data[: min(self.may_send_bytes, 32 << 10)]
                 self.may_send_bytes -= len(piece)
                 self.sent_bytes += len(piece)
-            self.guest.say(frame(self.number, DATA, piece))
+                # Before anybody can close it.
+                self.guest.say(frame(self.number, DATA, piece))
             data = data[len(piece) :]
 
     def recv(self, *, at_least: int = 1) -> bytes:
