@@ -15,6 +15,7 @@ from unikraft_cloud.core.errors import (
 
 from tests.fake_vm import FakeHost
 from torpor.api.service import Service
+from torpor.controller.links import Waiting
 from torpor.controller.vm import Exit
 
 pytestmark = pytest.mark.anyio
@@ -287,28 +288,37 @@ async def test_what_waits_is_counted_by_instance_and_group(
     service = {"services": [{"port": 443}, {"port": 5432, "handlers": []}]}
     service["domains"] = [{"name": "web"}]
     made = await sdk.instances.create(name="web", image="web", service_group=service)
+    wide = {"services": [{"port": 443}], "domains": [{"name": "*.localhost."}]}
+    await sdk.instances.create(name="wide", image="web", service_group=wide)
     alone = await sdk.instances.create(name="alone", image="web")
-    asked = []
+    knows = True
 
     async def stats(after: str | None) -> dict[str, Any]:  # noqa: ARG001
-        return {"links": [], "wakes": 0, "wake_us": [], "waiting": 3}
+        return {"links": [], "wakes": 0, "wake_us": [], "waiting": 15}
 
-    async def waiting(instance: str, hosts: tuple[str, ...]) -> int:
-        asked.append((instance, hosts))
-        return len(hosts)
+    async def waiting() -> list[Waiting]:
+        if not knows:
+            raise TimeoutError
+        hosts = (("web.localhost", 1), (":5432", 2), ("other.localhost", 4), ("no.where", 8))
+        return [
+            Waiting(16, instance=alone.uuid),
+            *(Waiting(requests, host=host) for host, requests in hosts),
+        ]
 
     async def queued() -> list[int | None]:
-        path, json_type = "/v1/instances/metrics?name=web&name=alone", "application/json"
+        names, json_type = "name=web&name=wide&name=alone", "application/json"
+        path = f"/v1/instances/metrics?{names}"
         answer = (await http.get(path, headers={"Accept": json_type})).json()
         return [each.get("nqueued") for each in answer["data"]["instances"]]
 
-    assert await queued() == [None, None]  # without a proxy nobody knows
+    assert await queued() == [None] * 3  # without a proxy nobody knows
     monkeypatch.setattr(server.controller.links, "stats", stats)
     monkeypatch.setattr(server.controller.links, "waiting", waiting)
-    assert await queued() == [2, 0]
-    assert asked == [(made.uuid, ("web.localhost", ":5432")), (alone.uuid, ())]
+    assert await queued() == [3, 4, 16]
     text = (await http.get("/v1/instances/metrics?name=web")).text
-    assert f'instance_nqueued{{instance_uuid="{made.uuid}"}} 2\n' in text
+    assert f'instance_nqueued{{instance_uuid="{made.uuid}"}} 3\n' in text
+    knows = False
+    assert await queued() == [None] * 3
 
 
 async def test_wakes_are_counted_by_how_long_they_took(sdk: Any, http: Any) -> None:

@@ -19,7 +19,7 @@ const BUSY_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::f
 const SLOT_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 /// What is to be woken.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
     /// Whoever has this name.
     Host(Host, u16),
@@ -104,15 +104,13 @@ impl Wakes {
         self.waiting.get()
     }
 
-    /// Those that an instance may take, for which they wait, or for one of these names.
+    /// What they wait for, and how many for each, in an order that lasts.
     #[must_use]
-    pub fn waiting_for(&self, instance: Uuid, hosts: &[String]) -> usize {
-        let may_take = |target: &Target| match target {
-            Target::Host(host, _) => hosts.iter().any(|name| host.is_named_by(name)),
-            Target::Instance(id) => *id == instance,
-        };
-        let waiting_for = self.waiting_for.borrow();
-        waiting_for.iter().filter(|(target, _)| may_take(target)).map(|(_, count)| count).sum()
+    pub fn waited_for(&self) -> Vec<(Target, usize)> {
+        let mut all: Vec<_> =
+            self.waiting_for.borrow().iter().map(|(target, count)| (target.clone(), *count)).collect();
+        all.sort_unstable();
+        all
     }
 
     /// Wakes that torpord was asked for.

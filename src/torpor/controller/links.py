@@ -42,6 +42,14 @@ class Traffic(msgspec.Struct, frozen=True):
 NO_TRAFFIC = Traffic()
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """Requests and connections that wait at the proxy for one of a name, or for an instance."""
+
+    requests: int
+    host: str | None = None
+    instance: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """What the proxy is told of a VM that runs."""
@@ -114,8 +122,8 @@ class Links(Protocol):
     async def stats(self, after: str | None) -> dict[str, Any] | None:
         """A page of the proxy's counters, that behind an instance; None where there is no proxy."""
 
-    async def waiting(self, instance: str, hosts: Sequence[str]) -> int:
-        """How many wait at the proxy for an instance, or for whoever has one of these hosts."""
+    async def waiting(self) -> list[Waiting]:
+        """Who waits at the proxy. Raises TimeoutError or OSError where it does not say."""
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -171,5 +179,5 @@ class NoLinks:
     async def stats(self, after: str | None) -> dict[str, Any] | None:  # noqa: ARG002
         return None
 
-    async def waiting(self, instance: str, hosts: Sequence[str]) -> int:  # noqa: ARG002
-        return 0
+    async def waiting(self) -> list[Waiting]:
+        return []

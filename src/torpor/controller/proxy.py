@@ -13,7 +13,15 @@ from typing import Any, Protocol
 import msgspec
 
 from torpor.controller.errors import Code, ItemError
-from torpor.controller.links import PUBLIC, Attachment, Egress, Traffic, Why, socket_pair
+from torpor.controller.links import (
+    PUBLIC,
+    Attachment,
+    Egress,
+    Traffic,
+    Waiting,
+    Why,
+    socket_pair,
+)
 from torpor.envelope import HEADER_BYTES, Envelope
 from torpor.tasks import Tasks
 
@@ -25,6 +33,10 @@ RETRY_S = 0.2
 ANSWER_S = 30.0
 """How long the proxy may take for an answer that does not wait for requests."""
 _ENVELOPE = Envelope(b"TPPX", VERSION)
+
+
+WAITING_MAX = 16_384
+"""As many as may wait at the proxy."""
 
 
 class ProxyGoneError(ConnectionError):
@@ -495,12 +507,15 @@ class ProxyClient:
             return await self.ask("stats", {} if after is None else {"after": after})
         return None
 
-    async def waiting(self, instance: str, hosts: Sequence[str]) -> int:
+    async def waiting(self) -> list[Waiting]:
         """See Links."""
-        with contextlib.suppress(ProxyGoneError, TimeoutError):
-            answer = await self.ask("waiting", {"instance": instance, "hosts": list(hosts)})
-            return int(answer["requests"])
-        return 0
+        found: list[Waiting] = []
+        more = True
+        while more and len(found) < WAITING_MAX:
+            answer = await self.ask("waiting", {"skip": len(found)})
+            found += msgspec.convert(answer["waiting"], list[Waiting])
+            more = bool(answer["more"])
+        return found
 
 
 def _check_user(connection: socket.socket) -> None:

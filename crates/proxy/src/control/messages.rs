@@ -64,7 +64,7 @@ pub enum Ask {
     Links(Page),
     /// Counters.
     Stats(Page),
-    /// How many wait for an instance.
+    /// How many wait, and for what.
     Waiting(Waiting),
 }
 
@@ -406,10 +406,9 @@ pub struct Page {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Waiting {
-    /// For this one,
-    pub instance: Uuid,
-    /// or for whoever has one of these names, as those of a group.
-    pub hosts: Vec<String>,
+    /// So many of them were told already.
+    #[serde(default)]
+    pub skip: usize,
 }
 
 /// The proxy's `wake`.

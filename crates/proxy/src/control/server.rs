@@ -6,6 +6,7 @@ use super::messages::{Ask, Attach, Detach, Incoming, Links, Page, Park, Parked, 
 use crate::instance::{Instance, Phase};
 use crate::proxy::Proxy;
 use crate::routes::Routes;
+use crate::wake::Target;
 use crate::watched::Watched;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -23,6 +24,8 @@ const BACKLOG: i32 = 8;
 const STRANGERS_TIME: Duration = Duration::from_secs(10);
 /// Links in one answer; of each less than 300 bytes are said.
 const LINKS_PAGE: usize = 200;
+/// Of what is waited for in a message, of at most 300 bytes each.
+const WAITING_PAGE: usize = 300;
 /// Ports in a message, of at most six bytes each.
 const PORTS_PAGE: usize = 10_000;
 
@@ -220,7 +223,7 @@ fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, m
         }
         Ask::Links(page) => return connection.answer(id, Ok(known(proxy, page.after))),
         Ask::Stats(page) => Ok(count(proxy, &page)),
-        Ask::Waiting(names) => Ok(json!({"requests": proxy.wakes.waiting_for(names.instance, &names.hosts)})),
+        Ask::Waiting(page) => Ok(waiting(proxy, page.skip)),
     };
     connection.answer(id, result);
 }
@@ -295,6 +298,20 @@ fn known(proxy: &Rc<Proxy>, after: Option<Uuid>) -> Links {
     let instances = behind(&routes, after);
     let more = instances.len() > LINKS_PAGE;
     Links { links: instances.into_iter().take(LINKS_PAGE).map(|instance| instance.known()).collect(), more }
+}
+
+fn waiting(proxy: &Rc<Proxy>, skip: usize) -> Value {
+    let all = proxy.wakes.waited_for();
+    let page: Vec<Value> = all
+        .iter()
+        .skip(skip)
+        .take(WAITING_PAGE)
+        .map(|(target, requests)| match target {
+            Target::Host(host, _) => json!({"host": host.as_str(), "requests": requests}),
+            Target::Instance(instance) => json!({"instance": instance, "requests": requests}),
+        })
+        .collect();
+    json!({"waiting": page, "more": all.len() > skip.saturating_add(page.len())})
 }
 
 fn count(proxy: &Rc<Proxy>, page: &Page) -> Value {

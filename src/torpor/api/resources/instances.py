@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from starlette.responses import Response
@@ -26,8 +28,9 @@ from torpor.api.wire import (
 from torpor.controller import Code, ItemError
 from torpor.controller.errors import invalid
 from torpor.controller.events import now_ms
+from torpor.controller.groups import ServiceGroups
 from torpor.controller.lifecycle import STOP_DRAIN_MAX_MS
-from torpor.controller.links import Traffic
+from torpor.controller.links import Traffic, Waiting
 from torpor.controller.live import counted
 from torpor.controller.model import WAKEUP_BUCKETS_MS, facts_of
 from torpor.controller.requests import CreateInstance, Int32, Reference, Seconds
@@ -326,6 +329,38 @@ async def get_log(call: Call, item: LogItem) -> LogAnswer:
     )
 
 
+class _Queued:
+    """How many wait at the proxy for each instance."""
+
+    def __init__(self, waiting: Iterable[Waiting], groups: ServiceGroups) -> None:
+        self._of_instance: Counter[str] = Counter()
+        self._of_service: Counter[int] = Counter()
+        for each in waiting:
+            if each.instance is not None:
+                self._of_instance[each.instance] += each.requests
+            elif each.host is not None and (service_id := groups.route(each.host)) is not None:
+                self._of_service[service_id] += each.requests
+
+    def of(self, row: InstanceRow) -> int:
+        """Those that wait for it, or for whoever of its service is there first."""
+        of_service = 0 if row.service_id is None else self._of_service[row.service_id]
+        return self._of_instance[row.uuid] + of_service
+
+
+async def _queued(call: Call, counters: dict[str, Any] | None) -> _Queued | None:
+    """None where nobody knows."""
+    if counters is None:
+        return None
+    controller = call.service.controller
+    waiting: list[Waiting] = []
+    if counters["waiting"]:
+        try:
+            waiting = await controller.links.waiting()
+        except (OSError, TimeoutError):
+            return None
+    return _Queued(waiting, controller.groups)
+
+
 @operation("GET", PATH + "/metrics", "get_instance_metrics", "Metrics of instances",
            group="Instances", key="instances", answer=MetricsAnswer, query=References,
            body=Reference, array=True, support="partial",
@@ -337,14 +372,15 @@ async def get_log(call: Call, item: LogItem) -> LogAnswer:
 async def get_metrics(call: Call) -> Any:
     named = listing.references(call)
     links, counters = await traffic(call)
+    queued = await _queued(call, counters)
     answers: list[Any] = []
     if named is None:  # all that run: a million that sleep use nothing
         lives = call.service.controller.lifecycle.lives.all()
         mine = [live.row for live in lives if live.row.owner_id == call.principal.owner.id]
-        answers = [await _metrics(call, row, links, counters) for row in mine]
+        answers = [await _metrics(call, row, links, queued) for row in mine]
     for reference in named or ():
         try:
-            answers.append(await _metrics(call, find(call, reference), links, counters))
+            answers.append(await _metrics(call, find(call, reference), links, queued))
         except ItemError as error:
             answers.append(failed(error, reference))
     if JSON in call.request.headers.get("accept", ""):
@@ -356,7 +392,7 @@ async def _metrics(
     call: Call,
     row: InstanceRow,
     links: dict[str, dict[str, int]],
-    counters: dict[str, Any] | None,
+    queued: _Queued | None,
 ) -> MetricsAnswer:
     live = call.service.controller.lifecycle.lives.get(row.id)
     facts = facts_of(row.facts) if live is None else live.facts
@@ -383,8 +419,8 @@ async def _metrics(
         traffic = Traffic(link["requests"], link["rx_bytes"], link["tx_bytes"])
     facts = counted(facts, traffic)
     answer.rx_bytes, answer.tx_bytes, answer.ntotal = facts.rx_bytes, facts.tx_bytes, facts.requests
-    if counters is not None:
-        answer.nqueued = await _queued(call, row) if counters["waiting"] else 0
+    if queued is not None:
+        answer.nqueued = queued.of(row)
     counts = [*facts.wakeups, *[0] * (len(WAKEUP_BUCKETS_MS) + 1 - len(facts.wakeups))]
     answer.wakeup_latency = [
         LatencyBucket(count=count, bucket_ms=bucket_ms)
@@ -392,12 +428,6 @@ async def _metrics(
     ]
     answer.wakeup_latency_sum = facts.wakeups_us // 1000
     return answer
-
-
-async def _queued(call: Call, row: InstanceRow) -> int:
-    controller = call.service.controller
-    hosts = () if row.service_id is None else controller.groups.hosts(row.service_id)
-    return await controller.links.waiting(row.uuid, hosts)
 
 
 _STATE_NUMBERS = {
