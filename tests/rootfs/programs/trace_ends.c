@@ -93,15 +93,9 @@ static void ignored_elsewhere(void) {
     waited("child", child);
 }
 
-static void *ends(void *argument) {
-    shared[1] = gettid();
-    wait_for(0);
-    return argument;
-}
-
 static int executes_beside_an_end(void) {
     pthread_t thread;
-    pthread_create(&thread, NULL, ends, NULL);
+    pthread_create(&thread, NULL, ends_in_its_turn, NULL);
     wait_for(2);
     execl("/proc/self/exe", "trace_ends", "exit", "5", NULL);
     return 1;
@@ -221,7 +215,7 @@ static void impossible_in_a_frame(void) {
 static int executes_set_user_id(void) {
     pthread_t thread;
     prctl(PR_SET_DUMPABLE, 1);
-    pthread_create(&thread, NULL, ends, NULL);
+    pthread_create(&thread, NULL, ends_in_its_turn, NULL);
     wait_for(2);
     execl("/tmp/trace-ends", "trace-ends", "ids", NULL);
     return 1;
