@@ -2,6 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
+import http.client
+import os
 import random
 import secrets
 import shutil
@@ -286,3 +289,36 @@ def test_policy_on_stays_awake_with_a_connection_of_its_own(server: Server, tmp_
             time.sleep(0.05)
     # The database is gone, and its connections with it.
     server.wait_for("eager", "standby")
+
+
+async def _forgotten(server: Server, name: str, host: str) -> None:
+    for _ in range(2):
+        sockets = [await WebSocket.connect(server.proxy_port, host) for _ in range(3)]
+        await asyncio.to_thread(server.wait_for, name, "standby")
+        former = server.proxy()
+        os.kill(former, signal.SIGKILL)
+        for one in sockets:
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+                await asyncio.wait_for(one.listening, TIMEOUT_S)
+            await one.close()
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    if (await asyncio.to_thread(server.get, host))[0] == 200:
+                        break
+                await asyncio.sleep(0.1)
+        assert server.proxy() != former
+    sockets = [await WebSocket.connect(server.proxy_port, host) for _ in range(3)]
+    await asyncio.to_thread(server.wait_for, name, "standby")
+    sockets[0].say("still here")
+    await until_all_heard(sockets, 1)
+    await asyncio.gather(*(one.close() for one in sockets))
+
+
+def test_what_slept_with_connections_of_a_proxy_that_is_gone_wakes(server: Server) -> None:
+    """They are reset, and new ones get the numbers that they had."""
+    words = ["-n", "forgotten", "--scale-to-zero", "idle", "--cooldown", "100ms"]
+    host = server.deploy(*words, str(REPOSITORY / "examples" / "bun-chat"))
+    asyncio.run(_forgotten(server, "forgotten", host))
+    log = server.torpor("instance", "logs", "forgotten")
+    assert "the VM is gone" not in log

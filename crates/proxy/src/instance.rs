@@ -147,7 +147,8 @@ impl Instance {
     /// A text for torpord.
     pub fn start(proxy: &Rc<Proxy>, attach: Attach, socket: OwnedFd) -> Result<Rc<Self>, String> {
         let policy = policy(&attach.egress)?;
-        let link = Link::new(attach.instance, attach.generation, socket, policy).map_err(|error| error.to_string())?;
+        let link = Link::new(attach.instance, attach.generation, attach.link, socket, policy)
+            .map_err(|error| error.to_string())?;
         let instance = Rc::new(Self {
             id: attach.instance,
             link,

@@ -33,7 +33,7 @@ impl Owner for Heard {
 fn link() -> (Rc<Link>, Rc<Heard>, OwnedFd) {
     let (ours, theirs) = pair().expect("socket pair");
     let nowhere = Policy { scope: Scope::Nothing, ..Policy::default() };
-    let (link, heard) = (Link::new(Uuid::from_u128(1), 1, ours, nowhere).expect("a link"), Rc::<Heard>::default());
+    let (link, heard) = (Link::new(Uuid::from_u128(1), 1, 0, ours, nowhere).expect("a link"), Rc::<Heard>::default());
     let owner: Rc<dyn Owner> = heard.clone();
     let owner: Weak<dyn Owner> = Rc::downgrade(&owner);
     link.set_owner(owner);

@@ -3,7 +3,7 @@
 //! The VM process applies them to the guest's ring, the host to the VM process's socket. Both keep one [`Ledger`] that
 //! sees every frame of both directions in order, so the two agree without asking each other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use thiserror::Error;
 use torpor_abi::endpoint::{ENDPOINT_BYTES, Transport};
 use torpor_abi::frame::{
@@ -100,6 +100,11 @@ pub enum Side {
     Host = 1,
 }
 
+/// Who opened a connection, by its number.
+fn opener_of(number: u32) -> Side {
+    if is_guest_number(number) { Side::Guest } else { Side::Host }
+}
+
 impl Side {
     const fn other(self) -> Self {
         match self {
@@ -176,6 +181,8 @@ pub struct Ledger {
     opened: [usize; 2],
     /// ATTACH was sent by the host and not answered yet.
     moving: HashMap<u32, Moving>,
+    /// Taken over, and not named by ATTACH: the other end may know nothing of them.
+    unnamed: HashSet<u32>,
 }
 
 impl Ledger {
@@ -188,6 +195,7 @@ impl Ledger {
             connections: HashMap::new(),
             opened: [0; 2],
             moving: HashMap::new(),
+            unnamed: HashSet::new(),
         }
     }
 
@@ -242,7 +250,11 @@ impl Ledger {
                 self.fixed[number as usize][Side::Guest as usize].allow(header, INITIAL_WINDOW_BYTES)
             }
             (_, kind::SHUTDOWN) if self.is_output(number) => Ok(()),
-            (stream::CONTROL, kind::SIGNAL | kind::WINSIZE | kind::RESUMED) => Ok(()),
+            (stream::CONTROL, kind::RESUMED) => {
+                self.forget_unnamed();
+                Ok(())
+            }
+            (stream::CONTROL, kind::SIGNAL | kind::WINSIZE) => Ok(()),
             (stream::STDIN..=stream::CONTROL, _) => Err(Violation::Kind { stream: number, kind: what }),
             _ => Err(Violation::Stream { stream: number, kind: what }),
         }
@@ -265,7 +277,7 @@ impl Ledger {
             let Some(transport) = Transport::from_argument(argument) else { return bad_payload };
             return self.open(side, number, transport);
         }
-        let opener = if is_guest_number(number) { Side::Guest } else { Side::Host };
+        let opener = opener_of(number);
         let Some(connection) = self.connections.get_mut(&number) else {
             return Err(Violation::Stream { stream: number, kind: what });
         };
@@ -300,6 +312,7 @@ impl Ledger {
                     let [guest, host] = connection.halves;
                     let moving = Moving { guest_sent: guest.sent_bytes, host_sent: host.sent_bytes };
                     self.moving.insert(number, moving);
+                    self.unnamed.remove(&number);
                     Ok(())
                 }
                 Side::Guest if self.moving.remove(&number).is_some() => Ok(()),
@@ -339,13 +352,26 @@ impl Ledger {
     /// # Errors
     /// [`Violation::Number`] or [`Violation::TooMany`].
     pub fn adopt(&mut self, number: u32, connection: Connection) -> Result<(), Violation> {
-        let opener = if is_guest_number(number) { Side::Guest } else { Side::Host };
+        let opener = opener_of(number);
         if number < stream::FIRST_DYNAMIC {
             return Err(Violation::Number(number));
         }
         self.open(opener, number, connection.transport)?;
         self.connections.insert(number, connection);
+        self.unnamed.insert(number);
         Ok(())
+    }
+
+    /// The guest gives up what was not named before RESUMED, and says nothing of it. Only what it has closed itself needed
+    /// no name, and waits for the host's CLOSE.
+    fn forget_unnamed(&mut self) {
+        for number in std::mem::take(&mut self.unnamed) {
+            let closed = |connection: &Connection| connection.halves[Side::Guest as usize].closed;
+            if !self.connections.get(&number).is_some_and(closed) && self.connections.remove(&number).is_some() {
+                let opener = opener_of(number);
+                self.opened[opener as usize] -= 1;
+            }
+        }
     }
 
     /// All connections.
@@ -462,6 +488,31 @@ mod tests {
         assert_eq!(ledger.to_guest(&data(18, 1)), Ok(()));
         assert_eq!(ledger.to_guest(&frame(18, kind::CLOSE, 0)), Ok(()));
         assert_eq!(ledger.connections().count(), 0);
+    }
+
+    #[test]
+    fn what_a_new_other_end_does_not_name_is_forgotten() {
+        let mut ledger = Ledger::new(false);
+        let halves = [Half::new(CONNECTION_WINDOW_BYTES); 2];
+        let connection = Connection { transport: Transport::Tcp, answered: true, halves };
+        let mut closed = connection;
+        closed.halves[Side::Guest as usize].closed = true;
+        for (number, connection) in [(16, connection), (17, connection), (18, connection), (20, closed)] {
+            assert_eq!(ledger.adopt(number, connection), Ok(()));
+        }
+        assert_eq!(ledger.to_guest(&frame(16, kind::OPEN, Transport::Tcp as u32)), Err(Violation::Number(16)));
+        let attach = Header { len: ATTACH_BYTES, ..frame(18, kind::ATTACH, 7) };
+        assert_eq!(ledger.to_guest(&attach), Ok(()));
+        assert_eq!(ledger.to_guest(&frame(stream::CONTROL, kind::RESUMED, 7)), Ok(()));
+        let mut left: Vec<u32> = ledger.connections().map(|(number, _)| number).collect();
+        left.sort_unstable();
+        assert_eq!((left, ledger.opened), (vec![18, 20], [0, 2]));
+        assert!(ledger.from_guest(&data(17, 1)).is_err());
+        assert_eq!(ledger.to_guest(&frame(16, kind::OPEN, Transport::Tcp as u32)), Ok(()));
+        assert_eq!(ledger.to_guest(&frame(20, kind::CLOSE, 0)), Ok(()));
+        // Once is enough: what was opened since stays.
+        assert_eq!(ledger.to_guest(&frame(stream::CONTROL, kind::RESUMED, 8)), Ok(()));
+        assert!(ledger.connection(16).is_some());
     }
 
     #[test]

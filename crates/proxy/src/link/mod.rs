@@ -104,11 +104,12 @@ pub struct Traffic {
 }
 
 impl Link {
-    /// A link over `socket`, whose guest is of `generation`. The caller runs [`Link::pump`].
+    /// A link over `socket`, whose guest is of `generation`, made at `made_ns` of CLOCK_MONOTONIC. The caller runs
+    /// [`Link::pump`].
     ///
     /// # Errors
     /// Where the runtime can't watch the descriptor.
-    pub fn new(instance: Uuid, generation: u64, socket: OwnedFd, policy: Policy) -> io::Result<Rc<Self>> {
+    pub fn new(instance: Uuid, generation: u64, made_ns: u64, socket: OwnedFd, policy: Policy) -> io::Result<Rc<Self>> {
         let mut wire = Wire::new(socket)?;
         wire.begin(generation);
         let inner = Inner {
@@ -116,7 +117,9 @@ impl Link {
             generation,
             quiet: false,
             streams: HashMap::new(),
-            next_number: numbers::FIRST_DYNAMIC,
+            // A guest may still hold a number that an earlier proxy gave, and which it has closed itself: others are
+            // taken than that began with.
+            next_number: numbers::FIRST_DYNAMIC + (made_ns / 1000) as u32 % (1 << 30) / 2 * 2,
             egress: None,
             outgoing: 0,
             policy,
