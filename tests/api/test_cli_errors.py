@@ -202,6 +202,24 @@ async def test_a_new_version_whose_port_is_taken(server: Service, data_dir: Path
     assert [line.split()[0] for line in await _listed(data_dir)] == ["redis", "app"]
 
 
+async def test_a_new_version_is_called_as_the_former_one(
+    server: Service, data_dir: Path, host: FakeHost
+) -> None:
+    """Its program, too, although another has the name while it starts."""
+    assert server
+    for version in ("1", "2"):
+        await torpor(data_dir, "deploy", "web", "-n", "app", "-p", "80:8080", "-e", f"V={version}")
+        (vm,) = host.running.values()
+        assert (vm.name, vm.env["V"]) == ("app", version)
+
+
+async def test_plain_tcp_has_a_port_of_its_own(server: Service, data_dir: Path) -> None:
+    assert server
+    refused = await torpor(data_dir, "deploy", "web", "-p", "80:8080/tcp", status=125)
+    assert "'80:8080/tcp': ports 80 and 443 are for HTTP by host names" in refused
+    assert "as 8080/tcp" in refused
+
+
 async def test_a_deployment_with_too_little_memory(
     server: Service, data_dir: Path, host: FakeHost
 ) -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tests.controller.conftest import FAST
 from tests.fake_vm import FakeHost, FakeVm
-from torpor.controller import Controller, ItemError
+from torpor.controller import Code, Controller, ItemError
 from torpor.controller.model import facts_of
 from torpor.controller.requests import CreateInstance
 from torpor.controller.restart import Backoff, wants_restart
@@ -224,6 +224,22 @@ async def test_a_restart_gives_up_when_stopped(
     await controller.lifecycle.stop(row, force=True)
     await controller.wait(row, "stopped", 30)
     assert controller.lifecycle.lives.get(row.id) is None
+
+
+async def test_a_restart_that_fails_says_why(
+    controller: Controller, owner: Owner, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ItemError(Code.FAILED, "the fake has no luck")
+
+    row = await running(controller, owner, restart_policy="always")
+    monkeypatch.setattr(host, "boot", fail)
+    monkeypatch.setattr(host, "restore", fail)
+    host.running[row.uuid].end(Exit("crash"))
+    said = b"torpor: it cannot start: the fake has no luck\n"
+    async with asyncio.timeout(30):
+        while said not in controller.console.read(row.id, 0, 1 << 16):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("generation", [0, 1], ids=["its own generation", "another generation"])

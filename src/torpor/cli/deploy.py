@@ -11,6 +11,7 @@ from torpor.cli.instance import environment
 from torpor.cli.output import say
 from torpor.cli.service import PORT, group_of, parse_port
 from torpor.controller.model import OUT_OF_MEMORY
+from torpor.controller.rules import is_hostname
 from torpor.controller.starting import READY_S
 from torpor.datadir import data_dir
 from torpor.errors import ImageNotFoundError, TorporError, UsageError
@@ -136,7 +137,9 @@ def _place(
             {"port": port, "destination_port": service["destination_port"]}
             for port, service in first
         ]
-        return {"service_group": {"services": own}}
+        placed = {"service_group": {"services": own}}
+        # As its program is to be called when it has the other's place.
+        return {**placed, "hostname": name} if name and is_hostname(name) else placed
     placed = {"service_group": group_of(name, services)}
     return placed if name is None else {"name": name, **placed}
 

@@ -178,23 +178,23 @@ def down(data: str | None, now: bool, vms_only: bool) -> None:
     if now and vms_only:
         raise UsageError("--now leaves VMs alone, and --vms-only ends nothing else: give one")
     directory = data_dir(data)
-    first = process_of(directory)
-    if first is None:
+    if process_of(directory) is None:
         raise TorporError(f"no server runs on {directory}")
     if not now:
         _put_away(data, directory)
     if vms_only:
         return
-    os.kill(first, signal.SIGTERM)
+    told: set[int] = set()
     ends_s = time.monotonic() + END_TIMEOUT_S
-    while holder(directory / SUPERVISOR) is not None or holder(directory / TORPORD) is not None:
+    while (process := process_of(directory)) is not None:
         if time.monotonic() > ends_s:
-            raise TorporError(f"process {first} does not end: its log is in {directory}/logs")
+            raise TorporError(f"process {process} does not end: its log is in {directory}/logs")
+        # Without a supervisor each part is ended by itself.
+        if process not in told:
+            told.add(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
         time.sleep(0.05)
-    # Without its supervisor the proxy is still there.
-    proxy = _proxy_pid(directory)
-    if proxy is not None:
-        os.kill(proxy, signal.SIGTERM)
     (directory / URL_FILE).unlink(missing_ok=True)
 
 

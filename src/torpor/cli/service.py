@@ -8,6 +8,7 @@ from torpor.cli.client import Server, run
 from torpor.cli.complete import references_to, service_names
 from torpor.cli.group import ObjectGroup, removal
 from torpor.cli.output import output_option, show
+from torpor.controller.groups import HTTP, HTTPS
 from torpor.errors import UsageError
 
 COLUMNS = (
@@ -43,6 +44,11 @@ def parse_port(word: str) -> dict[str, Any]:
         raise UsageError(
             f"option '-p' takes the handlers http, tls and redirect, joined by +, or tcp or "
             f"passthrough, not '{handlers}'"
+        )
+    if handlers == "tcp" and service["port"] in (HTTP, HTTPS):
+        raise UsageError(
+            f"option '-p' is '{word}': ports {HTTP} and {HTTPS} are for HTTP by host names; "
+            f"plain TCP needs a port of its own, as {service['destination_port']}/tcp"
         )
     return service
 

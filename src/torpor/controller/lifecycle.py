@@ -752,7 +752,9 @@ class Lifecycle:
             live.restart = None
             try:
                 await self._starter.start(self._lives.current(live.row), "restart", attempt)
-            except (ItemError, StoreError):
+            except (ItemError, StoreError) as error:
+                self._console.output(live.row.id, f"torpor: it cannot start: {error}\n".encode())
+                await self._console.flush()
                 if self._lives.get(live.row.id) in (live, None):
                     live.row = self._lives.current(live.row)
                     live.facts = facts_of(live.row.facts)

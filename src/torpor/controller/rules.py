@@ -100,9 +100,14 @@ def check_args(args: Iterable[str]) -> None:
         raise invalid("args", f"must have at most {MAX_ARGS_BYTES} characters in all")
 
 
+def is_hostname(name: str) -> bool:
+    """Whether a VM may call itself so."""
+    return len(name) <= 63 and _HOSTNAME.match(name) is not None
+
+
 def check_hostname(name: str) -> None:
     """A host name inside a VM."""
-    if len(name) > 63 or _HOSTNAME.match(name) is None:
+    if not is_hostname(name):
         raise invalid("hostname", "must have 1 to 63 letters, digits or '-' within")
 
 
