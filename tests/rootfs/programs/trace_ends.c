@@ -97,7 +97,7 @@ static int executes_beside_an_end(void) {
     pthread_t thread;
     pthread_create(&thread, NULL, ends_in_its_turn, NULL);
     wait_for(2);
-    execl("/proc/self/exe", "trace_ends", "exit", "5", NULL);
+    execl("/proc/self/exe", "trace_ends", "later", "5", NULL);
     return 1;
 }
 
@@ -114,6 +114,7 @@ static void execve_beside_an_end(void) {
     shared[2] = 1;
     /* Linux waits until the tracer knows of the end. */
     wait_and_show("thread", thread);
+    shared[3] = 1;
     wait_and_show("child", child);
 }
 
@@ -277,12 +278,13 @@ static volatile int *share(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 2)
-        return atoi(argv[2]);
     setvbuf(stdout, NULL, _IOLBF, 0);
     shared = share();
-    if (argc > 1) {
+    if (argc > 1)
         wait_for(3);
+    if (argc > 2)
+        return atoi(argv[2]);
+    if (argc > 1) {
         printf("uid %d euid %d\n", getuid(), geteuid());
         shared[4] = 1;
         for (;;)
