@@ -188,6 +188,8 @@ class Torpord:
             reply = {"error": {"code": refusal.code, "message": refusal.message}}
         except OSError as error:
             reply = {"error": {"code": "failed", "message": str(error)}}
+        except queue.Empty:  # the proxy ended, with its test, before it answered what this asked
+            return
         # The proxy may be gone by then, with the test's end.
         with self._lock, contextlib.suppress(OSError):
             self._send({"id": id_, **reply})
