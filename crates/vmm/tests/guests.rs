@@ -324,7 +324,15 @@ fn hostile_guests_end_their_own_run() {
         (&["touch"], "MiB of host memory"),
         (&["touch-unasked"], "neither memory nor a doorbell"),
     ] {
-        let output = run(&["--memory", "64M"], arguments);
+        let image = image("small.erofs", 4096);
+        let mut child = command(&image, &["--memory", "64M"], arguments).spawn().expect("spawn");
+        // A reader that is quicker than the guest is not overrun.
+        let mut stdout = child.stdout.take().expect("piped");
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(500));
+            std::io::copy(&mut stdout, &mut std::io::sink())
+        });
+        let output = wait(child, arguments);
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(status(&output), 125, "{arguments:?}: {text}");
         assert!(text.starts_with("torpor-vmm: ") && text.contains(reason), "{arguments:?}: {text}");
