@@ -285,7 +285,7 @@ impl Proxy {
         self.accept_at(SocketAddr::new(self.address, port), port).map(|_| ())
     }
 
-    /// Accepts no more connections for a service port. Those that there are go on.
+    /// Accepts no more connections for a port. Those that there are go on.
     pub fn close(&self, port: u16) {
         self.alone.borrow_mut().remove(&port);
         if let Some((listening, task)) = self.listeners.borrow_mut().remove(&port) {
@@ -323,10 +323,7 @@ impl Proxy {
 
     /// No more clients; requests in flight may end.
     async fn end(&self) {
-        for (listening, task) in std::mem::take(&mut *self.listeners.borrow_mut()).into_values() {
-            listening.close();
-            task.abort();
-        }
+        self.ports_behind(0).into_iter().for_each(|port| self.close(port));
         let drained = async {
             while self.in_flight() > 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;

@@ -325,8 +325,7 @@ impl Ledger {
                     self.moving.remove(&number);
                 }
                 if connection.halves[theirs].closed {
-                    self.connections.remove(&number);
-                    self.opened[opener as usize] -= 1;
+                    self.forget(number);
                 }
                 Ok(())
             }
@@ -352,11 +351,10 @@ impl Ledger {
     /// # Errors
     /// [`Violation::Number`] or [`Violation::TooMany`].
     pub fn adopt(&mut self, number: u32, connection: Connection) -> Result<(), Violation> {
-        let opener = opener_of(number);
         if number < stream::FIRST_DYNAMIC {
             return Err(Violation::Number(number));
         }
-        self.open(opener, number, connection.transport)?;
+        self.open(opener_of(number), number, connection.transport)?;
         self.connections.insert(number, connection);
         self.unnamed.insert(number);
         Ok(())
@@ -367,10 +365,15 @@ impl Ledger {
     fn forget_unnamed(&mut self) {
         for number in std::mem::take(&mut self.unnamed) {
             let closed = |connection: &Connection| connection.halves[Side::Guest as usize].closed;
-            if !self.connections.get(&number).is_some_and(closed) && self.connections.remove(&number).is_some() {
-                let opener = opener_of(number);
-                self.opened[opener as usize] -= 1;
+            if !self.connections.get(&number).is_some_and(closed) {
+                self.forget(number);
             }
+        }
+    }
+
+    fn forget(&mut self, number: u32) {
+        if self.connections.remove(&number).is_some() {
+            self.opened[opener_of(number) as usize] -= 1;
         }
     }
 

@@ -39,6 +39,10 @@ class Console:
             tail.start += excess
         self._wake.set()
 
+    def say(self, instance_id: int, what: object) -> None:
+        """Adds a line of torpord's own to an instance's log."""
+        self.output(instance_id, f"torpor: {what}\n".encode())
+
     def bounds(self, instance_id: int) -> tuple[int, int]:
         """The offsets of the first byte kept and behind the last one."""
         start, end = self._store.logs.bounds(instance_id)

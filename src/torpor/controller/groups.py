@@ -190,11 +190,6 @@ class ServiceGroups:
         known = self._known(service_id)
         return frozenset() if known is None else known.ports
 
-    def hosts(self, service_id: int) -> tuple[str, ...]:
-        """The names by which clients reach a group, `:PORT` where it has a port alone."""
-        known = self._known(service_id)
-        return () if known is None else tuple(known.document["hosts"])
-
     def destinations(self, service_id: int) -> tuple[int, ...]:
         """The ports that its instances listen on."""
         known = self._known(service_id)

@@ -727,8 +727,7 @@ class Lifecycle:
         what = "starts again" if again else "is stopped"
         if committed:
             what = "goes on as it was stored last"
-        self._console.output(live.row.id, f"torpor: the VM is gone; it {what}\n".encode())
-        await self._console.flush()
+        self._console.say(live.row.id, f"the VM is gone; it {what}")
         await self._lives.write_eventually(live, "starting" if again else end)
         self._lives.set(live, end, "system")
         self._lives.forget(live)
@@ -753,8 +752,7 @@ class Lifecycle:
             try:
                 await self._starter.start(self._lives.current(live.row), "restart", attempt)
             except (ItemError, StoreError) as error:
-                self._console.output(live.row.id, f"torpor: it cannot start: {error}\n".encode())
-                await self._console.flush()
+                self._console.say(live.row.id, f"it cannot start: {error}")
                 if self._lives.get(live.row.id) in (live, None):
                     live.row = self._lives.current(live.row)
                     live.facts = facts_of(live.row.facts)

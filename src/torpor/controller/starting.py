@@ -352,7 +352,7 @@ class Starter:
     def _say(self, row: InstanceRow, what: object | None) -> None:
         """Writes a line to an instance's log, if there is anything to say."""
         if what is not None:
-            self._console.output(row.id, f"torpor: {what}\n".encode())
+            self._console.say(row.id, what)
 
     def _ready(self, live: Live) -> None:
         if live.state != "starting":

@@ -93,12 +93,25 @@ static void ignored_elsewhere(void) {
     waited("child", child);
 }
 
-static int executes_beside_an_end(void) {
+/* Has a thread, and runs a program in its own turn. */
+static int executes(const char *path, const char *mode, const char *status) {
     pthread_t thread;
     pthread_create(&thread, NULL, ends_in_its_turn, NULL);
     wait_for(2);
-    execl("/proc/self/exe", "trace_ends", "later", "5", NULL);
+    execl(path, path, mode, status, NULL);
     return 1;
+}
+
+/* Traces the thread of such a process, of which it wants to know the end. */
+static pid_t seizes_the_thread(void) {
+    wait_for(1);
+    pid_t thread = shared[1];
+    SHOW(raw(PTRACE_SEIZE, thread, 0, PTRACE_O_TRACEEXIT));
+    return thread;
+}
+
+static int executes_beside_an_end(void) {
+    return executes("/proc/self/exe", "later", "5");
 }
 
 /* A thread that stops at its end for its tracer is killed by execve(2) in another, which goes on. */
@@ -106,9 +119,7 @@ static void execve_beside_an_end(void) {
     TITLE("execve(2) beside a thread that is in its last stop");
     memset((void *)shared, 0, 64);
     pid_t child = plain_child(executes_beside_an_end);
-    wait_for(1);
-    pid_t thread = shared[1];
-    SHOW(raw(PTRACE_SEIZE, thread, 0, PTRACE_O_TRACEEXIT));
+    pid_t thread = seizes_the_thread();
     shared[0] = 1;
     wait_and_show("thread", thread);
     shared[2] = 1;
@@ -219,12 +230,8 @@ static void impossible_in_a_frame(void) {
 }
 
 static int executes_set_user_id(void) {
-    pthread_t thread;
     prctl(PR_SET_DUMPABLE, 1);
-    pthread_create(&thread, NULL, ends_in_its_turn, NULL);
-    wait_for(2);
-    execl("/tmp/trace-ends", "trace-ends", "ids", NULL);
-    return 1;
+    return executes("/tmp/trace-ends", "ids", NULL);
 }
 
 static void *attaches(void *argument) {
@@ -236,9 +243,7 @@ static int attaches_in_the_middle(void) {
         return 1;
     prctl(PR_SET_DUMPABLE, 1);
     pid_t child = plain_child(executes_set_user_id);
-    wait_for(1);
-    pid_t thread = shared[1];
-    SHOW(raw(PTRACE_SEIZE, thread, 0, PTRACE_O_TRACEEXIT));
+    pid_t thread = seizes_the_thread();
     shared[2] = 1;
     /* It is at its end, which execve(2) in the other thread waits for. */
     wait_and_show("thread", thread);

@@ -99,6 +99,7 @@ mod tests {
         let change = |mode| inode.set_metadata(&SetMetadata { mode: Some(mode), ..SetMetadata::default() });
         assert_eq!((change(0o600), change(0o700)), (Ok(()), Err(Errno::EPERM)));
     }
+
     #[test]
     fn room_that_cannot_be_had_is_given_back() {
         crate::mm::frame::reset_hosted(64 << 20, 64 << 20);

@@ -117,8 +117,7 @@ impl Link {
             generation,
             quiet: false,
             streams: HashMap::new(),
-            // A guest may still hold a number that an earlier proxy gave, and which it has closed itself: others are
-            // taken than that began with.
+            // A guest keeps a number that it has closed and an earlier proxy has not: each link begins elsewhere.
             next_number: numbers::FIRST_DYNAMIC + (made_ns / 1000) as u32 % (1 << 30) / 2 * 2,
             egress: None,
             outgoing: 0,
