@@ -107,7 +107,7 @@ def delete(server: Server, name: str) -> None:
     server.api("/v1/instances", [{"name": name}], "DELETE")
 
 
-def test_the_least_recently_used_make_room(server: Server) -> None:
+def test_idle_ones_make_room(server: Server) -> None:
     make(server, "busy")
     make(server, "kept", "off")
     answers: list[int] = []
@@ -122,9 +122,8 @@ def test_the_least_recently_used_make_room(server: Server) -> None:
         assert time.monotonic() < ends_s
         time.sleep(0.1)
     states = [server.state(name) for name in names]
-    asleep = states.count("standby")
-    assert asleep >= 3
-    assert states[:asleep] == ["standby"] * asleep, "those first that were used longest ago"
+    # Which (tests/proxy/test_sleep.py) is not looked at: one that is busy just then goes on.
+    assert states.count("standby") >= 3
     assert (server.state("busy"), server.state("kept")) == ("running", "running")
     # Each is woken in another's place, and none has lost anything.
     for name in (*names, *names):

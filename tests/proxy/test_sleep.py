@@ -210,6 +210,38 @@ def test_standby_is_not_asked_for_again_at_once(proxy: Proxy, torpord: Torpord) 
     assert time.monotonic() - began > 0.5
 
 
+def test_those_used_longest_ago_make_room(proxy: Proxy, torpord: Torpord) -> None:
+    """One that can't sleep does not keep others from it: it is the last then."""
+    instances: dict[str, str] = {}
+    may_sleep = threading.Event()
+
+    def idle(fields: dict[str, Any]) -> dict[str, Any]:
+        if fields["instance"] == instances["first"] and not may_sleep.is_set():
+            return {"parked": False, "why": "not now"}
+        return {"parked": True}
+
+    def asked() -> list[str]:
+        return [fields["instance"] for name, fields in torpord.asked if name == "idle"]
+
+    torpord.on["idle"] = idle
+    for name in ("third", "first", "second"):
+        group = torpord.group([f"{name}.localhost"])
+        instances[name] = torpord.attach(Guest(echo), group)
+    for name in ("first", "second", "third"):
+        assert get(proxy.address, f"{name}.localhost").status == 200
+    order = [instances["first"], instances["second"], instances["third"]]
+    torpord.tell("relieve", instances=2)
+    torpord.wait_for(lambda: len(asked()) == 2)
+    assert sorted(asked()) == sorted(order[:2])
+    torpord.tell("relieve", instances=1)
+    torpord.wait_for(lambda: len(asked()) == 3)
+    assert asked()[2] == order[2]
+    may_sleep.set()
+    torpord.tell("relieve", instances=1)
+    torpord.wait_for(lambda: len(asked()) == 4)
+    assert asked()[3] == order[0]
+
+
 def test_idle_is_asked_again_of_the_next_torpord(proxy: Proxy, torpord: Torpord) -> None:
     instance = Instance(torpord, echo)
     asked = threading.Event()

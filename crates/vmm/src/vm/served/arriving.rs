@@ -152,13 +152,22 @@ impl Arriving {
     /// [`Lost`].
     pub(super) fn touched(&mut self, userfault: &Userfault, page: u32) -> Result<(), Lost> {
         (self.touched, self.ahead) = (page, AHEAD);
+        self.make_readable(userfault, page)?;
+        // It may have arrived between the touch and the wait.
+        Ok(userfault.wake(AddressRange::of_pages(self.guest, &(page..page + 1)))?)
+    }
+
+    /// Makes a page of the base one that can be read without waiting, be it in a chunk or not.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub(super) fn make_readable(&mut self, userfault: &Userfault, page: u32) -> Result<(), Lost> {
         self.bring(userfault, &(page..page + 1))?;
         if self.ranges.iter().any(|range| range.contains(&page)) {
             // One that is in no chunk. Others are there by now, and stay.
             put(userfault, self.view, page, &ZEROS)?;
         }
-        // It may have arrived between the touch and the wait.
-        Ok(userfault.wake(AddressRange::of_pages(self.guest, &(page..page + 1)))?)
+        Ok(())
     }
 
     fn arrive(&mut self, userfault: &Userfault, entry: &Entry) -> Result<(), Lost> {
@@ -190,14 +199,16 @@ fn put(userfault: &Userfault, view: AddressRange, first: u32, pages: &[u8]) -> i
 
 #[cfg(test)]
 mod tests {
+    use super::super::pager::Late;
     use super::super::testing::{family, finished, memory_file, page, served};
     use super::*;
-    use crate::snapshot::pages::PAGE;
+    use crate::snapshot::pages::{Coding, PAGE};
     use crate::snapshot::{Arrives, Kind, Writer, read_head};
     use crate::vm::memory::Gpa;
     use crate::vm::served::unpack_template;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     const FIRST_LATE: u32 = 0x1000;
     const TABLES: (u64, u64) = (0x30_0000, 0x1000);
@@ -287,6 +298,37 @@ mod tests {
         })
         .expect("whole");
         assert_eq!(pager.own_template_bytes(), now + 32 * PAGE_BYTES);
+    }
+
+    /// Whoever provides pages would wait for itself if it touched one that is not there.
+    #[test]
+    fn a_state_coded_against_a_page_between_those_of_a_chunk_arrives() {
+        let pager = Pager::open().expect("/dev/userfaultfd");
+        let pages = BTreeMap::from([(FIRST_LATE, 3), (FIRST_LATE + 8, 3)]);
+        let (base, memory) = begun(&template(&pages), Some(&pager)).expect("good");
+        let between = FIRST_LATE + 4;
+        let mut wanted = ZEROS;
+        wanted[100] = 7;
+        let mut writer = Writer::new(None).expect("memory");
+        let (coding, _) = writer.push(Arrives::Late, between, &wanted, Some(&ZEROS), None).expect("compressed");
+        assert_eq!(coding, Coding::Template);
+        let delta = finished(writer, Kind::Delta, family(TABLES));
+        let memory: &'static GuestMemory = Box::leak(Box::new(memory));
+        let late = Late {
+            file: memory_file(&delta),
+            memory,
+            base: Arc::new(base),
+            now: Vec::new(),
+            pending: Pending::new(Reader::new(&delta).expect("good").late(), &family(TABLES)).expect("no tables"),
+            unpacker: Unpacker::new().expect("memory"),
+        };
+        pager.begin(late).expect("registered");
+        served(&pager, || {
+            assert!(page(memory, between) == wanted);
+            assert_eq!(page(memory, between + 1), ZEROS);
+            assert_eq!(page(memory, FIRST_LATE + 8), [3; PAGE]);
+        })
+        .expect("whole");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::arriving::Arriving;
 use super::base::{Base, is_scratch};
 use super::pending::Pending;
 use super::userfault::{AddressRange, Of, Userfault};
-use crate::snapshot::pages::PAGE;
+use crate::snapshot::pages::{Coding, PAGE};
 use crate::snapshot::{BadSnapshot, Entry, Unpacker};
 use crate::vm::memory::GuestMemory;
 use std::collections::BTreeMap;
@@ -183,7 +183,7 @@ impl Coming {
                 if let Some(template) = &mut self.template {
                     template.bring(userfault, &entry.range)?;
                 }
-                late.arrive(userfault, &entry)?;
+                late.arrive(userfault, &entry, self.template.as_mut())?;
             }
         }
         self.template.as_mut().map_or(Ok(()), |template| template.bring(userfault, pages))
@@ -210,7 +210,12 @@ impl Late {
     }
 
     /// Puts a chunk where it belongs; from then on its range is ordinary memory.
-    fn arrive(&mut self, userfault: &Userfault, entry: &Entry) -> Result<(), Lost> {
+    fn arrive(
+        &mut self,
+        userfault: &Userfault,
+        entry: &Entry,
+        mut template: Option<&mut Arriving>,
+    ) -> Result<(), Lost> {
         let Self { file, memory, base, now, unpacker, .. } = self;
         let mut packed = Vec::new();
         let chunk = entry.read(file, &mut packed)?;
@@ -222,6 +227,10 @@ impl Late {
             let number = coded.number;
             if now.binary_search(&number).is_ok() || is_scratch(number) {
                 return Err(BadSnapshot::Format(format!("page {number:#x} is late, and is not")).into());
+            }
+            if let Some(template) = template.as_mut().filter(|_| coded.coding == Coding::Template) {
+                // Its chunk has arrived, but not every page between those of a chunk is in it.
+                template.make_readable(userfault, number)?;
             }
             base.decode_into(coded, page);
             pages.insert(number, page);
