@@ -360,7 +360,8 @@ fn run(name: &[u8], number: u32) -> ! {
             store(gpa, 1);
             gpa += PAGE_BYTES;
         }
-        finish(0)
+        // Its memory is measured now and again.
+        loop {}
     } else if is(name, "touch-unasked") {
         // The last page of RAM, which was never asked for.
         store(boot_info().ram_bytes - PAGE_BYTES, 1);
