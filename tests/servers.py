@@ -370,8 +370,10 @@ run() { setpriv --reuid=1000 --regid=1000 --clear-groups -- "$@"; }
 run initdb --no-locale --encoding=UTF8 --auth=trust >/dev/null || exit 1
 echo 'host all all 0.0.0.0/0 trust' >>$PGDATA/pg_hba.conf
 exec setpriv --reuid=1000 --regid=1000 --clear-groups -- postgres \\
-    -c unix_socket_directories=/tmp/pg -c listen_addresses=0.0.0.0 -c port=5432 -c jit=off
+    -c unix_socket_directories=/tmp/pg -c listen_addresses=0.0.0.0 -c port=5432 -c jit=off \\
+    -c min_wal_size=32MB -c max_wal_size=48MB
 """
+"""Its WAL is kept small: it lies in memory, and would be taken for growth of the VM."""
 
 
 def in_file(text: str, name: str, command: str) -> tuple[str, ...]:

@@ -147,8 +147,11 @@ impl Vm {
     /// [`Refusal::Host`].
     pub fn capture_delta(&mut self, uuid: Uuid, generation: u64, with_streams: bool) -> Result<Captured, Refusal> {
         let streams = if with_streams { self.parked(uuid, generation)? } else { String::new() };
-        let private = self.pagemap.private_pages(&self.machine.memory)?;
-        let division = self.divide(private.len(), generation)?;
+        let scan = || self.pagemap.private_pages(&self.machine.memory);
+        // A chunk of which the guest has been given one page may still be arriving.
+        let (private, pending) = self.pager().map_or_else(|| (scan(), None), |pager| pager.at_once(scan));
+        let private = private?;
+        let division = self.divide(private.len(), generation, pending)?;
         self.capture(Kind::Delta, &private, uuid, generation, streams, Some(division))
     }
 
@@ -227,10 +230,9 @@ impl Vm {
     /// Which pages of what is stored now need not be there before it goes on. A chunk that has not arrived since the last
     /// restore was not needed then; one that has will be there at once the next time. Where that is not known, or has been so
     /// for long, all pages of a large state are late: the next restore shows which of them are needed.
-    fn divide(&self, private: usize, generation: u64) -> Result<Division, Refusal> {
+    fn divide(&self, private: usize, generation: u64, pending: Option<Vec<Entry>>) -> Result<Division, Refusal> {
         let pager = self.pager();
         let file = pager.and_then(Pager::file).transpose().map_err(Fatal::system("dup"))?;
-        let pending = pager.and_then(Pager::pending);
         let learns = pending.is_none() || generation.is_multiple_of(LEARNT_ANEW_EVERY);
         Ok(Division {
             file: file.map(Rc::new),

@@ -150,7 +150,14 @@ impl Pager {
 
     /// The chunks of the state that have not arrived, in order; none where all of it was there at once.
     pub(super) fn pending(&self) -> Option<Vec<Entry>> {
-        self.lock().late.as_ref().map(|late| late.pending.entries().cloned().collect())
+        self.at_once(|| ()).1
+    }
+
+    /// What `f` finds, and what [`Pager::pending`] says, at one moment: no chunk arrives meanwhile, and none is there in part.
+    /// `f` touches no memory of the guest or the template.
+    pub(super) fn at_once<T>(&self, f: impl FnOnce() -> T) -> (T, Option<Vec<Entry>>) {
+        let coming = self.lock();
+        (f(), coming.late.as_ref().map(|late| late.pending.entries().cloned().collect()))
     }
 
     /// Their file.
@@ -357,6 +364,33 @@ mod tests {
         served(&pager, || _ = page(memory, 600)).expect("this one is whole");
         let lost = served(&pager, || _ = page(memory, 898)).expect_err("damaged");
         assert!(lost.to_string().contains("checksum"), "{lost}");
+    }
+
+    /// What `Vm::capture_delta` asks, in its order: which pages are this process's own, then which chunks have not arrived.
+    #[test]
+    fn what_arrives_while_a_vm_is_stored_is_stored() {
+        use super::super::private::PageMap;
+        let delta = delta();
+        let map = PageMap::open().expect("proc");
+        let mut lost = 0;
+        for _ in 0..200 {
+            let late = late(&delta);
+            let memory = late.memory;
+            let numbers: Vec<u32> = (600..900).step_by(2).filter(|number| *number != 660).collect();
+            let pager = Pager::open().expect("/dev/userfaultfd");
+            pager.begin(late).expect("registered");
+            served(&pager, || {
+                assert_eq!(page(memory, 700), filled(101));
+                let (private, pending) = pager.at_once(|| map.private_pages(memory));
+                let (private, pending) = (private.expect("scanned"), pending.expect("begun"));
+                let is_stored = |number: &u32| {
+                    private.binary_search(number).is_ok() || pending.iter().any(|entry| entry.range.contains(number))
+                };
+                lost += u32::from(!numbers.iter().all(is_stored));
+            })
+            .expect("served");
+        }
+        assert_eq!(lost, 0, "of 200 captures lack pages");
     }
 
     #[test]
