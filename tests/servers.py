@@ -61,6 +61,8 @@ class Server:
     ready: Callable[[Address], object]
     memory: str = "256M"
     prepare: Callable[[Address], None] | None = None
+    stored_kib: Callable[[Address], int] = lambda _: 0
+    """What it keeps in files, which are memory of its VM: they may grow."""
 
 
 def http_ready(address: Address) -> bytes:
@@ -370,10 +372,11 @@ run() { setpriv --reuid=1000 --regid=1000 --clear-groups -- "$@"; }
 run initdb --no-locale --encoding=UTF8 --auth=trust >/dev/null || exit 1
 echo 'host all all 0.0.0.0/0 trust' >>$PGDATA/pg_hba.conf
 exec setpriv --reuid=1000 --regid=1000 --clear-groups -- postgres \\
-    -c unix_socket_directories=/tmp/pg -c listen_addresses=0.0.0.0 -c port=5432 -c jit=off \\
-    -c min_wal_size=32MB -c max_wal_size=48MB
+    -c unix_socket_directories=/tmp/pg -c listen_addresses=0.0.0.0 -c port=5432 -c jit=off
 """
-"""Its WAL is kept small: it lies in memory, and would be taken for growth of the VM."""
+POSTGRESQL_BYTES = (
+    "select pg_database_size('postgres') + (select sum(size) from pg_ls_waldir())::bigint"
+)
 
 
 def in_file(text: str, name: str, command: str) -> tuple[str, ...]:
@@ -404,7 +407,8 @@ SERVERS = (
            echo_and_fetch_client, http_ready),
     Server("postgresql", "applications", 5432, ("bash", "-c", POSTGRESQL), postgresql_client,
            lambda address: query(address, "select 1"), "512M",
-           lambda address: pgbench(address, "-i", "-q")),
+           lambda address: pgbench(address, "-i", "-q"),
+           lambda address: int(query(address, POSTGRESQL_BYTES)) >> 10),
 )  # fmt: skip
 
 

@@ -113,9 +113,9 @@ class ServerSoak:
         part_s = self.seconds / 3
         with running(server) as (address, pid):
             answers = put_under_load(server, address, part_s)
-            early_kib = anonymous_kib(pid)
+            early_kib = anonymous_kib(pid) - server.stored_kib(address)
             answers += put_under_load(server, address, 2 * part_s)
-            late_kib = anonymous_kib(pid)
+            late_kib = anonymous_kib(pid) - server.stored_kib(address)
         print(
             f"soak: {server.name}: {answers} answers, {early_kib} then {late_kib} KiB", flush=True
         )

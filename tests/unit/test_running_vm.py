@@ -54,3 +54,28 @@ def test_processor_time_is_not_that_of_the_process_s_former_instances() -> None:
     never = cast("Any", None)
     vm = RunningVm(cast("Any", Worker()), "uuid", never, never, never, never)
     assert asyncio.run(vm.query()) == Usage(rss_bytes=4096, cpu_time_ms=300)
+
+
+def test_a_process_that_answers_nothing_is_killed_when_the_program_s_time_is_over() -> None:
+    class Silent(Worker):
+        """Dies of being killed alone."""
+
+        def __init__(self) -> None:
+            self.process = self
+            self.died = asyncio.Event()
+
+        async def signal(self, number: int) -> None:  # noqa: ARG002
+            await asyncio.Event().wait()
+
+        def kill(self) -> None:
+            self.died.set()
+
+        async def dead(self) -> None:
+            await self.died.wait()
+
+    async def run() -> None:
+        never = cast("Any", None)
+        vm = RunningVm(cast("Any", Silent()), "uuid", never, never, never, never)
+        await asyncio.wait_for(vm.stop(force=False, timeout_s=0.1), 10)
+
+    asyncio.run(run())

@@ -10,8 +10,22 @@ from typing import Any
 
 import pytest
 
-from torpor.vmprocess import Ended, Ready, Refused, VMProcess
+from torpor.vmprocess import Ended, Ready, Refused, VMProcess, client
 from torpor.vmprocess.messages import ProtocolError, decode
+
+STATUS = {
+    "state": "running",
+    "instance": None,
+    "busy": False,
+    "stored_generation": None,
+    "still": False,
+    "template": None,
+    "warm_base": None,
+    "seeded": False,
+    "unlinked": False,
+    "memory_bytes": 1 << 20,
+    "cpu_ns": 1,
+}
 
 
 def datagram(body: dict[str, Any], descriptors: int = 0, version: int = 1) -> bytes:
@@ -47,20 +61,7 @@ def test_replies_find_their_requests_whatever_the_order() -> None:
         body = datagram({"id": requests[1]["id"], "ok": stored}, descriptors=1)
         socket.send_fds(theirs, [body], [memory])
         os.close(memory)
-        status = {
-            "state": "running",
-            "instance": None,
-            "busy": False,
-            "stored_generation": None,
-            "still": False,
-            "template": None,
-            "warm_base": None,
-            "seeded": False,
-            "unlinked": False,
-            "memory_bytes": 1 << 20,
-            "cpu_ns": 1,
-        }
-        theirs.send(datagram({"id": requests[0]["id"], "ok": status}))
+        theirs.send(datagram({"id": requests[0]["id"], "ok": STATUS}))
         os.close((await second).descriptor)
         assert (await first).state == "running"
         process.close()
@@ -153,3 +154,79 @@ def test_descriptors_that_nobody_asked_for_are_closed(body: dict[str, Any]) -> N
 def test_what_breaks_the_format_is_refused(bad: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(bad, [])
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_process_that_does_not_answer_is_lost(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """At once where it does not even say that it is there, and else after some patience."""
+    monkeypatch.setattr(client, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(client, "LOOKS", 20 if is_there else 2)
+    monkeypatch.setattr(client, "LOOK_S", 0.01 if not is_there else 1.0)
+    monkeypatch.setattr(client, "DOUBTS", 5)
+    asked = 0
+
+    async def run() -> None:
+        ours, theirs = pair()
+        theirs.setblocking(False)
+
+        def answer_queries() -> None:
+            nonlocal asked
+            request = json.loads(theirs.recv(65536)[16:])
+            if "query" in request["command"]:
+                asked += 1
+                if is_there:
+                    theirs.send(datagram({"id": request["id"], "ok": STATUS}))
+
+        asyncio.get_running_loop().add_reader(theirs.fileno(), answer_queries)
+        process = VMProcess(ours, 1)
+        with pytest.raises(ConnectionError, match="what it was told" if is_there else "nothing"):
+            await process.standby(7, within_s=1, busy=True)
+        ended = await process.events.get()
+        assert isinstance(ended, Ended)
+        assert ended.reason == "lost"
+        asyncio.get_running_loop().remove_reader(theirs.fileno())
+        theirs.close()
+
+    asyncio.run(run())
+    assert asked == (6 if is_there else 1)
+
+
+def test_patience_ends_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late that is: a process that answers others is not lost, nor asked for ever."""
+    monkeypatch.setattr(client, "PATIENCE_S", 0.01)
+    asked: list[str] = []
+
+    async def run() -> None:
+        ours, theirs = pair()
+        theirs.setblocking(False)
+        process = VMProcess(ours, 1)
+        waiting = asyncio.ensure_future(process.reset())
+        late: list[int] = []
+        has_been_patient = asyncio.Event()
+
+        def answer() -> None:
+            request = json.loads(theirs.recv(65536)[16:])
+            (command,) = request["command"]
+            asked.append(command)
+            if command == "query":
+                theirs.send(datagram({"id": request["id"], "ok": STATUS}))
+                if len(asked) > 3:
+                    has_been_patient.set()
+            else:
+                late.append(request["id"])
+
+        asyncio.get_running_loop().add_reader(theirs.fileno(), answer)
+        await has_been_patient.wait()
+        theirs.send(datagram({"id": late[0], "ok": {"retired": False}}))
+        assert await waiting
+        before = len(asked)
+        await asyncio.sleep(0.1)
+        assert len(asked) <= before + 1
+        assert process.ended is None
+        process.close()
+        asyncio.get_running_loop().remove_reader(theirs.fileno())
+        theirs.close()
+
+    asyncio.run(run())

@@ -93,24 +93,30 @@ class Upkeep:
     async def _checkpoints(self) -> None:
         every_s = self._policy.checkpoint_s
         loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(min(TICK_S, every_s))
-            due = [
-                live
-                for live in self._lifecycle.lives.all()
-                if live.policy.stateful
-                and live.state == "running"
-                and loop.time() - live.saved_s >= every_s
-            ]
-            await asyncio.gather(*(self._checkpoint(live) for live in due))
+        under_way: set[int] = set()
+        async with asyncio.TaskGroup() as tasks:
+            # One that takes long keeps none of the others waiting.
+            while True:
+                await asyncio.sleep(min(TICK_S, every_s))
+                for live in self._lifecycle.lives.all():
+                    is_due = (
+                        live.policy.stateful
+                        and live.state == "running"
+                        and loop.time() - live.saved_s >= every_s
+                    )
+                    if is_due and live.row.id not in under_way:
+                        under_way.add(live.row.id)
+                        tasks.create_task(self._checkpoint(live, under_way))
 
-    async def _checkpoint(self, live: Live) -> None:
+    async def _checkpoint(self, live: Live, under_way: set[int]) -> None:
         async with self._slots:
             try:
                 await self._lifecycle.checkpoint(live)
             except ItemError:
                 # It is busy, or the disk is full: tried again when it is due again.
                 live.saved_s = asyncio.get_running_loop().time()
+            finally:
+                under_way.discard(live.row.id)
 
     async def _timers(self) -> None:
         """Wakes instances for timers of their own, and those that never sleep but lost their VM."""

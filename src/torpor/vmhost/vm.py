@@ -124,13 +124,12 @@ class RunningVm:
         await self._free(self.worker)
 
     async def stop(self, *, force: bool, timeout_s: float) -> None:
-        if not force and await self._terminate():
-            try:
-                await asyncio.wait_for(self.worker.dead(), timeout_s)
-            except TimeoutError:
-                pass
-            else:
-                return
+        if not force:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    if await self._terminate():
+                        await self.worker.dead()
+                        return
         self.worker.kill()
         await self.worker.dead()
 

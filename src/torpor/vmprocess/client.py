@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -30,12 +31,21 @@ from torpor.vmprocess.messages import (
 T = TypeVar("T")
 _received = memoryview(bytearray(HEADER_BYTES + messages.MAX_BODY_BYTES))
 """For the datagram that is being read, of whichever process; what is kept of it is copied."""
+PATIENCE_S = 10.0
+"""A process with a command that is not answered yet is asked so often whether it is there."""
+LOOKS, LOOK_S = 300, 0.1
+"""How often is looked for its answer to that, and the pause between; counted, since the clock goes
+on where machine or event loop stand still."""
+DOUBTS = 60
+"""One that is there, and still owes the same answer after so many times, is of no use either."""
 _DESCRIPTORS_BYTES = socket.CMSG_LEN(messages.MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
 class VMProcess:
     """One VM process. Commands may be sent without waiting; each waits for its own reply.
 
+    A process answers `query` at once, whatever else it does. One that does not, or owes a reply for
+    ten minutes, hangs or was taken over by its guest: it is lost, as one that is gone.
     Descriptors that are handed in stay the caller's. `events` gets `Ready`, `Unlinked`, and
     `Ended` as the last.
     """
@@ -48,6 +58,9 @@ class VMProcess:
         self._replies: dict[int, asyncio.Future[Message]] = {}
         self._next_id = 1
         self._ended: Ended | None = None
+        self._doubt: asyncio.TimerHandle | None = None
+        self._doubted, self._doubts = 0, 0
+        self._look: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(connection.fileno(), self._readable)
 
@@ -248,6 +261,7 @@ class VMProcess:
             socket.send_fds(self._socket, [datagram], descriptors or [])
             if sent is not None:
                 sent()
+            self._be_patient()
             message = await reply
         finally:
             self._replies.pop(request_id, None)
@@ -255,6 +269,36 @@ class VMProcess:
             _close_all(message.descriptors)
             raise Refused(message.body["error"]["code"], message.body["error"]["message"])
         return message
+
+    def _be_patient(self) -> None:
+        """Doubts the process after a while, unless it is doubted already."""
+        if self._doubt is None and self._look is None:
+            self._doubt = self._loop.call_later(PATIENCE_S, self._begin_look)
+
+    def _begin_look(self) -> None:
+        self._doubt = None
+        if not self._replies:
+            return
+        oldest = next(iter(self._replies))
+        self._doubts = self._doubts + 1 if oldest == self._doubted else 1
+        self._doubted = oldest
+        self._look = self._loop.create_task(self._look_after_it())
+
+    async def _look_after_it(self) -> None:
+        query = asyncio.ensure_future(self._command("query", {}))
+        for _ in range(LOOKS):
+            if (await asyncio.wait({query}, timeout=LOOK_S))[0]:
+                break
+        else:
+            query.cancel()
+            self._lose("it answers nothing")
+        if self._doubts > DOUBTS:
+            self._lose("it has not done for ten minutes what it was told")
+        with contextlib.suppress(asyncio.CancelledError, ConnectionError, Refused):
+            await query
+        self._look = None
+        if self._replies and self._ended is None:
+            self._be_patient()
 
     def _readable(self) -> None:
         try:
@@ -297,6 +341,8 @@ class VMProcess:
             return
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
+        if self._doubt is not None:
+            self._doubt.cancel()
         if self._ended is None:
             self._ended = Ended(reason="lost", message=why)
             self.events.put_nowait(self._ended)

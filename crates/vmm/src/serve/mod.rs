@@ -276,7 +276,12 @@ fn hear(shared: &Shared, control: &OwnedFd, pager: Option<&Pager>) {
         if !take_over(shared, &connection) {
             continue;
         }
-        serve(shared, &connection, pager, &mut buffer);
+        if let Err(lost) = serve(shared, &connection, pager, &mut buffer) {
+            if has_hung_up(&connection) {
+                shared.lock().connection = None;
+            }
+            fail_alone(shared, control, lost)
+        }
         let mut inner = shared.lock();
         inner.connection = None;
         // What was asked for and has not begun is wanted by nobody any more.
@@ -330,9 +335,21 @@ fn wait(socket: &OwnedFd, pager: Option<&Pager>, deadline: Option<Instant>) -> R
     }
 }
 
-/// The VM can't go on, and there is no controller to be told: the next one is, if it comes in time.
+/// Whether nobody has the other end.
+fn has_hung_up(connection: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut descriptors = [PollFd::new(connection, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut descriptors, Some(&at_once)).is_ok() && descriptors[0].revents().contains(PollFlags::HUP)
+}
+
+/// The VM can't go on. Where there is no controller to be told, the next one is, if it comes in time.
 fn fail_alone(shared: &Shared, control: &OwnedFd, lost: Lost) -> ! {
-    if shared.lock().handle.is_some_and(Handle::has_broker) {
+    let is_told = {
+        let inner = shared.lock();
+        inner.connection.is_some() || inner.handle.is_some_and(Handle::has_broker)
+    };
+    if is_told {
         fail(shared, lost)
     }
     let until = Instant::now() + TOLD_WITHIN;
@@ -376,21 +393,25 @@ fn is_own_user(connection: &OwnedFd) -> bool {
     peer.is_ok_and(|peer| peer.uid == rustix::process::geteuid())
 }
 
-fn serve(shared: &Shared, connection: &Arc<OwnedFd>, pager: Option<&Pager>, buffer: &mut [u8]) {
+/// Serves a controller until it leaves.
+///
+/// # Errors
+/// [`Lost`]: the VM can't go on.
+fn serve(shared: &Shared, connection: &Arc<OwnedFd>, pager: Option<&Pager>, buffer: &mut [u8]) -> Result<(), Lost> {
     loop {
         let deadline = shared.lock().deadline;
-        match wait(connection, pager, deadline) {
-            Ok(false) => expire(shared),
-            Err(lost) => fail(shared, lost),
-            Ok(true) => match protocol::receive(connection, buffer) {
-                Ok(Some(received)) => take(shared, connection, received),
-                Ok(None) => return,
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    Asker { id: 0, connection: Arc::clone(connection) }.refuse("bad_request", &error.to_string());
-                    return;
-                }
-                Err(_) => return,
-            },
+        if !wait(connection, pager, deadline)? {
+            expire(shared);
+            continue;
+        }
+        match protocol::receive(connection, buffer) {
+            Ok(Some(received)) => take(shared, connection, received),
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Asker { id: 0, connection: Arc::clone(connection) }.refuse("bad_request", &error.to_string());
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
         }
     }
 }
