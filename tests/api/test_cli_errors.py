@@ -87,6 +87,22 @@ async def test_what_goes_with_no_template_is_told_of_the_option(
         assert "IMAGE" in refused
 
 
+async def test_a_template_that_instances_begin_with_stays(server: Service, data_dir: Path) -> None:
+    assert server
+    await torpor(data_dir, "template", "create", "seed", "web")
+    words = ("instance", "create", "--template", "seed", "-n", "c", "--replicas", "4")
+    await torpor(data_dir, *words)
+    refused = await torpor(data_dir, "template", "rm", "-y", "seed", status=1)
+    who = "'c', 'c-1', 'c-2' and 2 more begin"
+    assert refused == f"torpor: seed: {who} with template 'seed': delete them first\n"
+    assert "seed" in await torpor(data_dir, "template", "list")
+    await torpor(data_dir, "instance", "rm", "-y", "c", "c-1", "c-2", "c-3")
+    refused = await torpor(data_dir, "template", "rm", "-y", "seed", status=1)
+    assert refused == "torpor: seed: 'c-4' begins with template 'seed': delete it first\n"
+    await torpor(data_dir, "instance", "rm", "-y", "c-4")
+    assert await torpor(data_dir, "template", "rm", "-y", "seed") == "seed removed\n"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
