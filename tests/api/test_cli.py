@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.command import torpor
+from tests.api.command import call, torpor
 from tests.fake_vm import FakeHost
 from tests.harness import TORPOR
 from torpor.api.service import Service
@@ -237,6 +237,51 @@ async def test_what_is_our_own_of_a_service(data_dir: Path, http: httpx.AsyncCli
     for word in ("6379/", "6379:x/tcp", "/tcp"):
         refused = await torpor(data_dir, "deploy", "web", "-p", word, status=125)
         assert "option '-p' needs PORT[:DESTINATION][/HANDLERS]" in refused
+
+
+async def test_when_an_instance_sleeps_and_begins_anew(server: Service, data_dir: Path) -> None:
+    assert server
+    for words in (("instance", "create"), ("deploy",)):
+        flags = ("--scale-to-zero", "idle", "--stateful", "true", "--cooldown", "1.5s")
+        more = ("--restart", "on-failure", "-p", "80:8080", "-M", "1G")
+        await torpor(data_dir, *words, "web", "-n", words[-1], *flags, *more)
+        (made,) = json.loads(await torpor(data_dir, "instance", "get", words[-1], "-o", "json"))
+        policy = made["scale_to_zero"]
+        assert (policy["policy"], policy["stateful"], policy["cooldown_time_ms"]) == (
+            "idle", True, 1500
+        )  # fmt: skip
+        assert (made["restart_policy"], made["memory_mb"]) == ("on-failure", 1024)
+    await torpor(data_dir, "instance", "create", "web", "-n", "plain", "--stateful", "true")
+    (made,) = json.loads(await torpor(data_dir, "instance", "get", "plain", "-o", "json"))
+    assert (made["scale_to_zero"]["policy"], made["scale_to_zero"]["stateful"]) == ("off", True)
+    words = ("instance", "create", "web", "--scale-to-zero", "on")
+    refused = await torpor(data_dir, *words, status=125)
+    assert "option '--scale-to-zero' is 'on': needs a service" in refused
+
+
+async def test_sizes_and_times(server: Service, data_dir: Path, host: FakeHost) -> None:
+    assert server
+    for number, (written, mb) in enumerate((("64", 64), ("64M", 64), ("0.5g", 512))):
+        await torpor(data_dir, "instance", "create", "web", "-n", f"i{number}", "-M", written)
+        (made,) = json.loads(await torpor(data_dir, "instance", "get", f"i{number}", "-o", "json"))
+        assert made["memory_mb"] == mb
+    for written in ("1", "1s", "500ms", "0.01m"):
+        words = ("instance", "wait", "i0", "--timeout", written)
+        assert "timed out" in await torpor(data_dir, *words, status=1)
+    await torpor(data_dir, "instance", "start", "i0", "--wait", "1m")
+    assert "i0 running" in await torpor(data_dir, "instance", "wait", "i0", "--timeout", "-1")
+    (used,) = (await torpor(data_dir, "instance", "top")).splitlines()[1:]
+    assert used.split()[:4] == ["i0", "running", "4KiB", "5ms"]
+    exactly = json.loads(await torpor(data_dir, "instance", "top", "-o", "json"))
+    assert exactly[0]["rss_bytes"] == 4096
+    (vm,) = host.running.values()
+    vm.listener.output(b"one\rtwo\nthree\nfour")
+    for lines, said in (
+        ("1", "four"), ("2", "three\nfour"), ("3", "one\rtwo\nthree\nfour"), ("0", ""),
+        ("9", "life 1 of i0\none\rtwo\nthree\nfour"),
+    ):  # fmt: skip
+        shown = await call(data_dir, "instance", "logs", "i0", "--tail", lines)
+        assert shown.stdout == said.replace("\r", "\n")
 
 
 async def test_services_tokens_quotas_and_deploy(server: Service, data_dir: Path) -> None:

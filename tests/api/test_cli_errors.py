@@ -23,6 +23,19 @@ pytestmark = pytest.mark.anyio
             "torpor: request: option '-M' / '--memory' is 0: must be 16 to 65536 MiB\n",
         ),
         (
+            ("instance", "create", "web", "-M", "65G"), 1,
+            "torpor: request: option '-M' / '--memory' is 65G: must be 16 to 65536 MiB\n",
+        ),
+        (
+            ("instance", "create", "web", "-M", "1.3k"), 125,
+            ("torpor: option '-M' / '--memory' needs whole MiB, as 256, 256M or 1G, not '1.3k'\n"),
+        ),
+        (
+            ("instance", "wait", "web", "--timeout", "2d"), 125,
+            ("torpor: option '--timeout' needs a time as 2 (s), 1000ms, 5s or 1m, or -1 for ever, "
+            "not '2d'\n"),
+        ),
+        (
             ("instance", "create", "web", "--replicas", "20000"), 125,
             "torpor: option '--replicas' is 20000: must be at most 10000\n",
         ),
@@ -42,7 +55,7 @@ pytestmark = pytest.mark.anyio
         ),
         (
             ("deploy", "web", "-p", "80:8080", "--cooldown", "1441m"), 125,
-            "torpor: option '--cooldown' is '1441m': must be 1 to 86400000 ms\n",
+            "torpor: option '--cooldown' is 1441m: must be 1 to 86400000 ms\n",
         ),
         (
             ("deploy", "web", "-p", "80:0"), 125,

@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from torpor.cli.client import Server, run
-from torpor.cli.instance import environment
+from torpor.cli.instance import environment, life_options, policy_of
 from torpor.cli.output import say
+from torpor.cli.quantities import Memory
 from torpor.cli.service import PORT, group_of, parse_port
 from torpor.controller.model import OUT_OF_MEMORY
 from torpor.controller.rules import is_hostname
@@ -27,15 +28,11 @@ SHOWN_LOG_BYTES = 2000
 @click.argument("source", metavar="DIR|IMAGE")
 @click.option("-n", "--name")
 @click.option("-p", "--port", "services", multiple=True, metavar=PORT)
-@click.option("-M", "--memory", "memory_mb", type=int, default=256, show_default=True)
-@click.option("-e", "--env", "env", multiple=True, metavar="K=V")
 @click.option(
-    "--scale-to-zero", "policy", type=click.Choice(["on", "off", "idle"]), default="on",
-    show_default=True,
-)  # fmt: skip
-@click.option("--stateful", type=bool, default=True, show_default=True)
-@click.option("--cooldown", "cooldown_time_ms", default="1000ms", show_default=True)
-@click.option("--wake-on-timer", is_flag=True, help="Its program's next timer wakes it as well.")
+    "-M", "--memory", "memory_mb", type=Memory(), default="256M", show_default=True, help="Or 1G."
+)
+@click.option("-e", "--env", "env", multiple=True, metavar="K=V")
+@life_options(scale_to_zero="on", stateful="true", cooldown="1000ms")
 @click.option(
     "--retry-idempotent", is_flag=True,
     help="Send idempotent HTTP requests without a body once more if they got no answer.",
@@ -48,10 +45,11 @@ def deploy(
     services: tuple[str, ...],
     memory_mb: int,
     env: tuple[str, ...],
-    policy: str,
+    scale_to_zero: str,
     stateful: bool,
-    cooldown_time_ms: str,
+    cooldown_time_ms: int,
     wake_on_timer: bool,
+    restart_policy: str | None,
     retry_idempotent: bool,
 ) -> None:
     """Build DIR, or take IMAGE, and run it behind a URL.
@@ -77,13 +75,10 @@ def deploy(
         "image": image,
         "memory_mb": memory_mb,
         "autostart": False,
-        "scale_to_zero": {
-            "policy": policy,
-            "stateful": stateful,
-            "cooldown_time_ms": _milliseconds(cooldown_time_ms),
-            **({"wake_on_timer": True} if wake_on_timer else {}),
-        },
+        "scale_to_zero": policy_of(scale_to_zero, stateful, cooldown_time_ms, wake_on_timer),
     }
+    if restart_policy is not None:
+        spec["restart_policy"] = restart_policy
     if env:
         spec["env"] = environment(env)
 
@@ -241,11 +236,3 @@ def _built(store: ImageStore, directory: Path) -> str:
     digest = builder.build(BuildOptions(directory=directory, tags=(tag,)))
     # The name alone may mean another image as soon as another directory of that name is built.
     return f"{tag.familiar}@{digest}"
-
-
-def _milliseconds(text: str) -> int:
-    for unit, factor in (("ms", 1), ("s", 1000), ("m", 60_000)):
-        number = text.removesuffix(unit)
-        if number != text and number.isdecimal():
-            return int(number) * factor
-    raise UsageError(f"option '--cooldown' needs a time as 1000ms, 5s or 1m, not '{text}'")
