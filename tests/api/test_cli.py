@@ -115,8 +115,10 @@ async def test_images_are_called_as_people_know_them(server: Service, data_dir: 
         await torpor(data_dir, "instance", "create", image, "-n", f"i{number}")
 
     async def shown(*words: str) -> list[str]:
-        table = (await torpor(data_dir, *words)).splitlines()
-        return [line.split()[3] for line in table[1:]]
+        lines = (await torpor(data_dir, *words)).splitlines()
+        if words[1] == "get":
+            return [line.split()[1] for line in lines if line.startswith("image:")]
+        return [line.split()[3] for line in lines[1:]]
 
     known = ["web", "web:latest", "web:latest", digest[7:19]]
     assert await shown("instance", "list") == known
@@ -254,8 +256,8 @@ async def test_when_an_instance_sleeps_and_begins_anew(server: Service, data_dir
     await torpor(data_dir, "instance", "create", "web", "-n", "plain", "--stateful", "true")
     (made,) = json.loads(await torpor(data_dir, "instance", "get", "plain", "-o", "json"))
     assert (made["scale_to_zero"]["policy"], made["scale_to_zero"]["stateful"]) == ("off", True)
-    words = ("instance", "create", "web", "--scale-to-zero", "on")
-    refused = await torpor(data_dir, *words, status=125)
+    alone = ("instance", "create", "web", "--scale-to-zero", "on")
+    refused = await torpor(data_dir, *alone, status=125)
     assert "option '--scale-to-zero' is 'on': needs a service" in refused
 
 
@@ -266,8 +268,8 @@ async def test_sizes_and_times(server: Service, data_dir: Path, host: FakeHost) 
         (made,) = json.loads(await torpor(data_dir, "instance", "get", f"i{number}", "-o", "json"))
         assert made["memory_mb"] == mb
     for written in ("1", "1s", "500ms", "0.01m"):
-        words = ("instance", "wait", "i0", "--timeout", written)
-        assert "timed out" in await torpor(data_dir, *words, status=1)
+        waiting = ("instance", "wait", "i0", "--timeout", written)
+        assert "timed out" in await torpor(data_dir, *waiting, status=1)
     await torpor(data_dir, "instance", "start", "i0", "--wait", "1m")
     assert "i0 running" in await torpor(data_dir, "instance", "wait", "i0", "--timeout", "-1")
     (used,) = (await torpor(data_dir, "instance", "top")).splitlines()[1:]
@@ -282,6 +284,44 @@ async def test_sizes_and_times(server: Service, data_dir: Path, host: FakeHost) 
     ):  # fmt: skip
         shown = await call(data_dir, "instance", "logs", "i0", "--tail", lines)
         assert shown.stdout == said.replace("\r", "\n")
+
+
+async def test_all_of_an_instance_for_a_person(
+    server: Service, data_dir: Path, host: FakeHost
+) -> None:
+    assert server
+    words = ("instance", "create", "web", "-n", "a", "-p", "80:8080", "-e", "K=two words")
+    more = ("--scale-to-zero", "on", "--stateful", "true", "--restart", "on-failure", "--tag", "t")
+    await torpor(data_dir, *words, *more, "--start", "--", "serve", "a b")
+    await torpor(data_dir, "instance", "create", "web", "-n", "b")
+
+    async def shown(name: str) -> dict[str, str]:
+        lines = (await torpor(data_dir, "instance", "get", name)).splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+    await torpor(data_dir, "instance", "wait", "a")
+    found = await shown("a")
+    assert list(found) == [
+        "name", "uuid", "state", "image", "memory", "arguments", "environment", "created",
+        "started", "up", "starts", "restart", "scale to zero", "service", "hosts", "tags",
+    ]  # fmt: skip
+    for name, value in {
+        "name": "a", "state": "running", "image": "web", "memory": "128 MiB",
+        "arguments": "serve 'a b'", "environment": "K='two words'", "starts": "1",
+        "restart": "on-failure", "scale to zero": "on, stateful, after 1s", "hosts": "a.localhost",
+        "tags": "t",
+    }.items():  # fmt: skip
+        assert found[name] == value
+    await torpor(data_dir, "instance", "start", "b", "--wait", "60")
+    next(vm for vm in host.running.values() if vm.name == "b").end(Exit("out-of-memory", 9))
+    await torpor(data_dir, "instance", "wait", "b", "--state", "stopped")
+    reason = (await shown("b"))["stop reason"]
+    assert reason == "it was out of memory (reason 1, stop code 0x000C7F04, exit status 137)"
+    both = await torpor(data_dir, "instance", "get", "b", "a")
+    assert [line for line in both.splitlines() if line.startswith("name:") or not line] == [
+        "name:          b", "", "name:          a"
+    ]  # fmt: skip
+    assert "scale to zero: off" in both
 
 
 async def test_services_tokens_quotas_and_deploy(server: Service, data_dir: Path) -> None:

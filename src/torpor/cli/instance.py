@@ -12,6 +12,7 @@ import click
 
 from torpor.cli.client import Server, report, run
 from torpor.cli.complete import image_names, instance_names, references_to, template_names
+from torpor.cli.describe import described
 from torpor.cli.group import ObjectGroup, removal
 from torpor.cli.output import TABLE, as_plain, output_option, say, show
 from torpor.cli.quantities import Memory, Time, lasting, size
@@ -73,14 +74,18 @@ def list_command(
 @output_option
 @click.pass_obj
 def get(data: str | None, references: tuple[str, ...], format_: str) -> None:
-    """Show instances."""
+    """Show all there is to know of instances."""
 
     async def work(server: Server) -> list[Any]:
         uuids = [each["uuid"] for each in await server.resolve("instance", references)]
         answer = await server.sdk.api.platform.instances.get_instances(uuid=uuids)
         return await with_image_names(server, answer.data.instances, format_)
 
-    show(run(data, work), format_, COLUMNS)
+    found = run(data, work)
+    if format_ == TABLE:
+        click.echo("\n\n".join("\n".join(described(item)) for item in found))
+    else:
+        show(found, format_, ())
 
 
 async def with_image_names(server: Server, found: Iterable[Any], format_: str) -> list[Any]:
