@@ -3,6 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,10 @@ from tests.api.command import call, torpor
 from tests.fake_vm import FakeHost
 from torpor.api.service import Service
 from torpor.cli.server import is_unit
+from torpor.controller.rules import MEMORY_MB
 from torpor.controller.vm import Exit
+
+MEMORY = "{} to {}".format(*MEMORY_MB)
 
 pytestmark = pytest.mark.anyio
 
@@ -20,11 +24,11 @@ pytestmark = pytest.mark.anyio
     [
         (
             ("instance", "create", "web", "-M", "0"), 1,
-            "torpor: request: option '-M' / '--memory' is 0: must be 16 to 65536 MiB\n",
+            f"torpor: request: option '-M' / '--memory' is 0: must be {MEMORY} MiB\n",
         ),
         (
             ("instance", "create", "web", "-M", "65G"), 1,
-            "torpor: request: option '-M' / '--memory' is 65G: must be 16 to 65536 MiB\n",
+            f"torpor: request: option '-M' / '--memory' is 65G: must be {MEMORY} MiB\n",
         ),
         (
             ("instance", "create", "web", "-M", "1.3k"), 125,
@@ -49,6 +53,10 @@ pytestmark = pytest.mark.anyio
             ("torpor: request: option '--tag' is 'a', 'b c': must be 1 to 256 letters, digits, "
             "'-', '+', '_', '.', ':', '='\n"),
         ),
+        (  # before it is built
+            ("deploy", "./nowhere", "-M", "65G"), 125,
+            f"torpor: option '-M' / '--memory' is 65G: must be {MEMORY} MiB\n",
+        ),
         (
             ("deploy", "web", "-p", "80:8080", "--cooldown", "25h"), 125,
             "torpor: option '--cooldown' needs a time as 1000ms, 5s or 1m, not '25h'\n",
@@ -67,7 +75,7 @@ pytestmark = pytest.mark.anyio
         ),
         (
             ("template", "create", "t", "web", "-M", "1"), 125,
-            "torpor: option '-M' / '--memory' is 1: must be 16 to 65536 MiB\n",
+            f"torpor: option '-M' / '--memory' is 1: must be {MEMORY} MiB\n",
         ),
         (
             ("token", "create", "x-"), 125,
@@ -240,6 +248,45 @@ async def test_a_new_version_is_called_as_the_former_one(
         await torpor(data_dir, "deploy", "web", "-n", "app", "-p", "80:8080", "-e", f"V={version}")
         (vm,) = host.running.values()
         assert (vm.name, vm.env["V"]) == ("app", version)
+
+
+async def test_what_cannot_be_deployed_is_not_built(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    done = await call(data_dir, "deploy", f"{tmp_path}")
+    said = f"torpor: {tmp_path} exposes no TCP port: say which with -p 443:PORT -p 80:PORT\n"
+    assert (done.stderr, done.returncode) == (said, 125)
+    refused = await torpor(data_dir, "deploy", f"{tmp_path}/Dockerfile", status=125)
+    assert "Dockerfile: not a directory: give one" in refused
+
+
+async def test_a_host_is_called_as_its_instance(server: Service, data_dir: Path) -> None:
+    assert server
+    await torpor(data_dir, "deploy", "web", "-p", "80:8080")
+    await torpor(data_dir, "instance", "create", "web", "-p", "80:8080")
+    rows = [line.split() for line in await _listed(data_dir)]
+    assert [row[-1] for row in rows] == [f"{row[0]}.localhost" for row in rows]
+    assert len(rows) == 2
+
+
+async def test_what_a_new_version_waits_for_is_said(
+    server: Service, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("deploy", "web", "-n", "app", "-p", "6379/tcp")
+    assert (await call(data_dir, *words)).stderr == "app running\n"
+    assert (await call(data_dir, *words)).stderr == "app running\n"
+
+    async def stats(after: str | None) -> dict[str, Any]:
+        counts = {"in_flight": 1, "connections": 2, "requests": 9, "rx_bytes": 0, "tx_bytes": 0}
+        links = [
+            {"instance": live.row.uuid, "generation": live.link_generation, **counts}
+            for live in server.controller.lifecycle.lives.all()
+        ]
+        return {"links": [] if after else links, "waiting": 0}
+
+    monkeypatch.setattr(server.controller.links, "stats", stats)
+    done = await call(data_dir, *words)
+    waits = "app: waiting for the former version's 1 open request and 2 open connections, 10 s at"
+    assert done.stderr.startswith(waits)
 
 
 async def test_plain_tcp_has_a_port_of_its_own(server: Service, data_dir: Path) -> None:

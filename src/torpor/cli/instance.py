@@ -17,6 +17,7 @@ from torpor.cli.group import ObjectGroup, removal
 from torpor.cli.output import TABLE, as_plain, output_option, say, show
 from torpor.cli.quantities import Memory, Time, lasting, size
 from torpor.cli.service import PORT, group_of, parse_port
+from torpor.controller.rules import random_name
 from torpor.errors import UsageError
 
 COLUMNS = (
@@ -207,6 +208,8 @@ def make(
     Of a source of this name or uuid, or of the image called `reference`.
     """
     wanted = [parse_port(service) for service in services]
+    if wanted and name is None:
+        name = random_name()  # the host's, too
     spec = {
         "name": name,
         "service_group": group_of(name, wanted) if wanted else None,
