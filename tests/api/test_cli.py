@@ -40,7 +40,7 @@ async def test_a_session(server: Service, data_dir: Path) -> None:
     assert "--yes" in await torpor(data_dir, "instance", "rm", "a", status=125)
     assert (await torpor(data_dir, "top")).count("RUNNING") == 1
     refused = await torpor(data_dir, "instance", "rm", "-y", "a", "nobody", status=125)
-    assert refused == "torpor: No instance is 'nobody'\n"
+    assert refused == "torpor: No instance is 'nobody': there are 'a', 'b'; none is removed\n"
     removed = await torpor(data_dir, "instance", "rm", "-y", "a", "b")
     assert removed == "a removed\nb removed\n"
 
@@ -160,7 +160,7 @@ async def test_checkpoints_branches_and_clones(
         assert await torpor(data_dir, "instance", "logs", name) == f"life 2 of {name}\n"
     assert "cp" in (await torpor(data_dir, "instance", "history", "old"))
     nobody = await torpor(data_dir, "branch", "nobody", status=125)
-    assert nobody == "torpor: No instance is 'nobody'\n"
+    assert nobody == "torpor: No instance is 'nobody': there are 'app', 'old', 'twig'\n"
 
     removed = await torpor(data_dir, "checkpoint", "delete", "-y", "cp", unnamed)
     assert removed == f"cp removed\n{unnamed} removed\n"

@@ -84,7 +84,8 @@ pytestmark = pytest.mark.anyio
         ),
         # Words that only look like fields are left as they are.
         (
-            ("instance", "stop", "memory_mb"), 125, "torpor: No instance is 'memory_mb'\n",
+            ("instance", "stop", "memory_mb"), 125,
+            "torpor: No instance is 'memory_mb': there is none\n",
         ),
     ],
 )  # fmt: skip
@@ -248,6 +249,42 @@ async def test_a_new_version_is_called_as_the_former_one(
         await torpor(data_dir, "deploy", "web", "-n", "app", "-p", "80:8080", "-e", f"V={version}")
         (vm,) = host.running.values()
         assert (vm.name, vm.env["V"]) == ("app", version)
+
+
+async def test_what_is_not_found_has_a_hint(server: Service, data_dir: Path) -> None:
+    assert server
+    for name in ("b1", "b2", "web-server", "x"):
+        await torpor(data_dir, "instance", "create", "web", "-n", name)
+    await torpor(data_dir, "checkpoint", "create", "x", "before")
+    for words, said in (
+        (
+            ("instance", "get", "web-sever"),
+            "No instance is 'web-sever': there are 'web-server', ...",
+        ),
+        (
+            ("instance", "logs", "nosuch"),
+            "No instance is 'nosuch': there are 'b1', 'b2', 'web-server', ...",
+        ),
+        (
+            ("instance", "rm", "-y", "b1", "b2", "b3"),
+            "No instance is 'b3': there are 'b1', 'b2', 'web-server', ...; none is removed",
+        ),
+        (
+            ("instance", "stop", "x", "b3"),
+            "No instance is 'b3': there are 'b1', 'b2', 'web-server', ...; none is stopped",
+        ),
+        (("checkpoint", "rm", "-y", "cp"), "No checkpoint is 'cp': there is 'before'"),
+        (("checkpoint", "restore", "after"), "No checkpoint is 'after': there is 'before'"),
+        (("instance", "create", "--template", "t"), "No template is 't': there is none"),
+        (("service", "rm", "-y", "s"), "No service is 's': there is none"),
+    ):
+        assert await torpor(data_dir, *words, status=125) == f"torpor: {said}\n"
+
+
+async def test_a_quota_that_there_is_not(server: Service, data_dir: Path) -> None:
+    assert server
+    refused = await torpor(data_dir, "quota", "set", "default", "user=1", status=125)
+    assert refused.startswith("torpor: 'user=1': there is no quota 'user'; there are instances, ")
 
 
 async def test_what_cannot_be_deployed_is_not_built(data_dir: Path, tmp_path: Path) -> None:

@@ -308,10 +308,11 @@ def _bulk(
     references: tuple[str, ...],
     method: str,
     words: Callable[[Any], str],
+    undone: str = "",
     **more: Any,
 ) -> int:
     async def work(server: Server) -> list[Any]:
-        named = await server.resolve("instance", references)
+        named = await server.resolve("instance", references, undone=undone)
         call = getattr(server.sdk.api.platform.instances, method)
         answer = await call(body=[{**each, **more} for each in named])
         return list(answer.data.instances)
@@ -332,7 +333,9 @@ def _moved(item: Any) -> str:
 @click.pass_obj
 def start(data: str | None, references: tuple[str, ...], wait_ms: int) -> int:
     """Start instances, or wake them from standby."""
-    return _bulk(data, references, "start_instances", _moved, timeout_s=math.ceil(wait_ms / 1000))
+    return _bulk(
+        data, references, "start_instances", _moved, "started", timeout_s=math.ceil(wait_ms / 1000)
+    )
 
 
 @instance.command()
@@ -341,7 +344,7 @@ def start(data: str | None, references: tuple[str, ...], wait_ms: int) -> int:
 @click.pass_obj
 def stop(data: str | None, references: tuple[str, ...], force: bool) -> int:
     """Stop instances. What they had in memory is lost."""
-    return _bulk(data, references, "stop_instances", _moved, force=force)
+    return _bulk(data, references, "stop_instances", _moved, "stopped", force=force)
 
 
 @instance.command()
@@ -349,7 +352,7 @@ def stop(data: str | None, references: tuple[str, ...], force: bool) -> int:
 @click.pass_obj
 def suspend(data: str | None, references: tuple[str, ...]) -> int:
     """Put instances into standby: their memory goes to the disk."""
-    return _bulk(data, references, "suspend_instances", _moved)
+    return _bulk(data, references, "suspend_instances", _moved, "suspended")
 
 
 instance.add_command(

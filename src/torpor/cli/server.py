@@ -213,7 +213,9 @@ def _put_away(data: str | None, directory: Path) -> None:
             "`torpor down --now` ends the server and leaves VMs to the next one"
         ) from error
     if left:
-        say(f"{left} VMs did not end in time and run on: the next `torpor up` adopts them")
+        who, it = ("1 VM", "it") if left == 1 else (f"{left} VMs", "them")
+        run_on = "runs" if left == 1 else "run"
+        say(f"{who} did not end in time and {run_on} on: the next `torpor up` adopts {it}")
 
 
 def process_of(directory: Path) -> int | None:
