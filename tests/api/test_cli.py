@@ -414,6 +414,16 @@ async def test_up_and_down(tmp_path: Path) -> None:
     assert [line.rpartition(":")[0] for line in said] == [
         "api http://127.0.0.1", "proxy http://127.0.0.1", "proxy-tls https://127.0.0.1"
     ]  # fmt: skip
+    headers = {"Authorization": f"Bearer {(tmp_path / 'token').read_text().strip()}"}
+    async with asyncio.timeout(60), httpx.AsyncClient(headers=headers) as client:
+        while True:
+            answer = await client.get(f"{said[0].split()[1]}/torpor/v1/status")
+            status = answer.json()["data"]
+            if status["proxy"] == "connected":
+                break
+            await asyncio.sleep(0.05)
+    ports = [int(line.rpartition(":")[2]) for line in said[1:]]
+    assert status["public_ports"] == dict(zip(("80", "443"), ports, strict=True))
     pid = int((tmp_path / "run" / "torpord.lock").read_text())
     again = await torpor(tmp_path, "up", *addresses, status=125)
     supervisor = int((tmp_path / "run" / "supervisor.pid").read_text())
@@ -423,5 +433,10 @@ async def test_up_and_down(tmp_path: Path) -> None:
         while (tmp_path / "run" / "torpord.lock").read_text() in ("", f"{pid}\n"):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await torpor(tmp_path, "down")
+    lines = (tmp_path / "logs" / "server.log").read_text().splitlines()
+    told = [line for line in lines if line.partition(" ")[0] not in ("api", "proxy", "proxy-tls")]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ torpor", line) for line in told), told
+    assert sum("torpord is started: process" in line for line in told) == 2
+    assert sum("torpord ended with status -9" in line for line in told) == 1
     assert "no server runs" in await torpor(tmp_path, "down", status=125)
     assert await torpor(tmp_path, "store", "check") == ""

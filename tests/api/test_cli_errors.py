@@ -10,7 +10,7 @@ import pytest
 from tests.api.command import call, torpor
 from tests.fake_vm import FakeHost
 from torpor.api.service import Service
-from torpor.cli.server import is_unit
+from torpor.cli.server import is_unit, left_running
 from torpor.controller.rules import MEMORY_MB
 from torpor.controller.vm import Exit
 
@@ -199,6 +199,11 @@ def test_who_is_a_unit_of_systemds() -> None:
     assert is_unit("2:cpu:/\n1:name=systemd:/system.slice/torpord.service\n")
     assert not is_unit("0::/user.slice/user-0.slice/session-3.scope\n")
     assert not is_unit("")
+
+
+def test_one_vm_is_one() -> None:
+    assert left_running(1).startswith("1 VM did not end in time and runs on")
+    assert left_running(2).startswith("2 VMs did not end in time and run on")
 
 
 async def test_a_deployment_where_nobody_listens(server: Service, data_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -76,13 +76,10 @@ class Controller:
         links: Links | None = None,
         domain_suffix: str = "localhost",
         backoff: Backoff = Backoff(),  # noqa: B008 -- immutable
-        public_ports: Mapping[int, int] | None = None,
         policy: Policy = Policy(),  # noqa: B008 -- immutable
         tiered: bool = False,
     ) -> None:
         self.store = store
-        self.public_ports = public_ports or {}
-        """What clients see in place of 80 and 443."""
         self.images = ImageStore(data_dir)
         self.events = Events()
         self.console = Console(store)
