@@ -46,7 +46,8 @@ from torpor.controller.links import Egress
 from torpor.controller.upkeep import Policy
 from torpor.errors import UsageError
 
-Port = Annotated[int, Meta(ge=1, le=65535)]
+MAX_PORT = 65535
+Port = Annotated[int, Meta(ge=1, le=MAX_PORT)]
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 _VARIABLES = {
@@ -55,6 +56,12 @@ _VARIABLES = {
     "TORPOR_PROXY_TLS": ("proxy", "tls"),
     "TORPOR_DOMAIN_SUFFIX": ("server", "domain_suffix"),
 }
+_OPTIONS = {
+    ("server", "listen"): "--listen",
+    ("proxy", "http"): "--proxy",
+    ("proxy", "tls"): "--proxy-tls",
+}
+"""What sets them on the command line."""
 
 
 class ServerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,11 +148,16 @@ def load_server_settings(
         document = {}
     except msgspec.DecodeError as error:
         raise UsageError(f"{path}: {error}") from error
-    beaten = {place: env[name] for name, place in _VARIABLES.items() if env.get(name)}
+    named = {place: f"{path}: [{place[0]}] {place[1]}" for place in _OPTIONS}
+    beaten = {}
+    for name, place in _VARIABLES.items():
+        if env.get(name):
+            beaten[place], named[place] = env[name], name
     for flag, value in flags.items():
         if value is not None:
             table, _, key = flag.partition("_")
             beaten[table, key] = value
+            named[table, key] = f"option '{_OPTIONS.get((table, key))}'"
     for (table, key), value in beaten.items():
         found = document.setdefault(table, {})
         if isinstance(found, dict):
@@ -161,29 +173,35 @@ def load_server_settings(
             ipaddress.ip_network(text)
         except ValueError as error:
             raise UsageError(f"{path}: [egress] {error}") from error
-    for name, address in (
-        ("[server] listen", settings.server.listen),
-        ("[proxy] http", settings.proxy.http),
-        ("[proxy] tls", settings.proxy.tls or "x:1"),
-    ):
+    server, proxy = settings.server, settings.proxy
+    addresses = {("server", "listen"): server.listen, ("proxy", "http"): proxy.http}
+    if proxy.tls:
+        addresses["proxy", "tls"] = proxy.tls
+    for place, address in addresses.items():
         if port_of(address) < 0:
-            raise UsageError(f"{name} is '{address}': must be HOST:PORT")
-    for name, address in (
-        ("[proxy] http", settings.proxy.http),
-        ("[proxy] tls", settings.proxy.tls or "0.0.0.0:1"),
-    ):
-        host = address.rpartition(":")[0]
-        in_brackets = host.startswith("[") and host.endswith("]")
-        try:
-            ipaddress.IPv6Address(host[1:-1]) if in_brackets else ipaddress.IPv4Address(host)
-        except ValueError:
             raise UsageError(
-                f"{name} is '{address}': must be ADDRESS:PORT, as 127.0.0.1:8080, not a name"
-            ) from None
+                f"{named[place]} is '{address}': must be HOST:PORT, with a port of 0 to {MAX_PORT}"
+            )
+        if place[0] == "proxy" and not _has_ip_address(address):
+            raise UsageError(
+                f"{named[place]} is '{address}': must be ADDRESS:PORT, as 127.0.0.1:8080, not a "
+                "name"
+            )
     return settings
 
 
 def port_of(address: str) -> int:
     """The port of HOST:PORT; -1 if it is none."""
     host, _, port = address.rpartition(":")
-    return int(port) if host and port.isdecimal() and int(port) < 65536 else -1
+    return int(port) if host and port.isdecimal() and int(port) <= MAX_PORT else -1
+
+
+def _has_ip_address(address: str) -> bool:
+    """Whether the host of HOST:PORT is an address; one of IPv6 stands in brackets."""
+    host = address.rpartition(":")[0]
+    in_brackets = host.startswith("[") and host.endswith("]")
+    try:
+        ipaddress.IPv6Address(host[1:-1]) if in_brackets else ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 
+from torpor.serverlog import note
+
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 HEALTHY_S = 10.0
@@ -27,6 +29,7 @@ class Part:
 
     def __init__(self, command: list[str]) -> None:
         self.command = command
+        self._name = os.path.basename(command[0])  # noqa: PTH119 -- pathlib is larger than all this
         self.process: subprocess.Popen[bytes] | None = None
         self.began_s = 0.0
         self.pause_s = 0.0
@@ -39,6 +42,7 @@ class Part:
         self.began_s = time.monotonic()
         try:
             self.process = subprocess.Popen(self.command)
+            note(f"{self._name} is started: process {self.process.pid}")
         except OSError as error:  # no memory for it now, or it is being replaced by a newer one
             self._again(f"cannot be started: {error.strerror}")
 
@@ -58,9 +62,7 @@ class Part:
         doubled = min(max(self.pause_s * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
         self.pause_s = 0.0 if self._is_healthy() else doubled
         self.again_s = time.monotonic() + self.pause_s
-        name = os.path.basename(self.command[0])  # noqa: PTH119 -- pathlib is larger than all this
-        sys.stderr.write(f"{name} {why}: again in {self.pause_s} s\n")
-        sys.stderr.flush()
+        note(f"{self._name} {why}: again in {self.pause_s} s")
 
 
 def supervise(commands: list[list[str]]) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import importlib
+import logging
 import os
 import resource
 import signal
@@ -31,6 +32,7 @@ from torpor.controller.vm import NoVmHost, VmHost
 from torpor.datadir import data_dir
 from torpor.errors import EXIT_TORPOR_FAILED, TorporError
 from torpor.locks import TORPORD, HeldError, claim, sign
+from torpor.serverlog import note
 from torpor.settings import ServerSettings, load_server_settings
 from torpor.store import NoSpaceError, Store
 from torpor.vmhost import Host, Limits
@@ -118,7 +120,6 @@ async def serving(settings: Settings, host: VmHost) -> AsyncIterator[Service]:
                 links=proxy,
                 domain_suffix=settings.domain_suffix,
                 backoff=settings.backoff,
-                public_ports=settings.public_ports,
                 policy=settings.policy,
                 tiered=settings.lower_tier is not None,
             )
@@ -168,6 +169,13 @@ async def run(settings: Settings, host: VmHost) -> None:
         await stop.wait()
 
 
+class _Notes(logging.Handler):
+    """What Python's libraries and this program report goes to the server's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"torpord: {self.format(record)}")
+
+
 def main() -> int:
     """`torpord`: runs a server in this process until SIGTERM."""
     parser = argparse.ArgumentParser(prog="torpord", description=__doc__)
@@ -175,6 +183,7 @@ def main() -> int:
     for flag in ("--listen", "--lower-tier", "--domain-suffix", "--proxy", "--proxy-tls"):
         parser.add_argument(flag)
     flags = parser.parse_args()
+    logging.basicConfig(handlers=[_Notes()])
     try:
         directory = data_dir(flags.data)
         settings = load_server_settings(
@@ -187,7 +196,7 @@ def main() -> int:
         )
         serve(Settings.of(directory, settings))
     except (TorporError, OSError) as error:
-        sys.stderr.write(f"torpor: {error}\n")
+        note(f"torpor: {error}")
         return EXIT_TORPOR_FAILED
     return 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.command import torpor
+from tests.api.command import call, torpor
 from tests.fake_vm import FakeHost
 from tests.harness import TORPOR
 from torpor.api.service import Service
@@ -40,7 +40,7 @@ async def test_a_session(server: Service, data_dir: Path) -> None:
     assert "--yes" in await torpor(data_dir, "instance", "rm", "a", status=125)
     assert (await torpor(data_dir, "top")).count("RUNNING") == 1
     refused = await torpor(data_dir, "instance", "rm", "-y", "a", "nobody", status=125)
-    assert refused == "torpor: No instance is 'nobody'\n"
+    assert refused == "torpor: No instance is 'nobody': there are 'a', 'b'; none is removed\n"
     removed = await torpor(data_dir, "instance", "rm", "-y", "a", "b")
     assert removed == "a removed\nb removed\n"
 
@@ -115,8 +115,10 @@ async def test_images_are_called_as_people_know_them(server: Service, data_dir: 
         await torpor(data_dir, "instance", "create", image, "-n", f"i{number}")
 
     async def shown(*words: str) -> list[str]:
-        table = (await torpor(data_dir, *words)).splitlines()
-        return [line.split()[3] for line in table[1:]]
+        lines = (await torpor(data_dir, *words)).splitlines()
+        if words[1] == "get":
+            return [line.split()[1] for line in lines if line.startswith("image:")]
+        return [line.split()[3] for line in lines[1:]]
 
     known = ["web", "web:latest", "web:latest", digest[7:19]]
     assert await shown("instance", "list") == known
@@ -158,7 +160,7 @@ async def test_checkpoints_branches_and_clones(
         assert await torpor(data_dir, "instance", "logs", name) == f"life 2 of {name}\n"
     assert "cp" in (await torpor(data_dir, "instance", "history", "old"))
     nobody = await torpor(data_dir, "branch", "nobody", status=125)
-    assert nobody == "torpor: No instance is 'nobody'\n"
+    assert nobody == "torpor: No instance is 'nobody': there are 'app', 'old', 'twig'\n"
 
     removed = await torpor(data_dir, "checkpoint", "delete", "-y", "cp", unnamed)
     assert removed == f"cp removed\n{unnamed} removed\n"
@@ -237,6 +239,89 @@ async def test_what_is_our_own_of_a_service(data_dir: Path, http: httpx.AsyncCli
     for word in ("6379/", "6379:x/tcp", "/tcp"):
         refused = await torpor(data_dir, "deploy", "web", "-p", word, status=125)
         assert "option '-p' needs PORT[:DESTINATION][/HANDLERS]" in refused
+
+
+async def test_when_an_instance_sleeps_and_begins_anew(server: Service, data_dir: Path) -> None:
+    assert server
+    for words in (("instance", "create"), ("deploy",)):
+        flags = ("--scale-to-zero", "idle", "--stateful", "true", "--cooldown", "1.5s")
+        more = ("--restart", "on-failure", "-p", "80:8080", "-M", "1G")
+        await torpor(data_dir, *words, "web", "-n", words[-1], *flags, *more)
+        (made,) = json.loads(await torpor(data_dir, "instance", "get", words[-1], "-o", "json"))
+        policy = made["scale_to_zero"]
+        assert (policy["policy"], policy["stateful"], policy["cooldown_time_ms"]) == (
+            "idle", True, 1500
+        )  # fmt: skip
+        assert (made["restart_policy"], made["memory_mb"]) == ("on-failure", 1024)
+    await torpor(data_dir, "instance", "create", "web", "-n", "plain", "--stateful", "true")
+    (made,) = json.loads(await torpor(data_dir, "instance", "get", "plain", "-o", "json"))
+    assert (made["scale_to_zero"]["policy"], made["scale_to_zero"]["stateful"]) == ("off", True)
+    alone = ("instance", "create", "web", "--scale-to-zero", "on")
+    refused = await torpor(data_dir, *alone, status=125)
+    assert "option '--scale-to-zero' is 'on': needs a service" in refused
+
+
+async def test_sizes_and_times(server: Service, data_dir: Path, host: FakeHost) -> None:
+    assert server
+    for number, (written, mb) in enumerate((("64", 64), ("64M", 64), ("0.5g", 512))):
+        await torpor(data_dir, "instance", "create", "web", "-n", f"i{number}", "-M", written)
+        (made,) = json.loads(await torpor(data_dir, "instance", "get", f"i{number}", "-o", "json"))
+        assert made["memory_mb"] == mb
+    for written in ("1", "1s", "500ms", "0.01m"):
+        waiting = ("instance", "wait", "i0", "--timeout", written)
+        assert "timed out" in await torpor(data_dir, *waiting, status=1)
+    await torpor(data_dir, "instance", "start", "i0", "--wait", "1m")
+    assert "i0 running" in await torpor(data_dir, "instance", "wait", "i0", "--timeout", "-1")
+    (used,) = (await torpor(data_dir, "instance", "top")).splitlines()[1:]
+    assert used.split()[:4] == ["i0", "running", "4KiB", "5ms"]
+    exactly = json.loads(await torpor(data_dir, "instance", "top", "-o", "json"))
+    assert exactly[0]["rss_bytes"] == 4096
+    (vm,) = host.running.values()
+    vm.listener.output(b"one\rtwo\nthree\nfour")
+    for lines, said in (
+        ("1", "four"), ("2", "three\nfour"), ("3", "one\rtwo\nthree\nfour"), ("0", ""),
+        ("9", "life 1 of i0\none\rtwo\nthree\nfour"),
+    ):  # fmt: skip
+        shown = await call(data_dir, "instance", "logs", "i0", "--tail", lines)
+        assert shown.stdout == said.replace("\r", "\n")
+
+
+async def test_all_of_an_instance_for_a_person(
+    server: Service, data_dir: Path, host: FakeHost
+) -> None:
+    assert server
+    words = ("instance", "create", "web", "-n", "a", "-p", "80:8080", "-e", "K=two words")
+    more = ("--scale-to-zero", "on", "--stateful", "true", "--restart", "on-failure", "--tag", "t")
+    await torpor(data_dir, *words, *more, "--start", "--", "serve", "a b")
+    await torpor(data_dir, "instance", "create", "web", "-n", "b")
+
+    async def shown(name: str) -> dict[str, str]:
+        lines = (await torpor(data_dir, "instance", "get", name)).splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+    await torpor(data_dir, "instance", "wait", "a")
+    found = await shown("a")
+    assert list(found) == [
+        "name", "uuid", "state", "image", "memory", "arguments", "environment", "created",
+        "started", "up", "starts", "restart", "scale to zero", "service", "hosts", "tags",
+    ]  # fmt: skip
+    for name, value in {
+        "name": "a", "state": "running", "image": "web", "memory": "128 MiB",
+        "arguments": "serve 'a b'", "environment": "K='two words'", "starts": "1",
+        "restart": "on-failure", "scale to zero": "on, stateful, after 1s", "hosts": "a.localhost",
+        "tags": "t",
+    }.items():  # fmt: skip
+        assert found[name] == value
+    await torpor(data_dir, "instance", "start", "b", "--wait", "60")
+    next(vm for vm in host.running.values() if vm.name == "b").end(Exit("out-of-memory", 9))
+    await torpor(data_dir, "instance", "wait", "b", "--state", "stopped")
+    reason = (await shown("b"))["stop reason"]
+    assert reason == "it was out of memory (reason 1, stop code 0x000C7F04, exit status 137)"
+    both = await torpor(data_dir, "instance", "get", "b", "a")
+    assert [line for line in both.splitlines() if line.startswith("name:") or not line] == [
+        "name:          b", "", "name:          a"
+    ]  # fmt: skip
+    assert "scale to zero: off" in both
 
 
 async def test_services_tokens_quotas_and_deploy(server: Service, data_dir: Path) -> None:
@@ -329,6 +414,16 @@ async def test_up_and_down(tmp_path: Path) -> None:
     assert [line.rpartition(":")[0] for line in said] == [
         "api http://127.0.0.1", "proxy http://127.0.0.1", "proxy-tls https://127.0.0.1"
     ]  # fmt: skip
+    headers = {"Authorization": f"Bearer {(tmp_path / 'token').read_text().strip()}"}
+    async with asyncio.timeout(60), httpx.AsyncClient(headers=headers) as client:
+        while True:
+            answer = await client.get(f"{said[0].split()[1]}/torpor/v1/status")
+            status = answer.json()["data"]
+            if status["proxy"] == "connected":
+                break
+            await asyncio.sleep(0.05)
+    ports = [int(line.rpartition(":")[2]) for line in said[1:]]
+    assert status["public_ports"] == dict(zip(("80", "443"), ports, strict=True))
     pid = int((tmp_path / "run" / "torpord.lock").read_text())
     again = await torpor(tmp_path, "up", *addresses, status=125)
     supervisor = int((tmp_path / "run" / "supervisor.pid").read_text())
@@ -338,5 +433,10 @@ async def test_up_and_down(tmp_path: Path) -> None:
         while (tmp_path / "run" / "torpord.lock").read_text() in ("", f"{pid}\n"):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await torpor(tmp_path, "down")
+    lines = (tmp_path / "logs" / "server.log").read_text().splitlines()
+    told = [line for line in lines if line.partition(" ")[0] not in ("api", "proxy", "proxy-tls")]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ torpor", line) for line in told), told
+    assert sum("torpord is started: process" in line for line in told) == 2
+    assert sum("torpord ended with status -9" in line for line in told) == 1
     assert "no server runs" in await torpor(tmp_path, "down", status=125)
     assert await torpor(tmp_path, "store", "check") == ""

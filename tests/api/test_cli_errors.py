@@ -3,14 +3,18 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.api.command import call, torpor
 from tests.fake_vm import FakeHost
 from torpor.api.service import Service
-from torpor.cli.server import is_unit
+from torpor.cli.server import is_unit, left_running
+from torpor.controller.rules import MEMORY_MB
 from torpor.controller.vm import Exit
+
+MEMORY = "{} to {}".format(*MEMORY_MB)
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +24,20 @@ pytestmark = pytest.mark.anyio
     [
         (
             ("instance", "create", "web", "-M", "0"), 1,
-            "torpor: request: option '-M' / '--memory' is 0: must be 16 to 65536 MiB\n",
+            f"torpor: request: option '-M' / '--memory' is 0: must be {MEMORY} MiB\n",
+        ),
+        (
+            ("instance", "create", "web", "-M", "65G"), 1,
+            f"torpor: request: option '-M' / '--memory' is 65G: must be {MEMORY} MiB\n",
+        ),
+        (
+            ("instance", "create", "web", "-M", "1.3k"), 125,
+            ("torpor: option '-M' / '--memory' needs whole MiB, as 256, 256M or 1G, not '1.3k'\n"),
+        ),
+        (
+            ("instance", "wait", "web", "--timeout", "2d"), 125,
+            ("torpor: option '--timeout' needs a time as 2 (s), 1000ms, 5s or 1m, or -1 for ever, "
+            "not '2d'\n"),
         ),
         (
             ("instance", "create", "web", "--replicas", "20000"), 125,
@@ -36,13 +53,17 @@ pytestmark = pytest.mark.anyio
             ("torpor: request: option '--tag' is 'a', 'b c': must be 1 to 256 letters, digits, "
             "'-', '+', '_', '.', ':', '='\n"),
         ),
+        (  # before it is built
+            ("deploy", "./nowhere", "-M", "65G"), 125,
+            f"torpor: option '-M' / '--memory' is 65G: must be {MEMORY} MiB\n",
+        ),
         (
             ("deploy", "web", "-p", "80:8080", "--cooldown", "25h"), 125,
             "torpor: option '--cooldown' needs a time as 1000ms, 5s or 1m, not '25h'\n",
         ),
         (
             ("deploy", "web", "-p", "80:8080", "--cooldown", "1441m"), 125,
-            "torpor: option '--cooldown' is '1441m': must be 1 to 86400000 ms\n",
+            "torpor: option '--cooldown' is 1441m: must be 1 to 86400000 ms\n",
         ),
         (
             ("deploy", "web", "-p", "80:0"), 125,
@@ -54,7 +75,7 @@ pytestmark = pytest.mark.anyio
         ),
         (
             ("template", "create", "t", "web", "-M", "1"), 125,
-            "torpor: option '-M' / '--memory' is 1: must be 16 to 65536 MiB\n",
+            f"torpor: option '-M' / '--memory' is 1: must be {MEMORY} MiB\n",
         ),
         (
             ("token", "create", "x-"), 125,
@@ -63,7 +84,8 @@ pytestmark = pytest.mark.anyio
         ),
         # Words that only look like fields are left as they are.
         (
-            ("instance", "stop", "memory_mb"), 125, "torpor: No instance is 'memory_mb'\n",
+            ("instance", "stop", "memory_mb"), 125,
+            "torpor: No instance is 'memory_mb': there is none\n",
         ),
     ],
 )  # fmt: skip
@@ -85,6 +107,22 @@ async def test_what_goes_with_no_template_is_told_of_the_option(
         refused = await torpor(data_dir, "instance", "create", *words, status=125)
         assert "--template" in refused
         assert "IMAGE" in refused
+
+
+async def test_a_template_that_instances_begin_with_stays(server: Service, data_dir: Path) -> None:
+    assert server
+    await torpor(data_dir, "template", "create", "seed", "web")
+    words = ("instance", "create", "--template", "seed", "-n", "c", "--replicas", "4")
+    await torpor(data_dir, *words)
+    refused = await torpor(data_dir, "template", "rm", "-y", "seed", status=1)
+    who = "'c', 'c-1', 'c-2' and 2 more begin"
+    assert refused == f"torpor: seed: {who} with template 'seed': delete them first\n"
+    assert "seed" in await torpor(data_dir, "template", "list")
+    await torpor(data_dir, "instance", "rm", "-y", "c", "c-1", "c-2", "c-3")
+    refused = await torpor(data_dir, "template", "rm", "-y", "seed", status=1)
+    assert refused == "torpor: seed: 'c-4' begins with template 'seed': delete it first\n"
+    await torpor(data_dir, "instance", "rm", "-y", "c-4")
+    assert await torpor(data_dir, "template", "rm", "-y", "seed") == "seed removed\n"
 
 
 @pytest.mark.parametrize(
@@ -163,6 +201,11 @@ def test_who_is_a_unit_of_systemds() -> None:
     assert not is_unit("")
 
 
+def test_one_vm_is_one() -> None:
+    assert left_running(1).startswith("1 VM did not end in time and runs on")
+    assert left_running(2).startswith("2 VMs did not end in time and run on")
+
+
 async def test_a_deployment_where_nobody_listens(server: Service, data_dir: Path) -> None:
     assert server
     ports = ("-p", "80:8080", "-p", "443:8080", "-p", "6379:99/tcp")
@@ -211,6 +254,81 @@ async def test_a_new_version_is_called_as_the_former_one(
         await torpor(data_dir, "deploy", "web", "-n", "app", "-p", "80:8080", "-e", f"V={version}")
         (vm,) = host.running.values()
         assert (vm.name, vm.env["V"]) == ("app", version)
+
+
+async def test_what_is_not_found_has_a_hint(server: Service, data_dir: Path) -> None:
+    assert server
+    for name in ("b1", "b2", "web-server", "x"):
+        await torpor(data_dir, "instance", "create", "web", "-n", name)
+    await torpor(data_dir, "checkpoint", "create", "x", "before")
+    for words, said in (
+        (
+            ("instance", "get", "web-sever"),
+            "No instance is 'web-sever': there are 'web-server', ...",
+        ),
+        (
+            ("instance", "logs", "nosuch"),
+            "No instance is 'nosuch': there are 'b1', 'b2', 'web-server', ...",
+        ),
+        (
+            ("instance", "rm", "-y", "b1", "b2", "b3"),
+            "No instance is 'b3': there are 'b1', 'b2', 'web-server', ...; none is removed",
+        ),
+        (
+            ("instance", "stop", "x", "b3"),
+            "No instance is 'b3': there are 'b1', 'b2', 'web-server', ...; none is stopped",
+        ),
+        (("checkpoint", "rm", "-y", "cp"), "No checkpoint is 'cp': there is 'before'"),
+        (("checkpoint", "restore", "after"), "No checkpoint is 'after': there is 'before'"),
+        (("instance", "create", "--template", "t"), "No template is 't': there is none"),
+        (("service", "rm", "-y", "s"), "No service is 's': there is none"),
+    ):
+        assert await torpor(data_dir, *words, status=125) == f"torpor: {said}\n"
+
+
+async def test_a_quota_that_there_is_not(server: Service, data_dir: Path) -> None:
+    assert server
+    refused = await torpor(data_dir, "quota", "set", "default", "user=1", status=125)
+    assert refused.startswith("torpor: 'user=1': there is no quota 'user'; there are instances, ")
+
+
+async def test_what_cannot_be_deployed_is_not_built(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    done = await call(data_dir, "deploy", f"{tmp_path}")
+    said = f"torpor: {tmp_path} exposes no TCP port: say which with -p 443:PORT -p 80:PORT\n"
+    assert (done.stderr, done.returncode) == (said, 125)
+    refused = await torpor(data_dir, "deploy", f"{tmp_path}/Dockerfile", status=125)
+    assert "Dockerfile: not a directory: give one" in refused
+
+
+async def test_a_host_is_called_as_its_instance(server: Service, data_dir: Path) -> None:
+    assert server
+    await torpor(data_dir, "deploy", "web", "-p", "80:8080")
+    await torpor(data_dir, "instance", "create", "web", "-p", "80:8080")
+    rows = [line.split() for line in await _listed(data_dir)]
+    assert [row[-1] for row in rows] == [f"{row[0]}.localhost" for row in rows]
+    assert len(rows) == 2
+
+
+async def test_what_a_new_version_waits_for_is_said(
+    server: Service, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("deploy", "web", "-n", "app", "-p", "6379/tcp")
+    assert (await call(data_dir, *words)).stderr == "app running\n"
+    assert (await call(data_dir, *words)).stderr == "app running\n"
+
+    async def stats(after: str | None) -> dict[str, Any]:
+        counts = {"in_flight": 1, "connections": 2, "requests": 9, "rx_bytes": 0, "tx_bytes": 0}
+        links = [
+            {"instance": live.row.uuid, "generation": live.link_generation, **counts}
+            for live in server.controller.lifecycle.lives.all()
+        ]
+        return {"links": [] if after else links, "waiting": 0}
+
+    monkeypatch.setattr(server.controller.links, "stats", stats)
+    done = await call(data_dir, *words)
+    waits = "app: waiting for the former version's 1 open request and 2 open connections, 10 s at"
+    assert done.stderr.startswith(waits)
 
 
 async def test_plain_tcp_has_a_port_of_its_own(server: Service, data_dir: Path) -> None:

@@ -196,6 +196,11 @@ async def test_templates(sdk: Any, host: FakeHost) -> None:
     assert read.memory_mb == 64
     assert host.running[read.uuid].memory["lives"] == 2
     assert clone
+    await sdk.instances.create(name="other", branch_from={"name": "clone"})
+    with pytest.raises(UnikraftCloudError, match="'clone', 'other' begin with template 'worker'"):
+        await sdk.templates.get(name="worker").delete()
+    await sdk.instances.get(name="clone").delete()
+    await sdk.instances.get(name="other").delete()
     await sdk.templates.get(name="worker").delete()
     assert await sdk.templates.list() == []
 

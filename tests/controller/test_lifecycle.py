@@ -1,6 +1,8 @@
 """Transitions, restarts, adoption and what is kept when things go wrong."""
 
 import asyncio
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,18 @@ async def test_a_lost_process_falls_back_to_the_last_generation(
     await controller.start(owner, row)
     await controller.wait(row, "running", 30)
     assert host.running[row.uuid].memory["lives"] == 2, "from generation 1 again"
+
+
+async def test_the_servers_log_tells_which_vm_was_lost(
+    controller: Controller, host: FakeHost, owner: Owner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    row = await running(controller, owner)
+    host.running[row.uuid].end(Exit("lost"))
+    await controller.wait(row, "stopped", 20)
+    (line,) = capfd.readouterr().err.splitlines()
+    stamp, _, rest = line.partition(" ")
+    assert abs(time.time() - datetime.fromisoformat(stamp).timestamp()) < 60
+    assert rest == f"torpord: instance '{row.name}' ({row.uuid}): the VM is gone; it is stopped"
 
 
 async def test_a_lost_process_without_a_generation_is_stopped(

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,29 @@ def test_triggers_of_a_stored_base_run(store: ImageStore, build: Build) -> None:
         build("FROM parent\nRUN false\n")
     with pytest.raises(BuildError, match=r"Dockerfile:1: FROM: .*file"):
         build("FROM parent\nRUN true\n", {".dockerignore": "file\n"})
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "is_built"),
+    [
+        ("FROM base:1\nRUN echo > /built\nCMD sh", False),
+        ("FROM base:1\nEXPOSE 53/udp", False),
+        ("FROM base:1\nEXPOSE 8080\nFROM scratch\nCOPY --from=0 /bin /bin", False),
+        ("FROM base:1\nEXPOSE 53/udp 8080", True),
+        ("FROM base:1 AS one\nEXPOSE 8080/tcp\nFROM one\nCMD sh", True),
+        ("FROM served:1\nCMD sh", True),
+    ],
+)
+def test_what_exposes_no_port_is_not_built(
+    build: Build, add_layers: AddTar, dockerfile: str, is_built: bool
+) -> None:
+    config = replace(BASE_CONFIG, exposed_ports=("8080/tcp",))
+    add_layers(tar(base_members()), tag="served:1", config=config)
+    if is_built:
+        assert build(dockerfile, no_port="none")
+        return
+    with pytest.raises(BuildError, match=r"^none$"):
+        build(dockerfile, no_port="none")
 
 
 def test_configuration_reaches_run_steps_but_not_the_image(

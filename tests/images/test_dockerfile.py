@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torpor.images.detect import suggest_dockerfile
-from torpor.images.dockerfile import base_images, parse_dockerfile
+from torpor.images.dockerfile import base_images, last_and_its_bases, parse_dockerfile
 from torpor.images.errors import BuildError, ImageError
 from torpor.images.names import parse_reference
 from torpor.images.translate import Translation, translate
@@ -66,6 +66,13 @@ FROM last:${UNKNOWN:-4}
     assert base_images(dockerfile, "1") == ["base:9", "tools:2", "mounted:3"]
     with pytest.raises(BuildError, match="no stage 'nope'; its named stages: build"):
         base_images(dockerfile, "nope")
+
+
+def test_the_last_stage_and_its_bases() -> None:
+    text = "FROM a AS one\nFROM one AS two\nFROM b AS three\nFROM 1\n"
+    dockerfile = parse_dockerfile(text, Path("Dockerfile"), {})
+    assert [stage.base for stage in last_and_its_bases(dockerfile, "")] == ["1", "one", "a"]
+    assert [stage.base for stage in last_and_its_bases(dockerfile, "three")] == ["b"]
 
 
 def test_translation_renames_bases_and_knows_steps() -> None:

@@ -136,6 +136,16 @@ def test_a_service_that_redirects(proxy: Proxy, torpord: Torpord) -> None:
     assert (got.status, got.fields["location"]) == (308, f"https://{HOST}:9443/a?b=c")
 
 
+def test_a_port_that_is_left_to_the_proxy(proxy: Proxy, torpord: Torpord) -> None:
+    torpord.attach(Guest(echo), torpord.group([HOST], services=SERVICES))
+    names = {"server": str(uuid.uuid4()), "suffix": "localhost"}
+    welcome = torpord.ask("hello", **names, public_ports={"80": 81, "443": 0})
+    tls = proxy.addresses["proxy-tls"][1]
+    assert welcome["public_ports"] == {"80": 81, "443": tls}
+    got = get(proxy.address, HOST, "/")
+    assert got.fields["location"] == f"https://{HOST}:{tls}/"
+
+
 def listening(torpord: Torpord) -> int:
     """A service port that is free on this host."""
     while True:
@@ -190,6 +200,15 @@ def test_other_ports_end_tls_or_pass_it_through(
         client.sendall(sent[7:])
         assert read.wait(30)
     assert sent.startswith(hello[:50])
+
+
+def test_who_is_not_served_is_logged_once_with_the_time(proxy: Proxy, torpord: Torpord) -> None:
+    port = listening(torpord)
+    with pytest.raises(ssl.SSLError), connect(("127.0.0.1", port), context(proxy), "no.localhost"):
+        pass
+    text = rf"no\.localhost on port {port}: no service has this name"
+    logged = rf"^\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ torpor-proxy: {text}$"
+    assert len(re.findall(logged, proxy.logged(), re.MULTILINE)) == 1, proxy.logged()
 
 
 def test_a_port_that_one_group_has_alone(proxy: Proxy, torpord: Torpord) -> None:

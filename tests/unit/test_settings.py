@@ -48,6 +48,17 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
         load_server_settings(tmp_path, {})
 
 
+def test_what_is_wrong_is_named_as_it_was_given(tmp_path: Path) -> None:
+    wrong = "127.0.0.1:99999"
+    with pytest.raises(UsageError, match=r"^option '--proxy' is '127.0.0.1:99999': must be HOST:"):
+        load_server_settings(tmp_path, {}, proxy_http=wrong)
+    with pytest.raises(UsageError, match=r"^TORPOR_PROXY_TLS is '127.0.0.1:99999': must be HOST:"):
+        load_server_settings(tmp_path, {"TORPOR_PROXY_TLS": wrong})
+    (tmp_path / "config.toml").write_text(f'[server]\nlisten = "{wrong}"\n')
+    with pytest.raises(UsageError, match=r"config.toml: \[server\] listen is '127.0.0.1:99999'"):
+        load_server_settings(tmp_path, {})
+
+
 def test_units_name_this_installation(tmp_path: Path) -> None:
     directory = tmp_path / "units"
     directory.mkdir()

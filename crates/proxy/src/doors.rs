@@ -9,6 +9,7 @@ use crate::http::upstream;
 use crate::instance::Kind;
 use crate::limits::HEAD_TIME;
 use crate::proxy::{Admitted, HTTPS_PORT, Proxy};
+use crate::say;
 use bytes::Bytes;
 use http::StatusCode;
 use std::io;
@@ -153,8 +154,9 @@ async fn serve_https(proxy: Rc<Proxy>, socket: Prefixed<TcpStream>, peer: Socket
 /// An instance for a connection; where there is none the log says why.
 async fn admit(proxy: &Rc<Proxy>, name: &Host, port: u16) -> Result<Admitted, StatusCode> {
     proxy.admit(name, port, Kind::Connection).await.map_err(|refused| {
-        let reason = refused.reason.as_deref().unwrap_or(refused.text);
-        eprintln!("torpor-proxy: {name} on port {port}: {reason}");
+        // Of a name that is not served the reason repeats it, and the port.
+        let reason = refused.reason.as_deref().filter(|_| refused.status != StatusCode::NOT_FOUND);
+        say!("{name} on port {port}: {}", reason.unwrap_or(refused.text));
         refused.status
     })
 }
@@ -200,6 +202,6 @@ async fn pass<T: AsyncRead + AsyncWrite + Unpin>(admitted: Admitted, mut client:
             // Whoever broke it knows; the other side is closed with it.
             let _ = tunnel::join(&mut client, &mut guest, (Bytes::new(), Bytes::new())).await;
         }
-        Err(error) => eprintln!("torpor-proxy: instance {}: port {}: {error}", instance.id, admitted.destination),
+        Err(error) => say!("instance {}: port {}: {error}", instance.id, admitted.destination),
     }
 }

@@ -6,6 +6,7 @@ use crate::http::upstream::Pool;
 use crate::limits::{IDLE_AGAIN, PARKED_MAX, UNUSED_TIME};
 use crate::link::{Link, Owner};
 use crate::proxy::Proxy;
+use crate::say;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -534,7 +535,7 @@ impl Owner for Instance {
     fn ended(&self, violation: Option<Violation>) {
         let Some(proxy) = self.proxy.upgrade() else { return };
         if let Some(violation) = &violation {
-            eprintln!("torpor-proxy: instance {}: its VM process broke the protocol: {violation}", self.id);
+            say!("instance {}: its VM process broke the protocol: {violation}", self.id);
         }
         if matches!(self.phase.get(), Phase::Running | Phase::Draining) || violation.is_some() {
             let link = self.settings.borrow().link;

@@ -14,6 +14,7 @@ pub mod link;
 pub mod options;
 pub mod proxy;
 pub mod routes;
+pub mod said;
 pub mod telemetry;
 pub mod tls;
 pub mod wake;

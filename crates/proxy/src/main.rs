@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use torpor_proxy::options::{Parsed, parse};
+use torpor_proxy::say;
 
 fn main() -> ExitCode {
     let options = match parse(lexopt::Parser::from_env()) {
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
     match torpor_proxy::proxy::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("torpor-proxy: {error}");
+            say!("{error}");
             ExitCode::FAILURE
         }
     }

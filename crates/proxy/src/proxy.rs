@@ -61,6 +61,8 @@ pub struct Proxy {
     /// Whose certificates those are.
     pub certificates: Arc<Certificates>,
     public_ports: RefCell<BTreeMap<u16, u16>>,
+    /// Where connections for service ports are accepted.
+    bound: RefCell<BTreeMap<u16, u16>>,
     listeners: RefCell<BTreeMap<u16, (Rc<Listening>, AbortHandle)>>,
     /// Ports where whatever comes is for one group.
     alone: RefCell<HashSet<u16>>,
@@ -98,6 +100,7 @@ impl Proxy {
             tls: tls::config(certificates.clone(), false),
             certificates,
             public_ports: RefCell::default(),
+            bound: RefCell::default(),
             listeners: RefCell::default(),
             alone: RefCell::default(),
             waking: RefCell::default(),
@@ -111,9 +114,14 @@ impl Proxy {
         self.public_ports.borrow().get(&port).copied().unwrap_or(port)
     }
 
-    /// What clients see of service ports.
-    pub fn set_public_ports(&self, ports: BTreeMap<u16, u16>) {
-        self.public_ports.replace(ports);
+    /// What clients see of service ports: with 0 where they are accepted. What that is.
+    pub fn set_public_ports(&self, mut ports: BTreeMap<u16, u16>) -> BTreeMap<u16, u16> {
+        let bound = self.bound.borrow();
+        for (port, seen) in ports.iter_mut().filter(|(_, seen)| **seen == 0) {
+            *seen = bound.get(port).copied().unwrap_or(*port);
+        }
+        self.public_ports.replace(ports.clone());
+        ports
     }
 
     /// Finds an instance for a name, and wakes one where none runs.
@@ -313,6 +321,7 @@ impl Proxy {
         let listening = Listening::new(listener);
         let task = tokio::task::spawn_local(server::accept(self.clone(), listening.clone(), port));
         self.listeners.borrow_mut().insert(port, (listening, task.abort_handle()));
+        self.bound.borrow_mut().insert(port, local.port());
         Ok(local)
     }
 

@@ -2,6 +2,7 @@
 
 use crate::instance::Phase;
 use crate::proxy::Proxy;
+use crate::say;
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use http_body_util::Full;
@@ -140,7 +141,7 @@ impl Telemetry {
             log.flush();
             match open(&log.path) {
                 Ok(file) => log.file = file,
-                Err(error) => eprintln!("torpor-proxy: {}: {error}", log.path.display()),
+                Err(error) => say!("{}: {error}", log.path.display()),
             }
         }
     }
@@ -149,7 +150,7 @@ impl Telemetry {
 impl Log {
     fn flush(&mut self) {
         if let Err(error) = self.file.write_all(&self.lines) {
-            eprintln!("torpor-proxy: {}: {error}", self.path.display());
+            say!("{}: {error}", self.path.display());
         }
         self.lines.clear();
     }

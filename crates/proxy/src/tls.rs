@@ -4,6 +4,7 @@
 //! below the local suffix get a certificate of a local authority, whose own is `DIR/certs/local-ca.crt`.
 
 use crate::host::Host;
+use crate::say;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustix::fs::Mode;
 use std::collections::{HashMap, VecDeque};
@@ -82,7 +83,7 @@ impl Certificates {
                     let name = name.strip_prefix("_.").map_or(name.clone(), |suffix| format!("*.{suffix}"));
                     files.insert(name.into(), Arc::new(key));
                 }
-                Err(error) => eprintln!("torpor-proxy: {}: {error}", path.display()),
+                Err(error) => say!("{}: {error}", path.display()),
             }
         }
         self.state().files = files;
@@ -124,7 +125,7 @@ impl Certificates {
                 Some(made)
             }
             Err(error) => {
-                eprintln!("torpor-proxy: a certificate for {name}: {error}");
+                say!("a certificate for {name}: {error}");
                 None
             }
         }

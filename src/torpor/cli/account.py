@@ -7,6 +7,7 @@ import click
 from torpor.cli.client import Server, run
 from torpor.cli.group import ObjectGroup
 from torpor.cli.output import output_option, say, show
+from torpor.controller.quotas import Quotas
 from torpor.errors import UsageError
 
 _TOKEN_COLUMNS = (
@@ -118,6 +119,9 @@ def quota_set(data: str | None, user: str, settings: tuple[str, ...]) -> None:
         name, _, number = setting.partition("=")
         if not number.isdecimal():
             raise UsageError(f"'{setting}': must be NAME=NUMBER, as instances=100")
+        if name not in Quotas.__struct_fields__:
+            known = ", ".join(Quotas.__struct_fields__)
+            raise UsageError(f"'{setting}': there is no quota '{name}'; there are {known}")
         quotas[name] = int(number)
 
     async def work(server: Server) -> None:

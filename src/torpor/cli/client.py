@@ -6,8 +6,9 @@ that a token never goes anywhere else.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,11 +20,22 @@ from unikraft_cloud.core.metro import is_url, metro_base_url
 from torpor.cli.output import say
 from torpor.cli.server import URL_FILE, process_of
 from torpor.cli.wording import in_words
+from torpor.controller.errors import Code
 from torpor.datadir import data_dir
 from torpor.errors import TorporError
+from torpor.settings import MAX_PORT
 
 T = TypeVar("T")
-MAX_PORT = 65535
+LISTS = {
+    "instance": ("/v1/instances", "instances"),
+    "template": ("/v1/instances/templates", "instances"),
+    "checkpoint": ("/v1/instances/checkpoints", "instances"),
+    "service": ("/v1/services", "service_groups"),
+}
+"""Where the objects of a kind are listed, and the member of the answer that has them."""
+LOOKED_AT = 1000
+SHOWN = 3
+"""Names of others, where one is not found."""
 
 
 class NotAnsweringError(TorporError):
@@ -54,32 +66,66 @@ class Server:
 
     async def own(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         """An operation that the SDK does not have; the answer's data. Raises TorporError."""
+        document = await self._document(method, path, **more)
+        if document["status"] == "error":
+            raise _failure(document)
+        return dict(document["data"])
+
+    async def _document(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        """An answer with its envelope, which has data unless all failed. Raises TorporError."""
         response = await self._http.request(method, path, **more)
         try:
-            document = response.json()
-            failed = document["status"] == "error"
-            data = {} if failed else dict(document["data"])
+            document = dict(response.json())
+            if document["status"] != "error":
+                dict(document["data"])
         except (ValueError, LookupError, TypeError) as error:
             raise TorporError(
                 f"{self._http.base_url} answered {response.status_code} and not as Torpor does: "
                 "another program listens there"
             ) from error
-        if failed:
-            raise TorporError(in_words(document.get("message", "the server reported an error")))
-        return data
+        return document
 
-    async def resolve(self, kind: str, references: Sequence[str]) -> list[dict[str, str]]:
-        """Names, uuids, or unique beginnings of uuids as `{uuid: ...}`. Raises TorporError."""
+    async def resolve(
+        self, kind: str, references: Sequence[str], *, undone: str = ""
+    ) -> list[dict[str, str]]:
+        """Names, uuids, or unique beginnings of uuids as `{uuid: ...}`.
+
+        Raises TorporError, which says of several that none of them is `undone`.
+        """
         parameters = [("kind", kind), *(("ref", reference) for reference in references)]
-        data = await self.own("GET", "/torpor/v1/resolve", params=parameters)
-        for item in data["objects"]:
+        document = await self._document("GET", "/torpor/v1/resolve", params=parameters)
+        if "data" not in document:
+            raise _failure(document)
+        objects: list[dict[str, Any]] = document["data"]["objects"]
+        for item in objects:
             if item["status"] == "error":
-                raise TorporError(item["message"])
-        return [{"uuid": item["uuid"]} for item in data["objects"]]
+                missing = item["error"] == Code.NOT_FOUND
+                hint = await self._hint(kind, item["name"]) if missing else ""
+                others = f"; none is {undone}" if undone and len(references) > 1 else ""
+                raise TorporError(f"{item['message']}{hint}{others}")
+        return [{"uuid": item["uuid"]} for item in objects]
+
+    async def _hint(self, kind: str, reference: str) -> str:
+        """What there is of a kind, where there is none called `reference`: what looks like that,
+        else the first ones.
+        """
+        path, key = LISTS[kind]
+        answer = await self.own("GET", path, params={"count": LOOKED_AT, "details": "false"})
+        names = [each["name"] for each in answer[key]]
+        shown = get_close_matches(reference, names, SHOWN) or names[:SHOWN]
+        if not shown:
+            return ": there is none"
+        more = ", ..." if len(names) > len(shown) else ""
+        quoted = ", ".join(f"'{name}'" for name in shown)
+        return f": there {'is' if len(names) == 1 else 'are'} {quoted}{more}"
 
     async def aclose(self) -> None:
         """Closes the connections."""
         await self._http.aclose()
+
+
+def _failure(document: Mapping[str, Any]) -> TorporError:
+    return TorporError(in_words(document.get("message", "the server reported an error")))
 
 
 def run(data: str | None, work: Callable[[Server], Awaitable[T]], *, here: bool = False) -> T:

@@ -26,9 +26,11 @@ def image_names(context: click.Context, _: click.Parameter, incomplete: str) -> 
     return []
 
 
-def _names_at(path: str, key: str) -> Completion:
+def _names_of(kind: str) -> Completion:
     def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-        from torpor.cli.client import Server, run
+        from torpor.cli.client import LISTS, Server, run
+
+        path, key = LISTS[kind]
 
         async def work(server: Server) -> list[str]:
             answer = await server.own("GET", path, params={"count": OFFERED_MAX})
@@ -41,10 +43,10 @@ def _names_at(path: str, key: str) -> Completion:
     return complete
 
 
-instance_names = _names_at("/v1/instances", "instances")
-checkpoint_names = _names_at("/v1/instances/checkpoints", "instances")
-template_names = _names_at("/v1/instances/templates", "instances")
-service_names = _names_at("/v1/services", "service_groups")
+instance_names = _names_of("instance")
+checkpoint_names = _names_of("checkpoint")
+template_names = _names_of("template")
+service_names = _names_of("service")
 
 
 def references_to(names: Completion) -> Callable[[Any], Any]:

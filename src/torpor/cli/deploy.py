@@ -7,11 +7,15 @@ from typing import Any
 import click
 
 from torpor.cli.client import Server, run
-from torpor.cli.instance import environment
+from torpor.cli.instance import environment, life_options, policy_of
 from torpor.cli.output import say
+from torpor.cli.quantities import Memory
 from torpor.cli.service import PORT, group_of, parse_port
+from torpor.cli.wording import in_words
+from torpor.controller.controller import REPLACE_DRAIN_MS
+from torpor.controller.errors import ItemError
 from torpor.controller.model import OUT_OF_MEMORY
-from torpor.controller.rules import is_hostname
+from torpor.controller.rules import MEMORY_MB, check_memory, is_hostname, random_name
 from torpor.controller.starting import READY_S
 from torpor.datadir import data_dir
 from torpor.errors import ImageNotFoundError, TorporError, UsageError
@@ -27,15 +31,11 @@ SHOWN_LOG_BYTES = 2000
 @click.argument("source", metavar="DIR|IMAGE")
 @click.option("-n", "--name")
 @click.option("-p", "--port", "services", multiple=True, metavar=PORT)
-@click.option("-M", "--memory", "memory_mb", type=int, default=256, show_default=True)
-@click.option("-e", "--env", "env", multiple=True, metavar="K=V")
 @click.option(
-    "--scale-to-zero", "policy", type=click.Choice(["on", "off", "idle"]), default="on",
-    show_default=True,
-)  # fmt: skip
-@click.option("--stateful", type=bool, default=True, show_default=True)
-@click.option("--cooldown", "cooldown_time_ms", default="1000ms", show_default=True)
-@click.option("--wake-on-timer", is_flag=True, help="Its program's next timer wakes it as well.")
+    "-M", "--memory", "memory_mb", type=Memory(), default="256M", show_default=True, help="Or 1G."
+)
+@click.option("-e", "--env", "env", multiple=True, metavar="K=V")
+@life_options(scale_to_zero="on", stateful="true", cooldown="1000ms")
 @click.option(
     "--retry-idempotent", is_flag=True,
     help="Send idempotent HTTP requests without a body once more if they got no answer.",
@@ -48,10 +48,11 @@ def deploy(
     services: tuple[str, ...],
     memory_mb: int,
     env: tuple[str, ...],
-    policy: str,
+    scale_to_zero: str,
     stateful: bool,
-    cooldown_time_ms: str,
+    cooldown_time_ms: int,
     wake_on_timer: bool,
+    restart_policy: str | None,
     retry_idempotent: bool,
 ) -> None:
     """Build DIR, or take IMAGE, and run it behind a URL.
@@ -59,8 +60,16 @@ def deploy(
     What has a slash or begins with a dot is a directory, anything else a stored image. A name that
     is deployed already gets the new version once that runs; its host name stays.
     """
+    try:
+        check_memory(memory_mb, *MEMORY_MB)
+    except ItemError as error:  # before an image is built for nothing
+        raise TorporError(in_words(str(error))) from error
     store = ImageStore(data_dir(data))
-    image = _built(store, Path(source)) if "/" in source or source.startswith(".") else source
+    remedy = "say which with -p 443:PORT -p 80:PORT"
+    image = source
+    if "/" in source or source.startswith("."):
+        no_port = "" if services else f"{source} exposes no TCP port: {remedy}"
+        image = _built(store, Path(source), no_port)
     try:
         resolved = store.resolve(image)
     except ImageNotFoundError as error:
@@ -68,7 +77,7 @@ def deploy(
             raise UsageError(f"no image '{source}'; for the directory say ./{source}") from error
         raise
     if not services:
-        port = the_port(resolved.config, source, "say which with -p 443:PORT -p 80:PORT")
+        port = the_port(resolved.config, source, remedy)
         services = (f"443:{port}", f"80:{port}")
     wanted = [parse_port(service) for service in services]
     if retry_idempotent:
@@ -77,22 +86,21 @@ def deploy(
         "image": image,
         "memory_mb": memory_mb,
         "autostart": False,
-        "scale_to_zero": {
-            "policy": policy,
-            "stateful": stateful,
-            "cooldown_time_ms": _milliseconds(cooldown_time_ms),
-            **({"wake_on_timer": True} if wake_on_timer else {}),
-        },
+        "scale_to_zero": policy_of(scale_to_zero, stateful, cooldown_time_ms, wake_on_timer),
     }
+    if restart_policy is not None:
+        spec["restart_policy"] = restart_policy
     if env:
         spec["env"] = environment(env)
 
     async def work(server: Server) -> Any:
         former = await _deployed(server, name) if name else None
-        made = await server.sdk.instances.create(**spec, **_place(name, former, wanted))
+        placed = _place(name or random_name(), former, wanted)
+        made = await server.sdk.instances.create(**spec, **placed)
         try:
             await _start(server, made.uuid)
             if former is not None:
+                await _say_what_is_waited_for(server, former)
                 pair = {"uuid": made.uuid, "former": former["uuid"], "services": wanted}
                 await server.own("POST", "/torpor/v1/replace", json=[pair])
         except TorporError as error:
@@ -125,7 +133,7 @@ async def _deployed(server: Server, name: str) -> dict[str, Any] | None:
 
 
 def _place(
-    name: str | None, former: dict[str, Any] | None, services: list[dict[str, Any]]
+    name: str, former: dict[str, Any] | None, services: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Name and service group of a new instance.
 
@@ -139,9 +147,22 @@ def _place(
         ]
         placed = {"service_group": {"services": own}}
         # As its program is to be called when it has the other's place.
-        return {**placed, "hostname": name} if name and is_hostname(name) else placed
-    placed = {"service_group": group_of(name, services)}
-    return placed if name is None else {"name": name, **placed}
+        return {**placed, "hostname": name} if is_hostname(name) else placed
+    return {"name": name, "service_group": group_of(name, services)}
+
+
+async def _say_what_is_waited_for(server: Server, former: dict[str, Any]) -> None:
+    """Says so where the former version has requests or connections, which are waited for."""
+    path = f"/v1/instances/{former['uuid']}/metrics"
+    answer = await server.own("GET", path, headers={"Accept": "application/json"})
+    (used,) = answer["instances"]
+    kinds = (("request", used.get("nreqs")), ("connection", used.get("nconns")))
+    open_ = [f"{count} open {kind}{'s' * (count != 1)}" for kind, count in kinds if count]
+    if open_:
+        say(
+            f"{former['name']}: waiting for the former version's {' and '.join(open_)}, "
+            f"{REPLACE_DRAIN_MS // 1000} s at most"
+        )
 
 
 async def _start(server: Server, uuid: str) -> None:
@@ -223,14 +244,18 @@ def _url(host: str, service: dict[str, Any], public_ports: dict[str, int]) -> st
     return f"{scheme}://{host}" if public == default else f"{scheme}://{host}:{public}"
 
 
-def _built(store: ImageStore, directory: Path) -> str:
-    """Builds a directory's image; its name, with the digest that the name has now."""
+def _built(store: ImageStore, directory: Path, no_port: str) -> str:
+    """Builds a directory's image; its name, with the digest that the name has now.
+
+    Raises TorporError, with `no_port` if that is given and the image will expose none.
+    """
     from torpor.images.build import Builder, BuildOptions
     from torpor.images.settings import load_settings
     from torpor.images.transports import Access
 
     if not directory.is_dir():
-        raise UsageError(f"{directory}: no such directory")
+        what = "not a directory" if directory.exists() else "no such directory"
+        raise UsageError(f"{directory}: {what}: give one with a Dockerfile, or an image's name")
     if not (directory / "Dockerfile").exists():
         raise UsageError(
             f"{directory} has no Dockerfile: write one, or have `torpor build -t NAME {directory}` "
@@ -238,14 +263,6 @@ def _built(store: ImageStore, directory: Path) -> str:
         )
     tag = parse_reference(f"{directory.resolve().name.lower()}:latest")
     builder = Builder(store, load_settings(store.data_dir), Access("", None, False), say)
-    digest = builder.build(BuildOptions(directory=directory, tags=(tag,)))
+    digest = builder.build(BuildOptions(directory, tags=(tag,), no_port=no_port))
     # The name alone may mean another image as soon as another directory of that name is built.
     return f"{tag.familiar}@{digest}"
-
-
-def _milliseconds(text: str) -> int:
-    for unit, factor in (("ms", 1), ("s", 1000), ("m", 60_000)):
-        number = text.removesuffix(unit)
-        if number != text and number.isdecimal():
-            return int(number) * factor
-    raise UsageError(f"option '--cooldown' needs a time as 1000ms, 5s or 1m, not '{text}'")

@@ -36,7 +36,7 @@ def removal(
             confirm(f"Remove {', '.join(references)}?")
 
         async def work(server: Server) -> list[Any]:
-            named = await server.resolve(kind, references)
+            named = await server.resolve(kind, references, undone="removed")
             answer = await operation(server.sdk.api.platform)(body=named)
             key = "service_groups" if kind == "service" else "instances"
             return list(getattr(answer.data, key))

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -11,9 +12,12 @@ import click
 
 from torpor.cli.client import Server, report, run
 from torpor.cli.complete import image_names, instance_names, references_to, template_names
+from torpor.cli.describe import described
 from torpor.cli.group import ObjectGroup, removal
 from torpor.cli.output import TABLE, as_plain, output_option, say, show
+from torpor.cli.quantities import Memory, Time, lasting, size
 from torpor.cli.service import PORT, group_of, parse_port
+from torpor.controller.rules import random_name
 from torpor.errors import UsageError
 
 COLUMNS = (
@@ -71,14 +75,18 @@ def list_command(
 @output_option
 @click.pass_obj
 def get(data: str | None, references: tuple[str, ...], format_: str) -> None:
-    """Show instances."""
+    """Show all there is to know of instances."""
 
     async def work(server: Server) -> list[Any]:
         uuids = [each["uuid"] for each in await server.resolve("instance", references)]
         answer = await server.sdk.api.platform.instances.get_instances(uuid=uuids)
         return await with_image_names(server, answer.data.instances, format_)
 
-    show(run(data, work), format_, COLUMNS)
+    found = run(data, work)
+    if format_ == TABLE:
+        click.echo("\n\n".join("\n".join(described(item)) for item in found))
+    else:
+        show(found, format_, ())
 
 
 async def with_image_names(server: Server, found: Iterable[Any], format_: str) -> list[Any]:
@@ -134,6 +142,55 @@ def new_instance_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def life_options(**defaults: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of when an instance sleeps and when it begins anew."""
+    options = (
+        click.option(
+            "--scale-to-zero", type=click.Choice(["on", "off", "idle"]),
+            default=defaults.get("scale_to_zero"), show_default=True,
+            help="Sleep without requests; with idle, also beside connections that are silent.",
+        ),
+        click.option(
+            "--stateful", type=bool, default=defaults.get("stateful"), show_default=True,
+            help="Keep memory while it sleeps.",
+        ),
+        click.option(
+            "--cooldown", "cooldown_time_ms", type=Time(), default=defaults.get("cooldown"),
+            show_default=True, help="How long nobody asks before it sleeps.",
+        ),
+        click.option(
+            "--wake-on-timer", is_flag=True, help="Its program's next timer wakes it as well."
+        ),
+        click.option(
+            "--restart", "restart_policy", type=click.Choice(["never", "always", "on-failure"]),
+            help="When its program has ended.",
+        ),
+    )  # fmt: skip
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def policy_of(
+    scale_to_zero: str | None,
+    stateful: bool | None,
+    cooldown_time_ms: int | None,
+    wake_on_timer: bool,
+) -> dict[str, Any] | None:
+    """What these options say, if any was given."""
+    wanted = {
+        "policy": scale_to_zero,
+        "stateful": stateful,
+        "cooldown_time_ms": cooldown_time_ms,
+        "wake_on_timer": wake_on_timer or None,
+    }
+    return {field: value for field, value in wanted.items() if value is not None} or None
+
+
 def make(
     data: str | None,
     format_: str,
@@ -151,6 +208,8 @@ def make(
     Of a source of this name or uuid, or of the image called `reference`.
     """
     wanted = [parse_port(service) for service in services]
+    if wanted and name is None:
+        name = random_name()  # the host's, too
     spec = {
         "name": name,
         "service_group": group_of(name, wanted) if wanted else None,
@@ -184,9 +243,9 @@ def make(
     help="Clone this template in place of starting an IMAGE.",
 )  # fmt: skip
 @click.option("-n", "--name")
-@click.option("-M", "--memory", "memory_mb", type=int, help="MiB (default 128).")
+@click.option("-M", "--memory", "memory_mb", type=Memory(), help="As 256M or 1G (default 128M).")
 @click.option("-e", "--env", "env", multiple=True, metavar="K=V")
-@click.option("--restart", "restart_policy", type=click.Choice(["never", "always", "on-failure"]))
+@life_options()
 @click.option("--replicas", type=click.IntRange(0), help="That many more of the same.")
 @new_instance_options
 @click.pass_obj
@@ -198,7 +257,10 @@ def create(
     template: str | None,
     memory_mb: int | None,
     env: tuple[str, ...],
-    restart_policy: str | None,
+    scale_to_zero: str | None,
+    stateful: bool | None,
+    cooldown_time_ms: int | None,
+    wake_on_timer: bool,
     replicas: int | None,
     format_: str,
     **options: Any,
@@ -211,6 +273,11 @@ def create(
         raise UsageError(f"IMAGE '{image}' and --template '{template}' are given: give one of them")
     if template is None and image is None:
         raise UsageError("give an IMAGE, or a template with --template NAME")
+    if scale_to_zero in ("on", "idle") and not options["services"]:
+        raise UsageError(
+            f"option '--scale-to-zero' is '{scale_to_zero}': needs a service, whose requests wake "
+            f"it: give -p {PORT}"
+        )
     return make(
         data,
         format_,
@@ -219,7 +286,7 @@ def create(
         args=list(args) or None,
         memory_mb=memory_mb,
         env=environment(env) or None,
-        restart_policy=restart_policy,
+        scale_to_zero=policy_of(scale_to_zero, stateful, cooldown_time_ms, wake_on_timer),
         replicas=replicas,
         **options,
     )
@@ -241,10 +308,11 @@ def _bulk(
     references: tuple[str, ...],
     method: str,
     words: Callable[[Any], str],
+    undone: str = "",
     **more: Any,
 ) -> int:
     async def work(server: Server) -> list[Any]:
-        named = await server.resolve("instance", references)
+        named = await server.resolve("instance", references, undone=undone)
         call = getattr(server.sdk.api.platform.instances, method)
         answer = await call(body=[{**each, **more} for each in named])
         return list(answer.data.instances)
@@ -258,11 +326,16 @@ def _moved(item: Any) -> str:
 
 @instance.command()
 @references
-@click.option("--wait", "wait_s", type=int, default=0, metavar="SECONDS", help="Until it runs.")
+@click.option(
+    "--wait", "wait_ms", type=Time("s", may_be_forever=True), default="0s",
+    help="Until it runs, so long at most: as 60 or 60s, 1m; -1 is for ever.",
+)  # fmt: skip
 @click.pass_obj
-def start(data: str | None, references: tuple[str, ...], wait_s: int) -> int:
+def start(data: str | None, references: tuple[str, ...], wait_ms: int) -> int:
     """Start instances, or wake them from standby."""
-    return _bulk(data, references, "start_instances", _moved, timeout_s=wait_s)
+    return _bulk(
+        data, references, "start_instances", _moved, "started", timeout_s=math.ceil(wait_ms / 1000)
+    )
 
 
 @instance.command()
@@ -271,7 +344,7 @@ def start(data: str | None, references: tuple[str, ...], wait_s: int) -> int:
 @click.pass_obj
 def stop(data: str | None, references: tuple[str, ...], force: bool) -> int:
     """Stop instances. What they had in memory is lost."""
-    return _bulk(data, references, "stop_instances", _moved, force=force)
+    return _bulk(data, references, "stop_instances", _moved, "stopped", force=force)
 
 
 @instance.command()
@@ -279,7 +352,7 @@ def stop(data: str | None, references: tuple[str, ...], force: bool) -> int:
 @click.pass_obj
 def suspend(data: str | None, references: tuple[str, ...]) -> int:
     """Put instances into standby: their memory goes to the disk."""
-    return _bulk(data, references, "suspend_instances", _moved)
+    return _bulk(data, references, "suspend_instances", _moved, "suspended")
 
 
 instance.add_command(
@@ -295,9 +368,12 @@ instance.add_command(
 @instance.command()
 @references
 @click.option("--state", type=STATES, default="running", show_default=True)
-@click.option("--timeout", "timeout_s", type=int, default=-1, metavar="SECONDS")
+@click.option(
+    "--timeout", "timeout_ms", type=Time("s", may_be_forever=True), default="-1",
+    help="As 2 or 2s, 500ms, 1m; -1, the default, is for ever.",
+)  # fmt: skip
 @click.pass_obj
-def wait(data: str | None, references: tuple[str, ...], state: str, timeout_s: int) -> int:
+def wait(data: str | None, references: tuple[str, ...], state: str, timeout_ms: int) -> int:
     """Wait until instances are in a state."""
     return _bulk(
         data,
@@ -305,20 +381,16 @@ def wait(data: str | None, references: tuple[str, ...], state: str, timeout_s: i
         "wait_instances",
         lambda item: f"{item.name} {item.state}",
         state=state,
-        timeout_s=timeout_s,
+        timeout_ms=timeout_ms,
     )
 
 
 @instance.command()
 @references
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option(
-    "--tail", "tail_bytes", type=click.IntRange(1), metavar="BYTES", help="The last BYTES only."
-)
+@click.option("--tail", type=click.IntRange(0), metavar="LINES", help="The last LINES only.")
 @click.pass_obj
-def logs(
-    data: str | None, references: tuple[str, ...], follow: bool, tail_bytes: int | None
-) -> int:
+def logs(data: str | None, references: tuple[str, ...], follow: bool, tail: int | None) -> int:
     """Print what instances wrote to their consoles; of several, each line behind a name.
 
     An instance is followed until it has stopped, unless it is about to be started again.
@@ -327,9 +399,7 @@ def logs(
     async def one(server: Server, reference: str, prefix: bytes) -> bool:
         (named,) = await server.resolve("instance", [reference])
         item: dict[str, Any] = dict(named)
-        if tail_bytes is not None:
-            item["offset"] = -tail_bytes
-        rest, last_start = b"", None
+        rest, last_start, last_lines = b"", None, tail
         while True:
             answer = await server.sdk.api.platform.instances.get_instance_logs(body=[item])
             (log,) = answer.data.instances
@@ -342,6 +412,8 @@ def logs(
                 before, last_start = last_start, await _last_start(server, log)
                 is_over = last_start is not None and last_start == before
             written = rest + base64.b64decode(log.output or "")
+            if last_lines is not None:  # the first answer has all that is kept of a log
+                written, last_lines = _tail(written, last_lines), None
             rest = b"" if is_over or not prefix else written[written.rfind(b"\n") + 1 :]
             shown = written.removesuffix(rest) if rest else written
             if prefix:
@@ -361,6 +433,12 @@ def logs(
         )
 
     return 0 if all(run(data, work)) else 1
+
+
+def _tail(text: bytes, lines: int) -> bytes:
+    """The last lines of a text; what is behind its last newline is one, too."""
+    all_ = text.split(b"\n")
+    return b"\n".join(all_[max(len(all_) - lines - text.endswith(b"\n"), 0) :]) if lines else b""
 
 
 async def _last_start(server: Server, log: Any) -> int | None:
@@ -384,16 +462,19 @@ def top(data: str | None, references: tuple[str, ...], format_: str) -> None:
         if references:
             uuids = [each["uuid"] for each in await server.resolve("instance", references)]
         answer = await server.sdk.api.platform.instances.get_instance_metrics(uuid=uuids)
-        return list(answer.data.instances)
+        return [as_plain(item) for item in answer.data.instances]
 
-    columns = (
-        ("NAME", "name"),
-        ("STATE", "state"),
-        ("RSS BYTES", "rss_bytes"),
-        ("CPU MS", "cpu_time_ms"),
-        ("UP MS", "uptime_ms"),
-    )
-    show(run(data, work), format_, columns)
+    columns = (("NAME", "name"), ("STATE", "state"), ("MEMORY", "memory"), ("CPU", "cpu"))
+    found = run(data, work)
+    if format_ == TABLE:
+        for item in found:
+            for column, member, shown in (
+                ("memory", "rss_bytes", size),
+                ("cpu", "cpu_time_ms", lasting),
+                ("up", "uptime_ms", lasting),
+            ):
+                item[column] = None if item.get(member) is None else shown(item[member])
+    show(found, format_, (*columns, ("UP", "up")))
 
 
 @instance.command()

@@ -53,7 +53,7 @@ def show(items: Sequence[Any], format_: str, columns: Sequence[tuple[str, str]])
         click.echo(yaml.safe_dump(json.loads(json.dumps(plain, default=_text))), nl=False)
     else:
         rows = [tuple(heading for heading, _ in columns)]
-        rows += [tuple(_cell(_member(item, path)) for _, path in columns) for item in plain]
+        rows += [tuple(cell(_member(item, path)) for _, path in columns) for item in plain]
         widths = [max(len(row[number]) for row in rows) for number in range(len(columns))]
         for row in rows:
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -75,11 +75,12 @@ def _member(item: Any, path: str) -> Any:
     return item
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value of an object as a person reads it."""
     if value is None or value == []:
         return "-"
     if isinstance(value, list):
-        return ",".join(map(_cell, value))
+        return ",".join(map(cell, value))
     return _TOO_EXACT.sub("", _text(value))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,6 +29,8 @@ START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 15.0
 ABSENT = "absent"
 UNIT = "torpord.service"
+_TIME = re.compile(r"^[0-9]{4}-[0-9-]+T[0-9:]+Z ")
+"""Before a line of the server's log."""
 
 
 @click.command()
@@ -151,7 +154,7 @@ def _await_urls(
     while time.monotonic() < ends_s:
         has_ended = process.poll() is not None
         lines = log_path.read_bytes()[began:].decode(errors="replace").splitlines(keepends=True)
-        whole = [line.rstrip() for line in lines if line.endswith("\n")]
+        whole = [_TIME.sub("", line.rstrip(), count=1) for line in lines if line.endswith("\n")]
         said = {line.partition(" ")[0]: line for line in whole}
         if all(name in said for name in wanted):
             return [said[name] for name in wanted]
@@ -213,7 +216,14 @@ def _put_away(data: str | None, directory: Path) -> None:
             "`torpor down --now` ends the server and leaves VMs to the next one"
         ) from error
     if left:
-        say(f"{left} VMs did not end in time and run on: the next `torpor up` adopts them")
+        say(left_running(left))
+
+
+def left_running(vms: int) -> str:
+    """What to know of VMs that were not put away."""
+    if vms == 1:
+        return "1 VM did not end in time and runs on: the next `torpor up` adopts it"
+    return f"{vms} VMs did not end in time and run on: the next `torpor up` adopts them"
 
 
 def process_of(directory: Path) -> int | None:

@@ -9,6 +9,7 @@ from torpor.cli.complete import image_names, template_names
 from torpor.cli.group import ObjectGroup, removal
 from torpor.cli.instance import COLUMNS, with_image_names
 from torpor.cli.output import output_option, show
+from torpor.cli.quantities import Memory
 from torpor.errors import TorporError
 
 
@@ -33,7 +34,7 @@ def list_command(data: str | None, format_: str) -> None:
 @template.command()
 @click.argument("name")
 @click.argument("image", shell_complete=image_names)
-@click.option("-M", "--memory", "memory_mb", type=int, default=128, show_default=True)
+@click.option("-M", "--memory", "memory_mb", type=Memory(), default="128M", show_default=True)
 @output_option
 @click.pass_obj
 def create(data: str | None, name: str, image: str, memory_mb: int, format_: str) -> None:

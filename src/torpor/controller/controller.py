@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -60,6 +60,8 @@ from torpor.store import (
 REPLACE_DRAIN_MS = 10_000
 """How long requests in flight may take of an instance whose place another one takes."""
 FOREVER_S = 10 * 365 * 86400.0
+NAMED = 3
+"""How many of the instances that are in the way of something are named."""
 
 
 class Controller:
@@ -74,13 +76,10 @@ class Controller:
         links: Links | None = None,
         domain_suffix: str = "localhost",
         backoff: Backoff = Backoff(),  # noqa: B008 -- immutable
-        public_ports: Mapping[int, int] | None = None,
         policy: Policy = Policy(),  # noqa: B008 -- immutable
         tiered: bool = False,
     ) -> None:
         self.store = store
-        self.public_ports = public_ports or {}
-        """What clients see in place of 80 and 443."""
         self.images = ImageStore(data_dir)
         self.events = Events()
         self.console = Console(store)
@@ -282,6 +281,8 @@ class Controller:
     async def delete(self, row: InstanceRow, origin: Origin = "api") -> State:
         """Deletes an instance, template or checkpoint; the state it was in. Raises ItemError."""
         _check_deletable(row)
+        if row.kind == "template" and origin == "api":
+            await self._check_unused(row)
         previous = self.lifecycle.lives.state(row)
 
         async def remove(last: InstanceRow) -> None:
@@ -300,6 +301,24 @@ class Controller:
             await self.groups.release(last.service_id)
         self.lifecycle.lives.announce(last, previous, "deleted", origin)
         return previous
+
+    async def _check_unused(self, template: InstanceRow) -> None:
+        """Raises ItemError if instances begin with a template.
+
+        Its autokill does not ask: that is about its last clone, whatever became of it.
+        """
+        names = await self.store.instances.mentioning(template.owner_id, template.uuid)
+        if not names:
+            return
+        shown = ", ".join(f"'{name}'" for name in names[:NAMED])
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        begin, them = ("begins", "it") if len(names) == 1 else ("begin", "them")
+        raise ItemError(
+            Code.ATTACHED,
+            f"{shown}{more} {begin} with template '{template.name}': delete {them} first",
+            uuid=template.uuid,
+            name=template.name,
+        )
 
     async def _kill(self, row: InstanceRow) -> None:
         """Deletes what was not used for as long as it was told, unless it is used just now."""

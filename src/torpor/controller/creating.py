@@ -15,6 +15,7 @@ from torpor.controller.model import Config, Facts, Lineage, config_of, encode, f
 from torpor.controller.quotas import Quotas
 from torpor.controller.requests import CreateInstance, ImageSpec, Reference
 from torpor.controller.rules import (
+    MEMORY_MB,
     check_annotations,
     check_args,
     check_autokill,
@@ -238,7 +239,8 @@ class Creation:
                 own = Lineage(uuid=source.uuid, name=source.name, created_ms=source.created_ms)
                 facts = Facts(history=(own, *facts.history)[:1000])
         limits = Quotas.of(owner)
-        check_memory(config.memory_mb, limits.min_memory_mb, limits.max_memory_mb)
+        most_mb = min(limits.max_memory_mb, MEMORY_MB[1])
+        check_memory(config.memory_mb, limits.min_memory_mb, most_mb)
         check_vcpus(config.vcpus)
         return Planned(name, config, facts, tags, content)
 

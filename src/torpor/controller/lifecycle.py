@@ -49,6 +49,7 @@ from torpor.controller.starting import READY_S, STANDBY_S, Listener, Starter
 from torpor.controller.templates import Templates
 from torpor.controller.updates import apply_pending
 from torpor.controller.vm import Exit, Found, Saved, VmHost, VmProcess
+from torpor.serverlog import note
 from torpor.store import (
     ConflictError,
     Content,
@@ -728,6 +729,7 @@ class Lifecycle:
         if committed:
             what = "goes on as it was stored last"
         self._console.say(live.row.id, f"the VM is gone; it {what}")
+        note(f"torpord: instance '{live.row.name}' ({live.row.uuid}): the VM is gone; it {what}")
         await self._lives.write_eventually(live, "starting" if again else end)
         self._lives.set(live, end, "system")
         self._lives.forget(live)

@@ -74,6 +74,9 @@ class Links(Protocol):
     def connected(self) -> bool:
         """Whether there is a proxy."""
 
+    def public_ports(self) -> dict[str, int]:
+        """What clients see in place of 80 and 443."""
+
     def pair(self) -> tuple[socket.socket, socket.socket] | None:
         """The VM's end and the far end; None where there is no proxy to take it."""
 
@@ -136,6 +139,9 @@ class NoLinks:
 
     def connected(self) -> bool:
         return False
+
+    def public_ports(self) -> dict[str, int]:
+        return {}
 
     def pair(self) -> None:
         return None

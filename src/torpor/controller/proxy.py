@@ -156,6 +156,7 @@ class ProxyClient:
     def __init__(self, path: Path, hello: dict[str, Any], egress: Egress = PUBLIC) -> None:
         self._path = path
         self._hello = hello
+        self._public_ports: dict[str, int] = hello.get("public_ports", {})
         self._egress = msgspec.to_builtins(egress)
         self._handler: Handler
         self._socket: socket.socket | None = None
@@ -195,6 +196,10 @@ class ProxyClient:
                 continue
             try:
                 answer = await self.ask("hello", self._hello)
+                # A port that was left to the proxy has the number that it got.
+                self._public_ports = msgspec.convert(
+                    answer.get("public_ports", self._public_ports), dict[str, int]
+                )
                 links = msgspec.convert(answer.get("links", []), list[Link])
                 while answer.get("more"):
                     answer = await self.ask("links", {"after": links[-1].instance})
@@ -415,6 +420,9 @@ class ProxyClient:
     def connected(self) -> bool:
         """See Links."""
         return self.ready.is_set()
+
+    def public_ports(self) -> dict[str, int]:
+        return self._public_ports
 
     def pair(self) -> tuple[socket.socket, socket.socket] | None:
         """See Links."""

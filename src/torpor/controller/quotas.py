@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from torpor.controller.errors import invalid
+from torpor.controller.rules import MEMORY_MB
 from torpor.store import Owner
 
 
@@ -15,8 +16,8 @@ class Quotas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     live_instances: int = 10_000
     live_memory_mb: int = 1 << 20
     service_groups: int = 1_000_000
-    min_memory_mb: int = 16
-    max_memory_mb: int = 65536
+    min_memory_mb: int = MEMORY_MB[0]
+    max_memory_mb: int = MEMORY_MB[1]
 
     @classmethod
     def of(cls, owner: Owner) -> "Quotas":

@@ -1,5 +1,6 @@
 """What names and values may be. Each check raises ItemError with the field and the rule."""
 
+import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,9 @@ MAX_NAME = 255
 MAX_TAGS = 16
 MAX_ENV_BYTES = 128 << 10
 MAX_ARGS_BYTES = 128 << 10
-MEMORY_MB = (16, 65536)
+HOST_MEMORY_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+MEMORY_MB = (16, min(14 << 10, HOST_MEMORY_MB))
+"""What a VM may have: crates/abi/src/layout.rs has the bounds of its address space."""
 MAX_AUTOKILL_MS = 10 * 366 * 86_400_000
 MAX_AUTOKILL_REQUESTS = 1 << 48
 

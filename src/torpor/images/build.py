@@ -14,12 +14,14 @@ from pathlib import Path
 from torpor.errors import TorporError
 from torpor.images.bases import known_base, make_base
 from torpor.images.buildah import Buildah, image_id_of
+from torpor.images.config import parse_config
 from torpor.images.convert import BUILD_MOUNT, full_disk_explained
 from torpor.images.dockerfile import (
     MAX_DOCKERFILE_BYTES,
     Dockerfile,
     Instruction,
     base_images,
+    last_and_its_bases,
     parse_dockerfile,
     stages_to,
 )
@@ -60,6 +62,8 @@ class BuildOptions:
     no_cache: bool = False
     pull: bool = False
     """Ask the registry for newer bases, even where an older one is at hand."""
+    no_port: str = ""
+    """What to say, in place of building, of an image that will expose no TCP port."""
 
 
 class Builder:
@@ -113,6 +117,8 @@ class Builder:
     def _run_buildah(
         self, buildah: Buildah, staging: Path, dockerfile: Dockerfile, options: BuildOptions
     ) -> str:
+        if options.no_port and not self._exposes(buildah, staging, dockerfile, options):
+            raise BuildError(options.no_port)
         names = {
             image: self._provide_base(buildah, staging, image, options)
             for image in base_images(dockerfile, options.target)
@@ -169,6 +175,24 @@ class Builder:
             image = built(split.step(image), offline=True).removeprefix("sha256:")
             translation = split.rest(image)
         return built(translation, *([f"--target={options.target}"] if options.target else []))
+
+    def _exposes(
+        self, buildah: Buildah, staging: Path, dockerfile: Dockerfile, options: BuildOptions
+    ) -> bool:
+        """Whether an image will expose a TCP port, or may."""
+        stages = last_and_its_bases(dockerfile, options.target)
+        for stage in stages:
+            for instruction in stage.instructions:
+                words = instruction.rest.split()
+                tcp = any(not word.lower().endswith("/udp") for word in words)
+                if instruction.keyword == "EXPOSE" and tcp:
+                    return True
+        base = stages[-1].base
+        if base == "scratch":
+            return False
+        config = buildah.config(self._provide_base(buildah, staging, base, options))
+        # What it has for those that build on it may be an EXPOSE.
+        return bool(parse_config(config, base).tcp_ports) or bool(config.get("OnBuild"))
 
     def _provide_base(
         self, buildah: Buildah, staging: Path, image: str, options: BuildOptions

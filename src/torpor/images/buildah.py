@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torpor.images.errors import ImageError
 from torpor.images.tools import Finished, check_tool, find_tool, run_tool
@@ -70,15 +71,19 @@ class Buildah:
 
     def environment(self, name: str) -> dict[str, str]:
         """The variables that an image of this storage sets."""
+        variables = self.config(name).get("Env") or ()
+        return dict(variable.split("=", 1) for variable in variables if "=" in variable)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """How a program of an image of this storage is started, as OCI has it."""
         words = self._command("inspect", "--type", "image", name)
         lines: list[str] = []
         finished = run_tool(words, env=self.env(), on_output=lines.append)
         if finished.status != 0:
-            raise ImageError(f"the variables of image {name}: {finished.output.strip()}")
+            raise ImageError(f"the configuration of image {name}: {finished.output.strip()}")
         # What it has to complain about stands before its answer.
         document = json.loads("\n".join(lines[lines.index("{") :]))
-        variables = document["OCIv1"].get("config", {}).get("Env") or ()
-        return dict(variable.split("=", 1) for variable in variables if "=" in variable)
+        return dict(document["OCIv1"].get("config", {}))
 
     def build(
         self, arguments: Sequence[str], on_output: Callable[[str], None], *, offline: bool = False

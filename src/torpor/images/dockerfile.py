@@ -142,6 +142,17 @@ def stages_to(dockerfile: Dockerfile, target: str) -> tuple[Stage, ...]:
     raise BuildError(f"{dockerfile.path}: no stage {target!r}; its named stages: {names}")
 
 
+def last_and_its_bases(dockerfile: Dockerfile, target: str) -> list[Stage]:
+    """The stage that is wanted, the one that it builds on, and so on to one of another image."""
+    stages = stages_to(dockerfile, target)
+    found = [stages[-1]]
+    for number in reversed(range(len(stages) - 1)):
+        stage, base = stages[number], found[-1].base
+        if base == str(number) or (stage.name and base.lower() == stage.name):
+            found.append(stage)
+    return found
+
+
 def is_earlier_stage(name: str, before: int) -> bool:
     """Whether `name` is the number of a stage before that one."""
     return name.isdigit() and int(name) < before

@@ -1,5 +1,6 @@
 """Instances, templates and checkpoints: the same table, told apart by kind."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -18,6 +19,7 @@ from torpor.store.errors import (
     QuotaError,
     StoreError,
 )
+from torpor.store.image_uses import ROWS_AT_ONCE
 from torpor.store.records import InstanceRow, Kind, NewInstance, State, Total
 from torpor.store.services import insert_service
 from torpor.store.uuids import uuid_bounds, uuid_bytes, uuid_text
@@ -203,6 +205,25 @@ class Instances:
         sql = f"SELECT {_COLUMNS} FROM instances i WHERE {where} ORDER BY i.id LIMIT ?"
         rows = self._database.reader.execute(sql, [*values, limit])
         return [_row(found) for found in rows]
+
+    async def mentioning(self, owner_id: int, text: str) -> list[str]:
+        """Names of the owner's instances whose configuration has this text in it, oldest first.
+
+        There is no index: it is asked seldom, and reads all rows, between turns of the event loop.
+        What is added meanwhile may be passed over.
+        """
+        reader = self._database.reader
+        last = reader.execute("SELECT ifnull(max(id), 0) FROM instances").get
+        sql = (
+            "SELECT name FROM instances WHERE id BETWEEN ? AND ? AND owner_id = ? "
+            "AND kind = 'instance' AND instr(config, ?) > 0 ORDER BY id"
+        )
+        names: list[str] = []
+        for first in range(1, int(last) + 1, ROWS_AT_ONCE):
+            bounds = (first, first + ROWS_AT_ONCE - 1)
+            names += [name for (name,) in reader.execute(sql, (*bounds, owner_id, text.encode()))]
+            await asyncio.sleep(0)
+        return names
 
     def totals(self, owner_id: int) -> list[Total]:
         """How much the owner has, by kind and state; from counters, whatever the number."""

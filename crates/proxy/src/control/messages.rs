@@ -104,6 +104,8 @@ pub struct Welcome {
     pub version: &'static str,
     /// Of the process.
     pub pid: u32,
+    /// What clients see of service ports.
+    pub public_ports: BTreeMap<u16, u16>,
     /// What is attached.
     #[serde(flatten)]
     pub links: Links,

@@ -6,6 +6,7 @@ use super::messages::{Ask, Attach, Detach, Incoming, Links, Page, Park, Parked, 
 use crate::instance::{Instance, Phase};
 use crate::proxy::Proxy;
 use crate::routes::Routes;
+use crate::say;
 use crate::wake::Target;
 use crate::watched::Watched;
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -92,8 +93,8 @@ async fn serve(proxy: Rc<Proxy>, connection: Rc<Connection>) {
     let result = converse(&proxy, &connection).await;
     if proxy.control.is_current(&connection) {
         match result {
-            Ok(()) => eprintln!("torpor-proxy: torpord has gone"),
-            Err(error) => eprintln!("torpor-proxy: torpord is disconnected: {error}"),
+            Ok(()) => say!("torpord has gone"),
+            Err(error) => say!("torpord is disconnected: {error}"),
         }
     }
     proxy.control.ended(&connection);
@@ -158,12 +159,12 @@ fn refusal(code: &str, message: impl Into<String>) -> Refusal {
 fn dispatch(proxy: &Rc<Proxy>, connection: &Rc<Connection>, id: u64, ask: Ask, mut descriptors: Vec<OwnedFd>) {
     let result: Result<Value, Refusal> = match ask {
         Ask::Hello(hello) => {
-            proxy.set_public_ports(hello.public_ports);
+            let public_ports = proxy.set_public_ports(hello.public_ports);
             proxy.certificates.set_suffix(&hello.suffix);
             // Another torpord may have made what the one before did not know.
             proxy.routes.borrow_mut().forget_misses();
             let links = known(proxy, None);
-            let welcome = Welcome { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), links };
+            let welcome = Welcome { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), public_ports, links };
             connection.answer(id, Ok(welcome));
             proxy.control.set_current(connection.clone());
             return proxy.output.borrow_mut().flush(&proxy.control);

@@ -10,6 +10,7 @@ use crate::control::messages::Handler;
 use crate::host::Host;
 use crate::instance::{Kind, Phase};
 use crate::proxy::{Admitted, HTTPS_PORT, Proxy};
+use crate::say;
 use crate::telemetry::Record;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
@@ -53,7 +54,7 @@ pub fn answer(
             Err(refused) => {
                 if refused.status.is_server_error() {
                     let reason = refused.reason.as_deref().unwrap_or(refused.text).lines().next().unwrap_or_default();
-                    eprintln!("torpor-proxy: request {}: {}: {reason}", record.id, refused.status.as_u16());
+                    say!("request {}: {}: {reason}", record.id, refused.status.as_u16());
                 }
                 last |= refused.ends_connection() && !client.is_multiplexed();
                 record.reason = refused.reason.clone();

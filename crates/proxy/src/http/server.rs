@@ -10,6 +10,7 @@ use crate::limits::{
     CLIENTS_MAX, HEAD_MAX_BYTES, HEADERS_MAX, LINGER_MAX_BYTES, LINGER_TIME, RESETS_MAX, STREAMS_MAX, WINDOW_BYTES,
 };
 use crate::proxy::{HTTP_PORT, Proxy};
+use crate::say;
 use bytes::Bytes;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
@@ -97,7 +98,7 @@ pub async fn accept(proxy: Rc<Proxy>, listening: Rc<Listening>, port: u16) {
             // One that went away again is no reason to pause.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                eprintln!("torpor-proxy: accepting connections: {error}");
+                say!("accepting connections: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -100,9 +100,7 @@ async def get_status(call: Call) -> dict[str, Any]:
     return {
         "counts": counts,
         "quotas": msgspec.to_builtins(Quotas.of(owner)),
-        "public_ports": {
-            str(port): seen for port, seen in call.service.controller.public_ports.items()
-        },
+        "public_ports": call.service.controller.links.public_ports(),
         "proxy": "connected" if call.service.controller.links.connected() else "absent",
     }
 
