@@ -307,7 +307,10 @@ class Controller:
 
         Its autokill does not ask: that is about its last clone, whatever became of it.
         """
-        names = await self.store.instances.mentioning(template.owner_id, template.uuid)
+        mentioning = self.store.instances.mentioning(template.owner_id, template.uuid)
+        names = [
+            name async for name, config in mentioning if config_of(config).template == template.uuid
+        ]
         if not names:
             return
         shown = ", ".join(f"'{name}'" for name in names[:NAMED])

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -206,8 +206,8 @@ class Instances:
         rows = self._database.reader.execute(sql, [*values, limit])
         return [_row(found) for found in rows]
 
-    async def mentioning(self, owner_id: int, text: str) -> list[str]:
-        """Names of the owner's instances whose configuration has this text in it, oldest first.
+    async def mentioning(self, owner_id: int, text: str) -> AsyncIterator[tuple[str, bytes]]:
+        """Names and configurations of the owner's instances with this text in it, oldest first.
 
         There is no index: it is asked seldom, and reads all rows, between turns of the event loop.
         What is added meanwhile may be passed over.
@@ -215,15 +215,14 @@ class Instances:
         reader = self._database.reader
         last = reader.execute("SELECT ifnull(max(id), 0) FROM instances").get
         sql = (
-            "SELECT name FROM instances WHERE id BETWEEN ? AND ? AND owner_id = ? "
+            "SELECT name, config FROM instances WHERE id BETWEEN ? AND ? AND owner_id = ? "
             "AND kind = 'instance' AND instr(config, ?) > 0 ORDER BY id"
         )
-        names: list[str] = []
         for first in range(1, int(last) + 1, ROWS_AT_ONCE):
             bounds = (first, first + ROWS_AT_ONCE - 1)
-            names += [name for (name,) in reader.execute(sql, (*bounds, owner_id, text.encode()))]
+            for name, config in list(reader.execute(sql, (*bounds, owner_id, text.encode()))):
+                yield str(name), bytes(config)
             await asyncio.sleep(0)
-        return names
 
     def totals(self, owner_id: int) -> list[Total]:
         """How much the owner has, by kind and state; from counters, whatever the number."""
