@@ -70,7 +70,7 @@ pub(super) fn begin(
     let base = unsafe { Base::over_own(digest, &memory, bytes) }.map_err(Fatal::system("mapping the template"))?;
     let guest = GuestMemory::over_template(family.ram_bytes, &memory, bytes);
     let guest = guest.map_err(Fatal::system("mapping the template"))?;
-    match pager {
+    match pager.filter(|_| are_holes(&memory, &pending)) {
         Some(pager) => {
             let arriving = Arriving {
                 file,
@@ -96,6 +96,17 @@ pub(super) fn begin(
         }
     }
     Ok((base, guest))
+}
+
+/// Whether nothing is where pages are to arrive: where the host has large pages in memory files (`shmem_enabled` is `always`), a
+/// page brings its neighbours with it, as zeros.
+fn are_holes(memory: &File, pending: &Pending) -> bool {
+    use rustix::fs::{SeekFrom, seek};
+    pending.ranges().iter().all(|range| {
+        let data = seek(memory, SeekFrom::Data(u64::from(range.start) * PAGE_BYTES));
+        // There is none behind it: ENXIO.
+        data.map_or(true, |at| at >= u64::from(range.end) * PAGE_BYTES)
+    })
 }
 
 impl Arriving {
@@ -208,6 +219,7 @@ mod tests {
     use crate::vm::served::unpack_template;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+    use std::os::unix::fs::FileExt;
     use std::sync::Arc;
 
     const FIRST_LATE: u32 = 0x1000;
@@ -329,6 +341,22 @@ mod tests {
             assert_eq!(page(memory, FIRST_LATE + 8), [3; PAGE]);
         })
         .expect("whole");
+    }
+
+    #[test]
+    fn where_something_is_nothing_arrives() {
+        let pages = BTreeMap::from([(FIRST_LATE, 3), (FIRST_LATE + 8, 3)]);
+        let content = template(&pages);
+        let pending = Pending::new(Reader::new(&content).expect("good").late(), &family(TABLES)).expect("no tables");
+        let memory = memory_file(&[]);
+        memory.set_len(u64::from(FIRST_LATE + 600) * PAGE_BYTES).expect("holes");
+        assert!(are_holes(&memory, &pending));
+        let write = |number: u32| memory.write_all_at(&[0; PAGE], u64::from(number) * PAGE_BYTES).expect("written");
+        write(FIRST_LATE - 1);
+        write(FIRST_LATE + 9);
+        assert!(are_holes(&memory, &pending));
+        write(FIRST_LATE + 7);
+        assert!(!are_holes(&memory, &pending));
     }
 
     #[test]

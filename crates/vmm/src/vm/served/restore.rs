@@ -206,11 +206,15 @@ impl Vm {
             forgotten.map_err(Fatal::system("taking back memory"))?;
         }
         let mut failed = None;
+        let mut tables: Vec<(u32, Page)> = Vec::new();
         each_page_of(reader.chunks(), self.base.dictionary.as_ref(), |coded| {
             late.now.push(coded.number);
             // Whole: what was dropped just now is not as in the warm base.
-            if failed.is_none()
-                && let Err(fatal) = self.put_content(coded.number, &self.base.decode(coded), entries)
+            let page = self.base.decode(coded);
+            if self.is_table(coded.number) {
+                tables.push((coded.number, page));
+            } else if failed.is_none()
+                && let Err(fatal) = self.put_content(coded.number, &page, entries)
             {
                 failed = Some(fatal);
             }
@@ -219,7 +223,12 @@ impl Vm {
         if let Some(fatal) = failed {
             return Err(fatal.into());
         }
-        Ok(pager.begin(late).map_err(Fatal::system("userfaultfd"))?)
+        pager.begin(late).map_err(Fatal::system("userfaultfd"))?;
+        // Not before: whoever reads a page may have others mapped beside it, which would be there without having arrived.
+        for (number, page) in tables {
+            self.put_content(number, &page, entries)?;
+        }
+        Ok(())
     }
 
     /// Enters the state's streams in the ledger of the new link; its other end says which of them go on.
