@@ -235,18 +235,15 @@ impl AddressSpace {
     fn bring_in_run(&self, area: &Area, start: u64, end: u64, page: u64) -> Step {
         let mut table = self.table.borrow_mut();
         let pte = |pfn: Pfn| Pte::new(frame::gpa(pfn), Kind::Anonymous, area.prot, true);
-        let pages = (end - start) / PAGE_BYTES;
-        let mapped = if pages == u64::from(RUN_FRAMES)
+        let mut missing = (end - start) / PAGE_BYTES;
+        table.visit(start, end, |_, _| missing -= 1);
+        // Of a run that is needed in part the rest would be of use to single pages alone, and seldom all of it.
+        let mapped = if missing == u64::from(RUN_FRAMES)
             && let Ok(run) = frame::allocate_run(Content::Zeroed)
         {
-            let mut left: u32 = (1 << RUN_FRAMES) - 1;
-            let mapped = table.fill(start, end, |address| {
-                let index = ((address - start) / PAGE_BYTES) as u32;
-                left &= !(1 << index);
-                Some(pte(run + index))
-            });
-            for index in (0..RUN_FRAMES).filter(|index| left >> index & 1 == 1) {
-                frame::release(run + index);
+            let mapped = table.fill(start, end, |address| Some(pte(run + ((address - start) / PAGE_BYTES) as u32)));
+            if mapped.is_err() {
+                (run..run + RUN_FRAMES).for_each(frame::release);
             }
             mapped
         } else {

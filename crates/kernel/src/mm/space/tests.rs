@@ -118,6 +118,24 @@ fn sequential_touches_end_in_large_pages() {
     assert_eq!(crate::mm::paging::tables_in_use(), 1);
 }
 
+/// As malloc(3) does it: at each turn it is trimmed to a little more than before.
+#[test]
+fn a_heap_that_grows_and_shrinks_takes_little_more_than_it_has() {
+    const TURN: u64 = 40;
+    let space = fresh();
+    for kept in 0..800 {
+        map(&space, address(kept), TURN * PAGE_BYTES, RW);
+        for page in kept..kept + TURN {
+            space.write(UserAddr(address(page)), &[1]).expect("writable");
+        }
+        space.unmap(address(kept + 1), (TURN - 1) * PAGE_BYTES).expect("unmapped");
+    }
+    let mut free = 0;
+    frame::each_free_dirty(|_, bytes| free += bytes);
+    assert!(free <= 2 * TURN * PAGE_BYTES, "{free} bytes were taken and are of no use");
+    check(&space);
+}
+
 #[test]
 fn memory_that_was_freed_comes_back_as_zeros() {
     let space = fresh();
