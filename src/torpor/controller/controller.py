@@ -59,6 +59,8 @@ from torpor.store import (
 
 REPLACE_DRAIN_MS = 10_000
 """How long requests in flight may take of an instance whose place another one takes."""
+UNFINISHED_MS = 600_000
+"""How long the state of a checkpoint may take to be stored."""
 FOREVER_S = 10 * 365 * 86400.0
 NAMED = 3
 """How many of the instances that are in the way of something are named."""
@@ -482,7 +484,8 @@ class Controller:
             facts=encode(used),
             tags=unique,
             kind="checkpoint",
-            kill_ms=kill_ms_of(config, used, "checkpoint"),
+            # Without its state it is none: should torpord be killed before that is there, it goes.
+            kill_ms=now_ms() + UNFINISHED_MS if found else kill_ms_of(config, used, "checkpoint"),
         )
         try:
             (row,) = await self.store.instances.add(owner.id, [new])
@@ -490,7 +493,15 @@ class Controller:
                 raise row
             if found is not None:
                 saved, origin = found
-                row = await self.saved.commit(row, saved, image=config.image_digest, origin=origin)
+                row = replace(row, kill_ms=kill_ms_of(config, used, "checkpoint"))
+                try:
+                    row = await self.saved.commit(
+                        row, saved, image=config.image_digest, origin=origin
+                    )
+                except StoreError:
+                    with contextlib.suppress(StoreError):
+                        await self.store.remove_instances([row])
+                    raise
         except StoreError as error:
             raise from_store(error, name=name) from error
         own = Lineage(uuid=row.uuid, name=row.name, created_ms=row.created_ms)

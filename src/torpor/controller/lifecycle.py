@@ -145,14 +145,32 @@ class Lifecycle:
                 raise _wrong_state(row, live.state, "start")
             row = self._lives.current(row)
             if created and row.state == "starting":
-                await self._starter.start(row, origin, recorded=True)
+                await self._begin(row, origin, 0, recorded=True)
                 return "stopped"
             waits = live is not None and row.state == "starting"
             if row.kind != "instance" or not (waits or row.state in ("stopped", "standby")):
                 raise _wrong_state(row, row.state, "start")
             self._abort_restart(row.id)
-            await self._starter.start(row, origin)
+            await self._begin(row, origin, 0 if live is None else live.attempt)
             return "stopped" if waits else row.state
+
+    async def _begin(
+        self, row: InstanceRow, origin: Origin, attempt: int, *, recorded: bool = False
+    ) -> None:
+        try:
+            await self._starter.start(row, origin, recorded=recorded)
+        except (ItemError, StoreError):
+            self._begins_later(row, attempt)
+            raise
+
+    def _begins_later(self, row: InstanceRow, attempt: int) -> None:
+        """What could not be written down of a start holds: its row says that it is to start."""
+        found = self._store.instances.by_id(row.id)
+        if found is None or found.state != "starting" or self._lives.get(row.id) is not None:
+            return
+        live = Live(found, config_of(found.config), facts_of(found.facts), "stopped")
+        self._lives.enter(live)
+        self._plan_restart(live, attempt + 1)
 
     async def stop(
         self,
@@ -400,6 +418,8 @@ class Lifecycle:
         wanted = with_documents(live.row, live.config, facts, "standby")
         if live.row.state != "standby" or live.traffic.requests:
             live.row = await self._lives.write(wanted, live.row)
+        if self._store.snapshots.find(live.row.id) is not None:  # of when it was stateful
+            await self._store.snapshots.discard(live.row.id)
         await self._leave_standby(live, "scale-to-zero")
 
     async def _leave_standby(self, live: Live, origin: Origin) -> None:
@@ -491,8 +511,9 @@ class Lifecycle:
     ) -> Live:
         """An instance that was started, or runs."""
         live = self._lives.get(row.id)
+        # Also where it is held by nobody just now, and somebody has waited for it for longer.
+        waits = self._lives.is_claimed(row.id)
         lock = self._lives.lock(row.id)
-        waits = lock.locked()
         if live is not None:
             if live.is_unlinked:
                 await self._seen_dead(live)
@@ -534,7 +555,11 @@ class Lifecycle:
                     rest = self._lives.leave(row)
                     self._console.forget(row.id)
                     last = self._lives.current(row) if rest is None else rest.row
-                    await remove(last)
+                    try:
+                        await remove(last)
+                    except (ItemError, StoreError):
+                        self._begins_later(row, 0 if live is None else live.attempt)
+                        raise
                     return last
                 self._abort_restart(row.id)
                 live.stopping_for = FORCED_BY_USER

@@ -38,6 +38,10 @@ class LiveSet:
             lock = self._locks[instance_id] = asyncio.Lock()
         return lock
 
+    def is_claimed(self, instance_id: int) -> bool:
+        """Whether anybody holds that lock or waits for it."""
+        return instance_id in self._locks
+
     def get(self, instance_id: int) -> Live | None:
         """The live part of an instance, or None if its row is all there is."""
         return self._live.get(instance_id)

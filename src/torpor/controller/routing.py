@@ -12,9 +12,12 @@ from torpor.controller.links import Links
 from torpor.controller.live import Live
 from torpor.controller.proxy import Link, Wake, WakeError, Woken
 from torpor.store import InstanceRow, Store
+from torpor.tasks import Tasks
 
 MORE = 8
 """Sleeping instances of a group that are looked at beyond those that are ruled out."""
+ATTACH_S = 1.0
+"""How long a new proxy waits for links to VMs that run."""
 
 
 def _nearness(live: Live) -> int:
@@ -42,6 +45,7 @@ class Router:
         self._links = links
         self._console = console
         self._events = events
+        self._tasks = Tasks()
 
     async def wake(self, wake: Wake, soon: Callable[[Woken], None]) -> Woken:
         """See Handler."""
@@ -168,7 +172,12 @@ class Router:
                 if link.quiet:
                     await self.used_up(link)
         without = [live for live in lives if (live.row.uuid, live.link_generation) not in there]
-        await asyncio.gather(*(self._lifecycle.attach_again(live, since_ns) for live in without))
+        attached = [
+            self._tasks.start(self._lifecycle.attach_again(live, since_ns)) for live in without
+        ]
+        if attached:
+            # A VM process that does not answer keeps nobody else from the proxy.
+            await asyncio.wait(attached, timeout=ATTACH_S)
         for live in lives:
             if live.row.service_id is not None:
                 self._groups.announce(live.row.service_id)

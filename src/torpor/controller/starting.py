@@ -1,6 +1,7 @@
 """From a row to a VM that runs: cold starts, templates on the way, restores, links to the proxy."""
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -14,7 +15,7 @@ from torpor.controller.events import Events, Origin, now_ms
 from torpor.controller.groups import ServiceGroups
 from torpor.controller.links import Attachment, Links
 from torpor.controller.live import DEFAULT_POLICY, Beginning, Live
-from torpor.controller.live_set import LiveSet
+from torpor.controller.live_set import RETRY_S, LiveSet
 from torpor.controller.machines import Machines
 from torpor.controller.model import (
     LOST,
@@ -134,6 +135,12 @@ class Starter:
             raise
         if live.woken and not facts.start_count:
             live.facts = started(facts)  # it has another's memory, and runs for the first time
+        if not live.woken and self._store.snapshots.find(row.id) is not None:
+            # Of a stop that was broken off: what begins anew is not to fall back to that.
+            try:
+                await self._store.snapshots.discard(row.id)
+            except StoreError as error:
+                raise from_store(error, uuid=row.uuid, name=row.name) from error
         if not (live.woken or recorded):
             live.facts = started(facts, again=attempt > 0)
             live.row = await self._lives.write(
@@ -260,9 +267,11 @@ class Starter:
                 return
             try:
                 await live.vm.link(pair[0])
-            except ItemError:
+            except BaseException as error:
                 pair[1].close()
-                return
+                if isinstance(error, ItemError):
+                    return
+                raise
             self._attached(live, pair, resumed=False)
 
     async def _ready_in_time(self, live: Live, vm: VmProcess) -> None:
@@ -368,10 +377,17 @@ class Starter:
 
     async def record_running(self, live: Live, *, after_s: float = 0.0) -> None:
         """Writes down that an instance runs, if it still does after that time."""
-        await asyncio.sleep(after_s)
-        async with self._lives.lock(live.row.id):
-            if self._lives.has(live) and live.state == "running":
-                await self._lives.write_eventually(live, "running")
+        while True:
+            await asyncio.sleep(after_s)
+            async with self._lives.lock(live.row.id):
+                if not self._lives.has(live) or live.state != "running":
+                    return
+                wanted = with_documents(live.row, live.config, live.facts, "running")
+                with contextlib.suppress(StoreError):  # a full disk, for one
+                    live.row = await self._lives.write(wanted, live.row)
+                    return
+            # Whoever is to stop it meanwhile does not wait for room.
+            after_s = RETRY_S
 
     # What VM processes tell ---------------------------------------------------------------------
 

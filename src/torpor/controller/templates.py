@@ -157,7 +157,9 @@ class Templates:
 
     def warm(self, template: Base) -> Base | None:
         """The warm base at which processes of a template rest."""
-        if template.id not in self._warm:
+        known = self._warm.get(template.id)
+        dropped = known is not None and self._store.bases.by_id(known.id) is None
+        if dropped or template.id not in self._warm:
             self._warm[template.id] = self._store.bases.newest_warm(template.id)
         return self._warm[template.id]
 

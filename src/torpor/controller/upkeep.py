@@ -14,12 +14,15 @@ from torpor.controller.live import DEFAULT_POLICY, Live
 from torpor.controller.machines import Machines
 from torpor.controller.model import config_of
 from torpor.controller.vm import VmHost
+from torpor.serverlog import note
 from torpor.store import InstanceRow, Store, StoreError
 
 TICK_S = 1.0
 TIMERS_S = 5.0
 """So often at least: the event loop's clock stands still while the host sleeps."""
 WAKES_AT_ONCE = 16
+WAKES_PAUSE_S = 0.05
+"""Between so many, where more are due."""
 WAKE_AGAIN_MS = 10_000
 CHECKPOINTS_AT_ONCE = 2
 KILLS_AT_ONCE = 100
@@ -80,14 +83,25 @@ class Upkeep:
         """Runs until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             if self._policy.checkpoint_s:
-                tasks.create_task(self._checkpoints())
-            tasks.create_task(self._timers())
-            tasks.create_task(self._kills())
+                tasks.create_task(self._again(self._checkpoints))
+            tasks.create_task(self._again(self._timers))
+            tasks.create_task(self._again(self._kills))
             tasks.create_task(self._collect())
-            tasks.create_task(self._sweeps())
+            tasks.create_task(self._again(self._sweeps))
+
+    async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Does that for ever: what fails of one of these ends none of the others."""
+        while True:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001, RUF100 -- a disk that fails, for one
+                note(f"torpord: {work.__name__.strip('_')}: {error!r}")
+            await asyncio.sleep(TIMERS_S)
 
     async def _collect(self) -> None:
-        with contextlib.suppress(StoreError):  # a full disk, for one: the next start tries again
+        with contextlib.suppress(
+            StoreError, OSError
+        ):  # a full disk, for one: the next start tries again
             await self._store.collect()
 
     async def _checkpoints(self) -> None:
@@ -120,23 +134,38 @@ class Upkeep:
 
     async def _timers(self) -> None:
         """Wakes instances for timers of their own, and those that never sleep but lost their VM."""
-        while True:
-            self._timer_set.clear()
-            lives, now = self._lifecycle.lives, steady_ms()
-            self._put_off = {one: until for one, until in self._put_off.items() if until > now}
-            # Those that were woken since have the same committed state.
-            limit = len(lives.all()) + len(self._put_off) + WAKES_AT_ONCE
-            due = self._store.snapshots.due(now, limit)
-            asleep = [one for one in due if lives.get(one) is None and one not in self._put_off]
-            await asyncio.gather(*(self._wake(one) for one in asleep[:WAKES_AT_ONCE]))
-            following = self._store.snapshots.due_after(now)
-            pause_s = TIMERS_S
-            if len(asleep) > WAKES_AT_ONCE:
-                pause_s = 0.0
-            elif following is not None:
-                pause_s = min(max(following - steady_ms(), 0) / 1000, TIMERS_S)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._timer_set.wait(), pause_s)
+        under_way: set[int] = set()
+        async with asyncio.TaskGroup() as tasks:
+            # One that takes long keeps none of the others waiting.
+            while True:
+                self._timer_set.clear()
+                lives, now = self._lifecycle.lives, steady_ms()
+                self._put_off = {one: until for one, until in self._put_off.items() if until > now}
+                # Those that were woken since have the same committed state.
+                limit = len(lives.all()) + len(self._put_off) + len(under_way) + WAKES_AT_ONCE
+                due = self._store.snapshots.due(now, limit)
+                asleep = [
+                    one
+                    for one in due
+                    if lives.get(one) is None and one not in self._put_off and one not in under_way
+                ]
+                for one in asleep[:WAKES_AT_ONCE]:
+                    under_way.add(one)
+                    tasks.create_task(self._wake_of(one, under_way))
+                following = self._store.snapshots.due_after(now)
+                pause_s = TIMERS_S
+                if len(asleep) > WAKES_AT_ONCE:
+                    pause_s = WAKES_PAUSE_S
+                elif following is not None:
+                    pause_s = min(max(following - steady_ms(), 0) / 1000, TIMERS_S)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._timer_set.wait(), pause_s)
+
+    async def _wake_of(self, instance_id: int, under_way: set[int]) -> None:
+        try:
+            await self._wake(instance_id)
+        finally:
+            under_way.discard(instance_id)
 
     async def _wake(self, instance_id: int) -> None:
         row = self._store.instances.by_id(instance_id)
@@ -199,8 +228,11 @@ class Upkeep:
         count = 0
         for base in unneeded:
             old = bool(self._policy.template_unused_s) and base.used_ms < limit_ms
-            # One without a key serves nobody any more: what it was of is gone.
-            if not old and excess <= 0 and base.key is not None:
+            # A warm base is for those that are still to come of its template. One without a key
+            # serves nobody any more: what it was of is gone.
+            of = base if base.template_id is None else self._store.bases.by_id(base.template_id)
+            serves = of is not None and of.key is not None
+            if (not old and excess <= 0 and serves) or base.id in self._host.in_use():
                 continue
             digests = await self._store.bases.drop(base)
             if digests:

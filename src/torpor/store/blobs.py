@@ -21,7 +21,7 @@ from pathlib import Path
 
 from torpor.durable import write_durably
 from torpor.store.content import Content
-from torpor.store.disk import Disk
+from torpor.store.disk import Disk, failure
 from torpor.store.errors import MissingError, StoreError
 
 UPPER = "upper"
@@ -77,13 +77,16 @@ class BlobFiles:
         self._writing[digest] += 1
         try:
             target = self.path(digest, tier)
-            if not target.exists():
-                self._disk.make_directory(target.parent)
-                staged = self._root(tier) / "staging" / secrets.token_hex(16)
-                self._disk.write_new(staged, content)
-                self._disk.rename(staged, target)
-            # Also when it was there: whoever made it may not have come as far as this.
-            self._disk.sync_directory(target.parent)
+            try:
+                if not target.exists():
+                    self._disk.make_directory(target.parent)
+                    staged = self._root(tier) / "staging" / secrets.token_hex(16)
+                    self._disk.write_new(staged, content)
+                    self._disk.rename(staged, target)
+                # Also when it was there: whoever made it may not have come as far as this.
+                self._disk.sync_directory(target.parent)
+            except OSError as error:
+                raise failure(error) from error
             yield
         finally:
             self._writing[digest] -= 1

@@ -159,6 +159,8 @@ def _translate(error: Exception) -> Exception:
         return NoSpaceError("no space left on the server's disk: free some and try again")
     if isinstance(error, apsw.IOError):
         return StoreError(f"the server's disk failed: {error}")
+    if isinstance(error, apsw.Error):
+        return StoreError(f"the server's database refused it: {error}")
     return error
 
 

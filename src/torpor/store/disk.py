@@ -5,7 +5,14 @@ import os
 from pathlib import Path
 
 from torpor.store.content import Content
-from torpor.store.errors import DamagedError, NoSpaceError
+from torpor.store.errors import DamagedError, NoSpaceError, StoreError
+
+
+def failure(error: OSError) -> StoreError:
+    """What is said of a file operation that failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError("no space left on the server's disk: free some and try again")
+    return StoreError(f"the server's disk failed: {error}")
 
 
 class Disk:
@@ -19,10 +26,8 @@ class Disk:
             os.fsync(descriptor)
         except (OSError, DamagedError) as error:
             os.unlink(path)  # noqa: PTH108 -- system calls only, here
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise NoSpaceError(
-                    "no space left on the server's disk: free some and try again"
-                ) from error
+            if isinstance(error, OSError):
+                raise failure(error) from error
             raise
         finally:
             os.close(descriptor)

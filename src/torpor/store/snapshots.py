@@ -7,7 +7,7 @@ hears of it.
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import apsw
@@ -247,7 +247,9 @@ class Snapshots:
             sql = "SELECT 1 FROM blobs WHERE digest = ? AND tier = ?"
             for digest, tier in blobs:
                 if connection.execute(sql, (digest, tier)).fetchone() is None:
-                    self._files.remove(digest, tier)
+                    # What was committed stays so: a file without a row goes after the next start.
+                    with suppress(OSError):
+                        self._files.remove(digest, tier)
 
         await self._database.between_commits(action)
 

@@ -14,6 +14,7 @@ import msgspec
 
 from torpor.controller.errors import BusyError, Code, ItemError
 from torpor.controller.vm import Saved, Usage
+from torpor.errors import TorporError
 from torpor.store import Base, Content, OpenFile
 from torpor.vmhost.worker import Worker
 from torpor.vmprocess import Refused, Stored
@@ -69,7 +70,10 @@ class RunningVm:
             return await self._sibling(template, generation)
 
     async def _sibling(self, template: Base, generation: int) -> Saved:
-        file, memory = await self._load(template)
+        try:
+            file, memory = await self._load(template)
+        except (Refused, OSError, TorporError) as error:
+            raise ItemError(Code.FAILED, f"The sibling's template is of no use: {error}") from error
         work = self.worker.process.sibling(
             template.digest.hex(),
             _hex(self._uuid),
