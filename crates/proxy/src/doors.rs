@@ -3,8 +3,8 @@
 
 use crate::control::messages::Handler;
 use crate::host::Host;
-use crate::http::server::{serve_http1, serve_http2};
-use crate::http::tunnel;
+use crate::http::server::{linger, serve_http1, serve_http2};
+use crate::http::tunnel::{self, Reset};
 use crate::http::upstream;
 use crate::instance::Kind;
 use crate::limits::HEAD_TIME;
@@ -34,6 +34,12 @@ const INTERNAL_ERROR: [u8; 7] = [21, 3, 1, 0, 2, 2, 80];
 pub struct Prefixed<T> {
     prefix: Bytes,
     inner: T,
+}
+
+impl<T: Reset> Reset for Prefixed<T> {
+    fn reset(&self) {
+        self.inner.reset();
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
@@ -152,8 +158,8 @@ async fn serve_https(proxy: Rc<Proxy>, socket: Prefixed<TcpStream>, peer: Socket
 }
 
 /// An instance for a connection; where there is none the log says why.
-async fn admit(proxy: &Rc<Proxy>, name: &Host, port: u16) -> Result<Admitted, StatusCode> {
-    proxy.admit(name, port, Kind::Connection).await.map_err(|refused| {
+async fn admit(proxy: &Rc<Proxy>, name: &Host, port: u16, kind: Kind) -> Result<Admitted, StatusCode> {
+    proxy.admit(name, port, kind).await.map_err(|refused| {
         // Of a name that is not served the reason repeats it, and the port.
         let reason = refused.reason.as_deref().filter(|_| refused.status != StatusCode::NOT_FOUND);
         say!("{name} on port {port}: {}", reason.unwrap_or(refused.text));
@@ -165,13 +171,14 @@ async fn admit(proxy: &Rc<Proxy>, name: &Host, port: u16) -> Result<Admitted, St
 /// server who speaks first.
 async fn serve_plain(proxy: Rc<Proxy>, socket: TcpStream, peer: SocketAddr, port: u16) {
     // Closed where nobody takes it: there is no word that every protocol has for that.
-    let Ok(admitted) = admit(&proxy, &Host::of_port(port), port).await else { return };
+    let Ok(admitted) = admit(&proxy, &Host::of_port(port), port, Kind::Connection).await else { return };
     pass(admitted, socket, peer).await;
 }
 
 /// A service whose instance is known by the name alone.
 async fn serve_named(proxy: Rc<Proxy>, socket: Prefixed<TcpStream>, peer: SocketAddr, port: u16, name: Host) {
-    let admitted = match admit(&proxy, &name, port).await {
+    // Not counted yet: of HTTP its requests are.
+    let mut admitted = match admit(&proxy, &name, port, Kind::Waiter).await {
         Ok(admitted) => admitted,
         Err(status) => {
             let found = status != StatusCode::NOT_FOUND;
@@ -185,22 +192,30 @@ async fn serve_named(proxy: Rc<Proxy>, socket: Prefixed<TcpStream>, peer: Socket
             serve_https(proxy, socket, peer, port, Some(name)).await;
         }
         (true, false) => {
+            admitted.busy = admitted.busy.instance().clone().busy(Kind::Connection);
             let acceptor = TlsAcceptor::from(proxy.tls.clone());
             let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIME, acceptor.accept(socket)).await else { return };
             pass(admitted, stream, peer).await;
         }
-        (false, _) => pass(admitted, socket, peer).await,
+        (false, _) => {
+            admitted.busy = admitted.busy.instance().clone().busy(Kind::Connection);
+            pass(admitted, socket, peer).await;
+        }
     }
 }
 
 /// Bytes both ways.
-async fn pass<T: AsyncRead + AsyncWrite + Unpin>(admitted: Admitted, mut client: T, peer: SocketAddr) {
+async fn pass<T: AsyncRead + AsyncWrite + Reset + Unpin>(admitted: Admitted, mut client: T, peer: SocketAddr) {
     let instance = admitted.busy.instance();
     let peer = torpor_streams::sockets::guests_name(peer);
     match upstream::open(instance, admitted.destination, Some(peer)).await {
         Ok(mut guest) => {
             // Whoever broke it knows; the other side is closed with it.
-            let _ = tunnel::join(&mut client, &mut guest, (Bytes::new(), Bytes::new())).await;
+            let joined = tunnel::join(&mut client, &mut guest, (Bytes::new(), Bytes::new())).await;
+            drop((guest, admitted));
+            if joined.is_ok() {
+                linger(&mut client).await;
+            }
         }
         Err(error) => say!("instance {}: port {}: {error}", instance.id, admitted.destination),
     }

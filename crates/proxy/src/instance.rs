@@ -422,6 +422,14 @@ impl Instance {
 
     async fn fall_asleep(self: &Rc<Self>) {
         let Some(proxy) = self.proxy.upgrade() else { return };
+        if !proxy.control.is_present() {
+            // Nobody could put it down, nor take that back for who comes meanwhile.
+            tokio::select! {
+                () = proxy.control.present() => {}
+                () = self.changed.notified() => {}
+            }
+            return;
+        }
         self.pressed_at.set(None);
         self.be_quiet();
         let (which, known) = (self.which(), self.known());

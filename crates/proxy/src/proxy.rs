@@ -11,6 +11,7 @@ use crate::instance::{Busy, Instance, Kind, Phase};
 use crate::limits::WAKE_TIME;
 use crate::options::Options;
 use crate::routes::{Choice, Found, Routes};
+use crate::say;
 use crate::telemetry::{self, Telemetry};
 use crate::tls::{self, Certificates};
 use crate::wake::{Failure, Target, Wakes};
@@ -206,7 +207,7 @@ impl Proxy {
     ///
     /// # Errors
     /// A text for torpord.
-    pub fn attach(self: &Rc<Self>, attach: Attach, socket: OwnedFd) -> Result<(), String> {
+    pub fn attach(self: &Rc<Self>, attach: Attach, mut socket: OwnedFd) -> Result<(), String> {
         let known = self.routes.borrow().instance(attach.instance).cloned();
         // It was told just before, and goes with the instance's former link where that is the last one of it.
         let group = attach.group.and_then(|group| self.routes.borrow().group(group));
@@ -216,9 +217,16 @@ impl Proxy {
             }
             let later = attach.generation > known.which().generation;
             if attach.resumed && known.phase() == Phase::Asleep && later {
-                known.resume(attach, socket)?;
-                self.routes.borrow_mut().add(known);
-                return Ok(());
+                let again = socket.try_clone().map_err(|error| error.to_string())?;
+                match known.resume(attach.clone(), socket) {
+                    Ok(()) => {
+                        self.routes.borrow_mut().add(known);
+                        return Ok(());
+                    }
+                    // Nothing of it may stay: it is half in order.
+                    Err(why) => say!("instance {}: its connections are reset: {why}", known.id),
+                }
+                socket = again;
             }
             self.forget_instance(&known);
         }

@@ -126,6 +126,14 @@ impl Wakes {
     pub async fn wake(&self, proxy: &Rc<Proxy>, target: Target, not: &[Uuid]) -> Result<Woken, Failure> {
         let key = (target.clone(), not.to_vec());
         let known = self.calls.borrow().get(&key).cloned();
+        let full = match &known {
+            Some(call) => call.waiters.get() >= WAITING_PER_HOST_MAX,
+            // One goes on when nobody waits for it any more.
+            None => self.calls.borrow().len() >= WAITING_MAX,
+        };
+        if full || self.waiting.get() >= WAITING_MAX {
+            return Err(Failure::Busy("too many requests wait for it"));
+        }
         let call = known.unwrap_or_else(|| {
             let call = Rc::new(Call {
                 waiters: Cell::new(0),
@@ -137,9 +145,6 @@ impl Wakes {
             tokio::task::spawn_local(run(proxy.clone(), key, call.clone()));
             call
         });
-        if call.waiters.get() >= WAITING_PER_HOST_MAX || self.waiting.get() >= WAITING_MAX {
-            return Err(Failure::Busy("too many requests wait for it"));
-        }
         let _waits = Waiter::new(self, target, Some(call.clone()));
         loop {
             let done = call.done.notified();
@@ -155,10 +160,12 @@ impl Wakes {
     /// Waits until an instance of a group at its limits can take a request; false where it takes too long, or too many
     /// wait already.
     pub async fn slot(&self, proxy: &Proxy, host: &Host, port: u16, until: Instant) -> bool {
-        if self.waiting.get() >= WAITING_MAX {
+        let target = Target::Host(host.clone(), port);
+        let of_host = self.waiting_for.borrow().get(&target).copied().unwrap_or_default();
+        if of_host >= WAITING_PER_HOST_MAX || self.waiting.get() >= WAITING_MAX {
             return false;
         }
-        let _waits = Waiter::new(self, Target::Host(host.clone(), port), None);
+        let _waits = Waiter::new(self, target, None);
         let mut pause = SLOT_PAUSE.0;
         while !proxy.has_slot(host, port) {
             if Instant::now() >= until {

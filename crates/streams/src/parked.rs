@@ -24,6 +24,16 @@ const STREAM_BYTES: usize = 32;
 /// What can be under way: every window of every stream, but never so much in practice.
 const UNDELIVERED_MAX_BYTES: usize = 64 << 20;
 
+/// A connection that no ledger has any more. Its counts do not matter: what the guest has closed is not named by ATTACH.
+const CLOSED_BY_BOTH: Connection = {
+    let half = Half { sent_bytes: 1 << 62, free_bytes: 0, ended: false, closed: true };
+    Connection {
+        transport: Transport::Tcp,
+        answered: true,
+        halves: [Half { free_bytes: MAX_WINDOW_BYTES, ..half }, half],
+    }
+};
+
 /// See the module's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {
@@ -88,7 +98,15 @@ impl Parked {
     }
 
     fn undo(&mut self, header: &Header) {
-        let Ok(at) = self.streams.binary_search_by_key(&header.stream, |(number, _)| *number) else { return };
+        let at = match self.streams.binary_search_by_key(&header.stream, |(number, _)| *number) {
+            Ok(at) => at,
+            // Closed by both, and the guest has not heard that we did: it waits for that.
+            Err(at) if header.kind == kind::CLOSE => {
+                self.streams.insert(at, (header.stream, CLOSED_BY_BOTH));
+                at
+            }
+            Err(_) => return,
+        };
         if header.kind == kind::OPEN {
             self.streams.remove(at);
             return;
@@ -97,10 +115,10 @@ impl Parked {
         let [guest, host] = &mut connection.halves;
         match header.kind {
             kind::DATA => {
-                host.sent_bytes -= u64::from(header.len);
+                host.sent_bytes = host.sent_bytes.saturating_sub(u64::from(header.len));
                 host.free_bytes += header.len;
             }
-            kind::CREDIT => guest.free_bytes -= header.argument,
+            kind::CREDIT => guest.free_bytes = guest.free_bytes.saturating_sub(header.argument),
             kind::SHUTDOWN => host.ended = false,
             kind::CLOSE => host.closed = false,
             kind::OPENED => connection.answered = false,

@@ -293,6 +293,9 @@ pub(super) fn allocate_kernel_blocks(count: u32) -> Option<Pfn> {
         let first = contiguous_free(ram, blocks, count)?;
         for block in first..first + count {
             blocks.with(block, |b| {
+                for (start, frames) in b.back(0, BLOCK_ORDER, BLOCK_FRAMES) {
+                    tlb::populate(gpa(block * BLOCK_FRAMES + start), u64::from(frames) * PAGE_BYTES);
+                }
                 b.take(0, BLOCK_ORDER);
                 b.soil(0, BLOCK_ORDER);
             });

@@ -191,6 +191,36 @@ impl Queue {
     }
 }
 
+impl Drop for Queue {
+    fn drop(&mut self) {
+        bury(self.messages.take());
+    }
+}
+
+crate::global! {
+    /// Messages whose descriptors are still to be let go of.
+    static GRAVES: RefCell<Vec<VecDeque<Message>>> = RefCell::new(Vec::new());
+}
+crate::global! {
+    static BURYING: Cell<bool> = Cell::new(false);
+}
+
+/// Drops messages. A descriptor in one may be the last of a socket that has messages with descriptors, and so on: however
+/// many there are, one after the other and not one within the other, for which a kernel stack is too small.
+pub(super) fn bury(messages: VecDeque<Message>) {
+    if messages.iter().all(|message| message.rights.is_empty()) {
+        return;
+    }
+    GRAVES.with(|graves| graves.borrow_mut().push(messages));
+    if BURYING.with(|burying| burying.replace(true)) {
+        return;
+    }
+    while let Some(messages) = GRAVES.with(|graves| graves.borrow_mut().pop()) {
+        drop(messages);
+    }
+    BURYING.with(|burying| burying.set(false));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

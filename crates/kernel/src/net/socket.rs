@@ -87,6 +87,8 @@ pub struct Socket {
     pub options: Options,
     pub(super) incoming: Queue,
     pub(super) queue: Rc<WaitQueue>,
+    /// Unix datagram sockets that have connected to this one and wait for its room.
+    pub(super) senders: RefCell<alloc::vec::Vec<Weak<Socket>>>,
     pub(super) state: RefCell<State>,
     pub(super) local: RefCell<Address>,
     pub(super) remote: RefCell<Option<Address>>,
@@ -159,6 +161,7 @@ impl Socket {
             options: Options::default(),
             incoming: Queue::new(DEFAULT_BUFFER_BYTES),
             queue: WaitQueue::new(),
+            senders: RefCell::default(),
             state: RefCell::new(State::Idle),
             local: RefCell::new(local),
             remote: RefCell::new(None),
@@ -404,6 +407,8 @@ impl Socket {
     /// The next connection of a listener.
     fn try_accept(&self) -> Result<Option<Rc<Socket>>> {
         match &mut *self.state.borrow_mut() {
+            // A Unix listener that was shut down stays one, and accepts nothing more.
+            State::Listening(listener) if listener.pending.is_empty() && self.read_ended.get() => Err(Errno::EINVAL),
             State::Listening(listener) => Ok(listener.pending.pop_front()),
             _ => Err(Errno::EINVAL),
         }
@@ -666,8 +671,8 @@ impl Socket {
         if let Address::Unix(UnixName::Abstract(name)) = &*self.local.borrow() {
             bound::release_abstract(self, name);
         }
-        let unread = self.incoming.take_all();
-        drop(unread);
+        super::queue::bury(self.incoming.take_all());
+        self.wake_senders();
         self.queue.wake_all(Events::all());
     }
 
@@ -703,7 +708,8 @@ impl Socket {
 
     fn poll(&self) -> Events {
         if let State::Listening(listener) = &*self.state.borrow() {
-            let ready = if listener.pending.is_empty() { Events::empty() } else { Events::READABLE };
+            let quiet = listener.pending.is_empty() && !self.read_ended.get();
+            let ready = if quiet { Events::empty() } else { Events::READABLE };
             return ready | if self.read_ended.get() { Events::HUP } else { Events::empty() };
         }
         if self.is_waiting() {
@@ -743,7 +749,7 @@ impl Socket {
                 ready |= Events::WRITABLE;
             }
         } else {
-            if self.peer().is_none_or(|peer| self.send_room(&peer) > 0) {
+            if self.peer().is_none_or(|peer| self.may_write(&peer)) {
                 ready |= Events::WRITABLE;
             }
             if self.read_ended.get() {

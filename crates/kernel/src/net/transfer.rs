@@ -132,6 +132,15 @@ impl Socket {
         if let Some(peer) = self.peer() {
             peer.queue.wake(Events::WRITABLE);
         }
+        self.wake_senders();
+    }
+
+    /// Tells those that have connected datagram sockets to this one.
+    pub(super) fn wake_senders(&self) {
+        let senders = self.senders.borrow().clone();
+        for sender in senders.iter().filter_map(alloc::rc::Weak::upgrade).filter(|sender| sender.points_to(self)) {
+            sender.queue.wake(Events::WRITABLE);
+        }
     }
 
     fn try_receive_stream(&self, dst: &mut Dest<'_>, flags: u32) -> Result<Option<Received>> {
@@ -383,8 +392,12 @@ impl Socket {
         }
         let queue = target.as_ref().map_or_else(|| Rc::clone(&self.queue), |t| Rc::clone(&t.queue));
         let from = self.sender_name();
+        // Who waits does not keep the target: it may be closed meanwhile.
+        let weak = target.as_ref().map(Rc::downgrade);
+        drop(target);
         let sent = self.wait(nonblocking, self.send_deadline(), &queue, || {
-            self.try_deliver(&bytes, passed, target.clone(), from.clone()).transpose()
+            let target = weak.as_ref().and_then(alloc::rc::Weak::upgrade);
+            self.try_deliver(&bytes, passed, target, from.clone()).transpose()
         });
         if sent == Err(Errno::ECONNREFUSED) && to.is_none() {
             // The peer is gone: the next call finds none.

@@ -64,6 +64,12 @@ pub(super) fn connect(socket: &Rc<Socket>, name: &UnixName, nonblocking: bool) -
             leave_peer(socket);
         }
         *socket.state.borrow_mut() = State::Connected(Rc::downgrade(&target));
+        let mut senders = target.senders.borrow_mut();
+        senders.retain(|sender| {
+            sender.upgrade().is_some_and(|sender| !Rc::ptr_eq(&sender, socket) && sender.points_to(&target))
+        });
+        senders.push(Rc::downgrade(socket));
+        drop(senders);
         *socket.remote.borrow_mut() = Some(target.local_address());
         return Ok(());
     }

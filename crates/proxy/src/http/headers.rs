@@ -32,6 +32,11 @@ const OF_CONNECTION: [HeaderName; 8] = [
 const NEVER_NAMED: [HeaderName; 4] =
     [header::HOST, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::AUTHORIZATION];
 
+/// What else a program may take for one of those that the proxy fills in: the standard's own field (RFC 7239), and names
+/// that CGI and WSGI do not tell from them.
+const FORGED: [&str; 6] =
+    ["forwarded", "x_forwarded_for", "x_forwarded_host", "x_forwarded_port", "x_forwarded_proto", "x_real_ip"];
+
 /// Where a request came in.
 #[derive(Debug, Clone, Copy)]
 pub struct Entrance {
@@ -96,10 +101,10 @@ pub fn host_of<B>(request: &Request<B>) -> Result<Host, Refused> {
     }
 }
 
-/// Whether this asks to switch to another protocol.
+/// Whether this asks to switch to another protocol. HTTP/2 is none: its requests would be neither counted nor filled in.
 #[must_use]
 pub fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::UPGRADE)
+    headers.get(header::UPGRADE).is_some_and(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"))
         && named_by_connection(headers).any(|name| name.eq_ignore_ascii_case("upgrade"))
 }
 
@@ -132,6 +137,13 @@ pub fn prepare_request<B>(request: &mut Request<B>, host: &Host, entrance: Entra
     let protocol = if upgrade { headers.get(header::UPGRADE).cloned() } else { None };
     let trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     strip(headers);
+    // RFC 9113, 8.2.3: HTTP/2 may have it in pieces, HTTP/1 may not.
+    if headers.get_all(header::COOKIE).iter().nth(1).is_some() {
+        let pieces: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(cookie) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, cookie);
+        }
+    }
     // The proxy answers it to the client itself.
     headers.remove(header::EXPECT);
     if let Some(protocol) = protocol {
@@ -150,6 +162,9 @@ pub fn prepare_request<B>(request: &mut Request<B>, host: &Host, entrance: Entra
     let text = |value: String| HeaderValue::from_str(&value).expect("letters, digits, dots and colons");
     headers.insert(REQUEST_ID, text(id.to_owned()));
     // What a client says of itself here is not believed.
+    for name in FORGED {
+        headers.remove(name);
+    }
     let peer = text(entrance.peer.to_canonical().to_string());
     headers.insert(FORWARDED_FOR, peer.clone());
     headers.insert(REAL_IP, peer);
@@ -218,6 +233,8 @@ mod tests {
             ("x-forwarded-for", "6.6.6.6"),
             ("x-forwarded-proto", "https"),
             ("x-real-ip", "6.6.6.6"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("forwarded", "for=6.6.6.6;proto=https"),
             ("expect", "100-continue"),
             ("cookie", "a=b"),
         ];
@@ -258,5 +275,7 @@ mod tests {
         assert_eq!(asking.headers()["connection"], "upgrade");
         assert_eq!(asking.headers()["upgrade"], "websocket");
         assert!(!wants_upgrade(request("/", &[("upgrade", "websocket")]).headers()));
+        let plain = [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")];
+        assert!(!wants_upgrade(request("/", &plain).headers()));
     }
 }

@@ -3,7 +3,7 @@
 use super::client::{Connection, Transport};
 use super::forward::{Door, answer};
 use super::headers::Entrance;
-use super::tunnel;
+use super::tunnel::{self, Reset};
 use crate::doors;
 use crate::host::Host;
 use crate::limits::{
@@ -148,7 +148,7 @@ where
 /// Serves one client of HTTP/1. `tls`: over TLS, which was begun with this name.
 pub async fn serve_http1<T>(proxy: Rc<Proxy>, socket: T, peer: SocketAddr, port: u16, tls: Option<Option<Host>>)
 where
-    T: AsyncRead + AsyncWrite + Unpin + 'static,
+    T: AsyncRead + AsyncWrite + Reset + Unpin + 'static,
 {
     let connection = Connection::new(false);
     let door = door(proxy, peer, port, tls);
@@ -172,7 +172,7 @@ where
 }
 
 /// What a connection is after HTTP: a tunnel, or closed in order.
-async fn finish<T: AsyncRead + AsyncWrite + Unpin>(
+async fn finish<T: AsyncRead + AsyncWrite + Reset + Unpin>(
     connection: Rc<Connection>,
     mut transport: Transport<T>,
     read: Bytes,
@@ -182,21 +182,26 @@ async fn finish<T: AsyncRead + AsyncWrite + Unpin>(
         if let Ok(Ok(mut guest)) = tunnel.guest.await {
             let mut socket = transport.into_inner();
             // Whoever broke it knows; the other side is closed with it.
-            let _ = tunnel::join(&mut socket, &mut guest.stream, (read, guest.read)).await;
+            let joined = tunnel::join(&mut socket, &mut guest.stream, (read, guest.read)).await;
+            drop((guest.stream, tunnel.busy));
+            if joined.is_ok() {
+                linger(&mut socket).await;
+            }
         }
-        drop(tunnel.busy);
         return;
     }
     if timed_out && (!connection.has_begun_head() || transport.write_all(REQUEST_TIMEOUT).await.is_err()) {
         return;
     }
-    linger(&mut transport).await;
+    if !transport.has_ended() {
+        linger(&mut transport).await;
+    }
 }
 
 /// Closes in order: bytes of the client's that nobody reads would turn the close into a reset, and the last answer may be
 /// lost with that.
-async fn linger<T: AsyncRead + AsyncWrite + Unpin>(transport: &mut Transport<T>) {
-    if transport.has_ended() || transport.shutdown().await.is_err() {
+pub async fn linger<T: AsyncRead + AsyncWrite + Unpin>(transport: &mut T) {
+    if transport.shutdown().await.is_err() {
         return;
     }
     let mut buffer = [0; 2048];

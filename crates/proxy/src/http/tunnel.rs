@@ -10,7 +10,9 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio_rustls::server::TlsStream;
 
 /// Read at a time. What can't be passed on at once is all that a silent connection costs.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -86,20 +88,48 @@ impl Way {
     }
 }
 
-/// Passes bytes both ways until both directions have ended, or one is broken. `early`: what was read already, of the
+/// What a client's connection is read from and written to.
+pub trait Reset {
+    /// Dropping it tells the client that it was broken off, where an end would look like one in order.
+    fn reset(&self);
+}
+
+impl Reset for TcpStream {
+    fn reset(&self) {
+        // If it can't be set, the client sees an end in place of a reset.
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl<T> Reset for TlsStream<T> {
+    /// TLS says itself when it ends in order.
+    fn reset(&self) {}
+}
+
+/// Passes bytes both ways until both directions have ended, the guest has closed the connection, or one side is broken:
+/// then the other is reset. `early`: what was read already, of the
 /// client and of the guest.
 ///
 /// # Errors
 /// What broke it.
 pub async fn join<T>(client: &mut T, guest: &mut Stream, early: (Bytes, Bytes)) -> io::Result<()>
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Reset + Unpin,
 {
     let (mut there, mut back) = (Way::new(early.0), Way::new(early.1));
-    poll_fn(|cx| {
-        let there = there.poll(cx, &mut *client, &mut *guest)?;
+    let result = poll_fn(|cx| {
         let back = back.poll(cx, &mut *guest, &mut *client)?;
+        if guest.is_closed() {
+            // What the client says now is for nobody, and how long it stays is no matter of the guest's.
+            return back.map(Ok);
+        }
+        let there = there.poll(cx, &mut *client, &mut *guest)?;
         if there.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
-    .await
+    .await;
+    if result.is_err() {
+        guest.reset();
+        client.reset();
+    }
+    result
 }

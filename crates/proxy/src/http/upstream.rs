@@ -125,8 +125,10 @@ impl Pool {
 /// # Errors
 /// What the guest refused with.
 pub async fn connect(instance: &Rc<Instance>, port: u16, ahead: bool) -> io::Result<Upstream> {
-    while let Some(mut upstream) = instance.pool.take(port) {
-        if upstream.sender.ready().await.is_ok() {
+    while let Some(upstream) = instance.pool.take(port) {
+        // Not so where the guest has answered before the request's body was through: that may take as long as its client
+        // likes.
+        if upstream.sender.is_ready() {
             return Ok(upstream);
         }
     }

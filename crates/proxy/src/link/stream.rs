@@ -130,11 +130,23 @@ pub struct Stream {
     link: Rc<Link>,
     number: u32,
     is_notice: bool,
+    is_reset: bool,
 }
 
 impl Stream {
+    /// Dropping it resets the connection.
+    pub fn reset(&mut self) {
+        self.is_reset = true;
+    }
+
+    /// Whether the guest has closed it: it takes nothing more. Bytes of it may still be unread.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.link.inner.borrow().streams.get(&self.number).is_none_or(|half| half.closed.is_some())
+    }
+
     pub(super) fn new(link: Rc<Link>, number: u32, is_notice: bool) -> Self {
-        Self { link, number, is_notice }
+        Self { link, number, is_notice, is_reset: false }
     }
 
     /// By which [`Link::close`] knows it.
@@ -259,7 +271,7 @@ impl Drop for Stream {
         let mut inner = self.link.inner.borrow_mut();
         let errno = inner.streams.get(&self.number).map_or(0, |half| {
             // Bytes that nobody has read: a close would lose them in silence.
-            if half.received.is_empty() || half.closed.is_some() { 0 } else { ECONNRESET }
+            if !self.is_reset && half.received.is_empty() || half.closed.is_some() { 0 } else { ECONNRESET }
         });
         inner.farewell(self.number, errno);
         inner.streams.remove(&self.number);

@@ -156,6 +156,20 @@ impl Pipe {
         result
     }
 
+    /// A wake-up is one reader's: whoever has waited and leaves something wakes the next.
+    fn pass_on_reading(&self) {
+        if !self.queue.borrow().is_empty() {
+            self.readable.wake(Events::READABLE);
+        }
+    }
+
+    /// As [`Pipe::pass_on_reading`], for writers and room.
+    fn pass_on_writing(&self) {
+        if !self.queue.borrow().is_full() {
+            self.writable.wake(Events::WRITABLE);
+        }
+    }
+
     /// EPIPE and SIGPIPE if nobody has it open for reading.
     fn check_readers(&self) -> Result<()> {
         if self.readers.get() > 0 {
@@ -184,6 +198,7 @@ impl Pipe {
         }
         self.check_readers()?;
         let mut done = self.queue.borrow_mut().append(src)?;
+        let mut waited = false;
         while src.remaining() > 0 {
             let step = self.fill(src, kind);
             if let Ok(n @ 1..) = step {
@@ -195,10 +210,13 @@ impl Pipe {
             }
             let blocked = step.and_then(|_| self.wait_writable(nonblock)).and_then(|()| self.check_readers());
             match blocked {
-                Ok(()) => {}
+                Ok(()) => waited = true,
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => return Ok(done),
             }
+        }
+        if waited {
+            self.pass_on_writing();
         }
         self.wake_readers();
         Ok(done)
@@ -274,14 +292,20 @@ impl FileOps for PipeEnd {
         if dst.remaining() == 0 {
             return Ok(0);
         }
+        let mut waited = false;
         loop {
             if !self.pipe.queue.borrow().is_empty() {
-                return self.pipe.take(|queue| queue.pop_into(dst));
+                let taken = self.pipe.take(|queue| queue.pop_into(dst));
+                if waited {
+                    self.pipe.pass_on_reading();
+                }
+                return taken;
             }
             if self.pipe.writers.get() == 0 {
                 return Ok(0);
             }
             self.pipe.wait_readable(file.nonblocking())?;
+            waited = true;
         }
     }
 
