@@ -7,7 +7,7 @@ from tests.e2e.test_programs import compare
 pytestmark = pytest.mark.kvm
 
 COMPARED = [
-    "event_pipes", "event_polls", "event_epoll", "event_timers", "event_files",
+    "event_pipes", "event_polls", "event_epoll", "event_timers", "event_files", "waiters",
     "event_signals", "file_locks", "file_data", "file_names",
 ]  # fmt: skip
 
