@@ -77,3 +77,20 @@ def test_results_when_memory_is_used_up() -> None:
         "handler 1",
     ], str(result)
     assert {holder for _, holder in results} == {"holder ended"}, str(result)
+
+
+@pytest.mark.parametrize("used_mib", [38, 42, 50])
+def test_large_tables_of_the_kernel(used_mib: int) -> None:
+    """Text of /proc/self/maps that is longer than 2 MiB, wherever used memory ends."""
+    code = f"""
+import ctypes
+libc = ctypes.CDLL(None)
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.mmap.restype = ctypes.c_void_p
+held = b"x" * ({used_mib} << 20)
+for n in range(60000):
+    libc.mmap(None, 4096, n % 2, 0x22, -1, 0)  # readable or not, so that none is joined
+print(len(open("/proc/self/maps").read()) > 2 << 20)
+"""
+    result = vm_run("python", "python3", "-c", code, options=("--memory", "256M"))
+    assert result == Result(0, b"True\n", b"")
