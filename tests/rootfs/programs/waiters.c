@@ -2,6 +2,7 @@
  * that is shut down. And descriptors in messages within messages are let go of. Output as natively. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
@@ -26,6 +27,13 @@ static void pause_a_little(void) {
 static void *read_one(void *unused) {
     char byte;
     return (void *)read(ends[0], &byte, 1);
+}
+
+static void *move_one(void *unused) {
+    static int nowhere = -1;
+    if (nowhere < 0)
+        nowhere = open("/dev/null", O_WRONLY);
+    return (void *)splice(ends[0], NULL, nowhere, NULL, 1, 0);
 }
 
 static void *write_some(void *unused) {
@@ -53,6 +61,14 @@ static void pipes(void) {
     printf("written: %zd\n", write(ends[1], "abcdefgh", 8));
     for (int i = 0; i < 3; i++)
         show_joined("reader", threads[i]);
+    if (pipe(ends))
+        exit(1);
+    for (int i = 0; i < 3; i++)
+        pthread_create(&threads[i], NULL, move_one, NULL);
+    pause_a_little();
+    printf("written: %zd\n", write(ends[1], "abcdefgh", 8));
+    for (int i = 0; i < 3; i++)
+        show_joined("mover", threads[i]);
     if (pipe(ends))
         exit(1);
     printf("filled: %zd\n", write(ends[1], bytes, sizeof bytes));

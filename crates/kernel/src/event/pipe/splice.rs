@@ -77,8 +77,10 @@ fn check_data(file: &OpenFile) -> Result<()> {
 
 /// Runs `call` with the file in non-blocking mode. The call itself does not block then, so nobody else sees the mode.
 fn without_blocking<T>(file: &OpenFile, nonblock: bool, call: impl FnOnce() -> T) -> T {
-    let set = if nonblock { OpenFlags::NONBLOCK } else { OpenFlags::empty() };
-    file.with_flags(set, OpenFlags::empty(), call)
+    if !nonblock {
+        return call(); // It may block, and others may change the mode meanwhile.
+    }
+    file.with_flags(OpenFlags::NONBLOCK, OpenFlags::empty(), call)
 }
 
 /// splice(2) from a file into a pipe: one read's worth of data.
@@ -117,6 +119,7 @@ pub fn from_file(from: &mut Place<'_>, to: &PipeEnd, len: usize, nonblock: bool)
     if done > 0 {
         pipe.wake_readers();
     }
+    pipe.pass_on_writing();
     Ok(done)
 }
 
@@ -146,6 +149,7 @@ pub fn to_file(from: &PipeEnd, to: &mut Place<'_>, len: usize, nonblock: bool) -
             break;
         }
     }
+    pipe.pass_on_reading();
     Ok(done)
 }
 
@@ -173,6 +177,8 @@ pub fn between_pipes(from: &PipeEnd, to: &PipeEnd, len: usize, nonblock: bool) -
         done += part;
     }
     to.wake_readers();
+    from.pass_on_reading();
+    to.pass_on_writing();
     Ok(done)
 }
 
@@ -197,6 +203,8 @@ pub fn tee(from: &PipeEnd, to: &PipeEnd, len: usize, nonblock: bool) -> Result<u
         to.queue.borrow_mut().push(copy)?;
     }
     to.wake_readers();
+    from.pass_on_reading();
+    to.pass_on_writing();
     Ok(done)
 }
 
@@ -232,6 +240,7 @@ pub fn from_memory(src: &mut Source<'_>, to: &PipeEnd, nonblock: bool) -> Result
     pipe.check_readers()?;
     let done = pipe.fill(src, Kind::Spliced)?;
     pipe.wake_readers();
+    pipe.pass_on_writing();
     Ok(done)
 }
 
@@ -244,7 +253,9 @@ pub fn to_memory(from: &PipeEnd, dst: &mut Dest<'_>, nonblock: bool) -> Result<u
         return Ok(0);
     }
     from.pipe.wait_readable(nonblock)?;
-    from.pipe.take(|queue| queue.pop_into(dst))
+    let taken = from.pipe.take(|queue| queue.pop_into(dst));
+    from.pipe.pass_on_reading();
+    taken
 }
 
 /// sendfile(2) and copy_file_range(2): copies until `len` bytes are done, the input ends or the output takes no more.
