@@ -19,7 +19,7 @@ from tests.fake_vm import FakeHost, FakeVm
 from tests.proxy_peer import ProxyPeer
 from torpor.controller import Controller, ItemError
 from torpor.controller.vm import Exit, Saved
-from torpor.store import Content, NoSpaceError, Owner, StoreError
+from torpor.store import Content, InstanceRow, NoSpaceError, Owner, StoreError
 from torpor.vmhost.vm import RunningVm
 from torpor.vmprocess import Refused
 
@@ -193,12 +193,7 @@ async def test_a_full_disk_keeps_nobody_from_stopping_what_was_just_started(
 async def test_what_could_not_be_deleted_is_started_again_all_the_same(
     controller: Controller, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    controller.lifecycle._backoff = replace_backoff(60.0)
-    row = await make(
-        controller, owner, autostart=True, restart_policy="always", env={"FAKE_EXIT": "1"}
-    )
-    while row_of(controller, row).state != "starting" or waiting(controller, row) is None:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    row = await in_a_pause(controller, owner)
     fill(controller.store, monkeypatch)
     with pytest.raises(ItemError, match="no space"):
         await controller.delete(row_of(controller, row))
@@ -210,17 +205,23 @@ async def test_what_could_not_be_deleted_is_started_again_all_the_same(
 async def test_a_start_in_a_pause_that_fails_leaves_no_row_starting(
     controller: Controller, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    row = await in_a_pause(controller, owner)
+    fill(controller.store, monkeypatch)
+    with pytest.raises((ItemError, StoreError), match="no space"):
+        await controller.start(owner, row_of(controller, row))
+    monkeypatch.undo()
+    await controller.start(owner, row_of(controller, row))
+
+
+async def in_a_pause(controller: Controller, owner: Owner) -> InstanceRow:
+    """An instance that is to be started again much later."""
     controller.lifecycle._backoff = replace_backoff(60.0)
     row = await make(
         controller, owner, autostart=True, restart_policy="always", env={"FAKE_EXIT": "1"}
     )
     while row_of(controller, row).state != "starting" or waiting(controller, row) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    fill(controller.store, monkeypatch)
-    with pytest.raises((ItemError, StoreError), match="no space"):
-        await controller.start(owner, row_of(controller, row))
-    monkeypatch.undo()
-    await controller.start(owner, row_of(controller, row))
+    return row
 
 
 def waiting(controller: Controller, row: Any) -> Any:

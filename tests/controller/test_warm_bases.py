@@ -23,7 +23,7 @@ class World:
     def __init__(self, *, fails: bool = False) -> None:
         self.fails = fails
         self.taught: list[list[bytes | None]] = []
-        nothing = SimpleNamespace(newest_warm=lambda _: None, by_id=lambda _: WARM)
+        nothing = SimpleNamespace(newest_warm=lambda _: None)
         self.templates = Templates(
             cast("Any", SimpleNamespace(bases=nothing)), cast("Any", self), cast("Any", self)
         )

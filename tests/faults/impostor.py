@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
+from tests.vm_status import STATUS
 from torpor.envelope import HEADER_BYTES, Envelope
 from torpor.sockets import bind_seqpacket
 
@@ -17,19 +18,8 @@ ENVELOPE = Envelope(b"TPVM", 1)
 
 def main(path: str, uuid: str, generation: str) -> None:
     """Answers whoever connects, until it is killed."""
-    status = {
-        "state": "running",
-        "busy": False,
-        "instance": {"uuid": uuid.replace("-", ""), "generation": int(generation)},
-        "stored_generation": None,
-        "still": False,
-        "template": None,
-        "warm_base": None,
-        "seeded": False,
-        "unlinked": False,
-        "memory_bytes": 1 << 20,
-        "cpu_ns": 1,
-    }
+    who = {"uuid": uuid.replace("-", ""), "generation": int(generation)}
+    status = STATUS | {"instance": who}
     with bind_seqpacket(Path(path)) as control:
         control.listen()
         print("listening", flush=True)

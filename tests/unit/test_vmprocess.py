@@ -10,22 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.vm_status import STATUS
 from torpor.vmprocess import Ended, Ready, Refused, VMProcess, client
 from torpor.vmprocess.messages import ProtocolError, decode
-
-STATUS = {
-    "state": "running",
-    "instance": None,
-    "busy": False,
-    "stored_generation": None,
-    "still": False,
-    "template": None,
-    "warm_base": None,
-    "seeded": False,
-    "unlinked": False,
-    "memory_bytes": 1 << 20,
-    "cpu_ns": 1,
-}
 
 
 def datagram(body: dict[str, Any], descriptors: int = 0, version: int = 1) -> bytes:

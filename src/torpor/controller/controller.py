@@ -112,6 +112,7 @@ class Controller:
             self.lifecycle,
             self.groups,
             self.machines,
+            self.templates,
             host,
             policy,
             tiered=tiered,

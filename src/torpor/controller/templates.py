@@ -157,11 +157,14 @@ class Templates:
 
     def warm(self, template: Base) -> Base | None:
         """The warm base at which processes of a template rest."""
-        known = self._warm.get(template.id)
-        dropped = known is not None and self._store.bases.by_id(known.id) is None
-        if dropped or template.id not in self._warm:
+        if template.id not in self._warm:
             self._warm[template.id] = self._store.bases.newest_warm(template.id)
         return self._warm[template.id]
+
+    def dropped(self, base: Base) -> None:
+        """A base is deleted: nothing rests at it from now on."""
+        if base.template_id is not None:
+            self._warm.pop(base.template_id, None)
 
     def stored(self, live: Live, saved: Saved) -> None:
         """A delta was committed: it may teach a warm base."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from torpor.controller.clock import steady_ms
 from torpor.controller.errors import ItemError
@@ -13,6 +14,7 @@ from torpor.controller.lifecycle import Lifecycle
 from torpor.controller.live import DEFAULT_POLICY, Live
 from torpor.controller.machines import Machines
 from torpor.controller.model import config_of
+from torpor.controller.templates import Templates
 from torpor.controller.vm import VmHost
 from torpor.serverlog import note
 from torpor.store import InstanceRow, Store, StoreError
@@ -50,6 +52,20 @@ class Policy:
     """How often is looked for what may go."""
 
 
+class _OfEach:
+    """Work for instances side by side: one that takes long keeps none of the others waiting."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+        self.under_way: set[int] = set()
+        """Ids of those whose work is not done."""
+
+    def start(self, instance_id: int, work: Coroutine[Any, Any, None]) -> None:
+        self.under_way.add(instance_id)
+        task = self._tasks.create_task(work)
+        task.add_done_callback(lambda _: self.under_way.discard(instance_id))
+
+
 class Upkeep:
     """One task for each of these."""
 
@@ -59,6 +75,7 @@ class Upkeep:
         lifecycle: Lifecycle,
         groups: ServiceGroups,
         machines: Machines,
+        templates: Templates,
         host: VmHost,
         policy: Policy,
         *,
@@ -69,6 +86,7 @@ class Upkeep:
         self._lifecycle = lifecycle
         self._groups = groups
         self._machines = machines
+        self._templates = templates
         self._kill = kill
         self._host = host
         self._policy = policy
@@ -99,17 +117,15 @@ class Upkeep:
             await asyncio.sleep(TIMERS_S)
 
     async def _collect(self) -> None:
-        with contextlib.suppress(
-            StoreError, OSError
-        ):  # a full disk, for one: the next start tries again
+        # On a full disk, for one, the next start tries again.
+        with contextlib.suppress(StoreError, OSError):
             await self._store.collect()
 
     async def _checkpoints(self) -> None:
         every_s = self._policy.checkpoint_s
         loop = asyncio.get_running_loop()
-        under_way: set[int] = set()
         async with asyncio.TaskGroup() as tasks:
-            # One that takes long keeps none of the others waiting.
+            each = _OfEach(tasks)
             while True:
                 await asyncio.sleep(min(TICK_S, every_s))
                 for live in self._lifecycle.lives.all():
@@ -118,40 +134,33 @@ class Upkeep:
                         and live.state == "running"
                         and loop.time() - live.saved_s >= every_s
                     )
-                    if is_due and live.row.id not in under_way:
-                        under_way.add(live.row.id)
-                        tasks.create_task(self._checkpoint(live, under_way))
+                    if is_due and live.row.id not in each.under_way:
+                        each.start(live.row.id, self._checkpoint(live))
 
-    async def _checkpoint(self, live: Live, under_way: set[int]) -> None:
+    async def _checkpoint(self, live: Live) -> None:
         async with self._slots:
             try:
                 await self._lifecycle.checkpoint(live)
             except ItemError:
                 # It is busy, or the disk is full: tried again when it is due again.
                 live.saved_s = asyncio.get_running_loop().time()
-            finally:
-                under_way.discard(live.row.id)
 
     async def _timers(self) -> None:
         """Wakes instances for timers of their own, and those that never sleep but lost their VM."""
-        under_way: set[int] = set()
         async with asyncio.TaskGroup() as tasks:
-            # One that takes long keeps none of the others waiting.
+            each = _OfEach(tasks)
             while True:
                 self._timer_set.clear()
                 lives, now = self._lifecycle.lives, steady_ms()
                 self._put_off = {one: until for one, until in self._put_off.items() if until > now}
                 # Those that were woken since have the same committed state.
-                limit = len(lives.all()) + len(self._put_off) + len(under_way) + WAKES_AT_ONCE
+                limit = len(lives.all()) + len(self._put_off) + len(each.under_way)
+                limit += WAKES_AT_ONCE
                 due = self._store.snapshots.due(now, limit)
-                asleep = [
-                    one
-                    for one in due
-                    if lives.get(one) is None and one not in self._put_off and one not in under_way
-                ]
+                let_be = self._put_off.keys() | each.under_way
+                asleep = [one for one in due if lives.get(one) is None and one not in let_be]
                 for one in asleep[:WAKES_AT_ONCE]:
-                    under_way.add(one)
-                    tasks.create_task(self._wake_of(one, under_way))
+                    each.start(one, self._wake(one))
                 following = self._store.snapshots.due_after(now)
                 pause_s = TIMERS_S
                 if len(asleep) > WAKES_AT_ONCE:
@@ -160,12 +169,6 @@ class Upkeep:
                     pause_s = min(max(following - steady_ms(), 0) / 1000, TIMERS_S)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._timer_set.wait(), pause_s)
-
-    async def _wake_of(self, instance_id: int, under_way: set[int]) -> None:
-        try:
-            await self._wake(instance_id)
-        finally:
-            under_way.discard(instance_id)
 
     async def _wake(self, instance_id: int) -> None:
         row = self._store.instances.by_id(instance_id)
@@ -236,6 +239,7 @@ class Upkeep:
                 continue
             digests = await self._store.bases.drop(base)
             if digests:
+                self._templates.dropped(base)
                 await self._store.snapshots.drop_unreferenced(digests)
                 excess -= base.size_bytes
                 count += 1
